@@ -1,4 +1,4 @@
-//! Atomic replacement of files: readers see the old file or the new one, and so they do after a writing process was killed.
+//! Atomic replacement of files. Readers see the old file or the new one, even after a writing process was killed.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, TryLockError};
@@ -7,23 +7,23 @@ use std::path::Path;
 
 use tempfile::NamedTempFile;
 
-/// The end of the name of a file that is being written.
+/// Suffix of the name of a file that is being written.
 const SUFFIX: &str = ".partial";
-/// Characters by chance before it.
+/// Number of random characters before the suffix.
 const RANDOM: usize = 6;
 
-/// Writes a file beside `path` with `write`, synchronises it to the disk, then renames it to `path`. If `path` is a link, the file that it
-/// points to is replaced.
+/// Writes a file beside `path` with `write`, synchronises it to the disk, then renames it to `path`. If `path` is a
+/// link, the file that it points to is replaced.
 ///
-/// The new file has the permissions of the old one. A process that is killed meanwhile leaves a file `.NAME.XXXXXX.partial`, which the next
-/// call removes.
+/// The new file has the permissions of the old one. A process that is killed while it writes leaves a file
+/// `.NAME.XXXXXX.partial`, which the next call removes.
 pub fn replace(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
     let path = &path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
     let (folder, name) = check(path)?;
     let prefix = prefix_of(name);
     remove_abandoned(folder, &prefix);
     let mut file = begin(folder, &prefix)?;
-    // Whoever could read the old file can read the new one, and nobody else.
+    // The new file is readable by those who could read the old one, and by nobody else.
     match path.metadata() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         old => file.as_file().set_permissions(old?.permissions())?,
@@ -34,14 +34,14 @@ pub fn replace(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> 
     sync_folder(folder)
 }
 
-/// Whether [`replace`] could begin to write: makes the file beside `path`, and removes it.
+/// Checks that [`replace`] can begin to write, by creating the file beside `path` and removing it.
 pub fn try_out(path: &Path) -> io::Result<()> {
     let path = &path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
     let (folder, name) = check(path)?;
     begin(folder, &prefix_of(name)).map(drop)
 }
 
-/// What to do about a file that could not be written.
+/// Returns advice on a file that could not be written.
 pub fn way_out(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "make room on the disk, or name a file on another",
@@ -55,11 +55,11 @@ pub fn way_out(error: &io::Error) -> &'static str {
     }
 }
 
-/// The folder and the name of a path that may be replaced: that of a file, or of nothing yet.
+/// Returns the folder and the name of a path that may be replaced: a file, or a path where nothing exists yet.
 fn check(path: &Path) -> io::Result<(&Path, &OsStr)> {
     let refused = |message| io::Error::new(io::ErrorKind::InvalidInput, message);
     match path.metadata() {
-        // A device or a pipe would be gone.
+        // Replacing a device or a pipe would remove it.
         Ok(about) if !about.is_file() => return Err(refused("it is there, and is not a file")),
         Err(error) if error.kind() == io::ErrorKind::InvalidFilename => return Err(error),
         _ => {}
@@ -72,8 +72,8 @@ fn check(path: &Path) -> io::Result<(&Path, &OsStr)> {
     Ok((folder, name))
 }
 
-/// The beginning of the names of what is written in the place of a file. Long names are cut off, so that it fits wherever the file's own
-/// name does.
+/// Returns the start of the names of temporary files for a file. Long names are cut off, so that the temporary name
+/// fits wherever the file's own name does.
 fn prefix_of(name: &OsStr) -> OsString {
     const LONGEST: usize = 200;
     let mut prefix = OsString::from(".");
@@ -88,28 +88,28 @@ fn prefix_of(name: &OsStr) -> OsString {
     prefix
 }
 
-/// Creates the file to write, locked for as long as it is open: that tells it from one whose writer is dead.
+/// Creates the file to write and locks it while it is open. The lock tells it from a file whose writer is dead.
 fn begin(folder: &Path, prefix: &OsStr) -> io::Result<NamedTempFile> {
     loop {
         let mut builder = tempfile::Builder::new();
         builder.prefix(prefix).rand_bytes(RANDOM).suffix(SUFFIX);
-        // As for any other file: the user's umask decides who may read it.
+        // As for any other file, the user's umask decides who may read it.
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
         let file = builder.tempfile_in(folder)?;
         match file.as_file().try_lock() {
-            // Another process may have taken it for abandoned before it was locked.
+            // Another process may have taken the file for abandoned before it was locked.
             Err(TryLockError::WouldBlock) => {}
-            // Some file systems have no locks, and then nothing is ever taken for abandoned.
+            // Some file systems have no locks. Nothing is taken for abandoned there.
             Ok(()) | Err(TryLockError::Error(_)) if file.path().exists() => return Ok(file),
             Ok(()) | Err(TryLockError::Error(_)) => {}
         }
     }
 }
 
-/// Removes what was left by processes that were killed while they wrote.
+/// Removes the files of processes that were killed while they wrote.
 fn remove_abandoned(folder: &Path, prefix: &OsStr) {
-    // Whatever cannot be looked at or removed only takes up room.
+    // Errors are ignored: a file that cannot be read or removed only takes up room.
     let Ok(entries) = folder.read_dir() else {
         return;
     };
@@ -126,11 +126,11 @@ fn remove_abandoned(folder: &Path, prefix: &OsStr) {
     }
 }
 
-/// Brings the new name to the disk, where the system has that.
+/// Synchronises the folder, so that the new name reaches the disk, on systems that support it.
 fn sync_folder(folder: &Path) -> io::Result<()> {
     #[cfg(unix)]
     match File::open(folder)?.sync_all() {
-        // Some file systems cannot, and need not.
+        // Some file systems do not support this, and do not need it.
         Err(error) if error.kind() == io::ErrorKind::InvalidInput => {}
         done => done?,
     }

@@ -1,4 +1,4 @@
-//! What may be changed between steps, group by group.
+//! Settings of a group that may change between steps.
 
 use crate::error::{CallError, Error, require};
 use crate::group::GroupConfig;
@@ -10,7 +10,7 @@ use crate::rule::WeightDecay;
 /// Settings of a group that may change from step to step, set with [`Optimizer::control`](crate::Optimizer::control) or
 /// [`CpuOptimizer::control`](crate::CpuOptimizer::control). A checkpoint contains them.
 ///
-/// The ranks of a [`sharded`](crate::OptimizerBuilder::sharded) optimizer must all have the same.
+/// All ranks of a [`sharded`](crate::OptimizerBuilder::sharded) optimizer must have the same controls.
 ///
 /// | PyTorch | here |
 /// |---|---|
@@ -21,30 +21,35 @@ use crate::rule::WeightDecay;
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub struct Controls {
-    /// A factor of the learning rate: 0, or from 1e-30 to 1e30. The default is 1. With [`Regime::fixed`](crate::Regime::fixed) of 1 it is the
-    /// learning rate itself. In the record [`Term::Control`](crate::Term::Control) is the change of its ln.
+    /// Factor of the learning rate: 0, or from 1e-30 to 1e30. The default is 1. With
+    /// [`Regime::fixed`](crate::Regime::fixed) of 1 it is the learning rate itself. In the record,
+    /// [`Term::Control`](crate::Term::Control) is the change of its ln.
     ///
-    /// With 0 the gradient does not move the parameters, while momentum, averages and the regime's state go on, as in PyTorch.
+    /// With 0 the gradient does not move the parameters. Momentum, averages and the regime's state are still updated,
+    /// as in PyTorch.
     ///
-    /// Regimes that measure the alignment of successive steps, as [`Seesaw`](crate::Seesaw), see the longer or shorter steps and in time
-    /// work against the factor.
+    /// Regimes that measure the alignment of successive steps, such as [`Seesaw`](crate::Seesaw), notice the longer or
+    /// shorter steps and gradually counteract the factor.
     pub learning_rate_factor: f32,
-    /// Weight decay λ, finite and at least 0: coupled in a group that was built with a coupled decay above 0, and decoupled in every other.
+    /// Weight decay λ, finite and at least 0. It is coupled if the group was built with a coupled decay above 0, else
+    /// decoupled.
     pub weight_decay: f32,
-    /// Largest gradient norm, as of [`Group::clip_norm`](crate::Group::clip_norm): `f32::INFINITY` for none. A group with coupled decay must
-    /// have been built with a clip for it to be changed, because the clip then needs a norm of its own, and so must a group that is not measured
+    /// Largest gradient norm, as in [`Group::clip_norm`](crate::Group::clip_norm). `f32::INFINITY` disables the clip.
+    /// In two cases the clip can change only if the group was built with a clip: if the group has coupled decay,
+    /// because the clip then needs a separate norm, and if the group is not measured
     /// ([`NonFinitePolicy::Unchecked`](crate::NonFinitePolicy::Unchecked)).
     pub clip_norm: f32,
-    /// True if the group is frozen: its gradients are not read, do not enter a shared norm and may be anything, and nothing of it is written.
-    /// Parameters, momentum, averages and the memory of the regime keep their bits. The schedule goes on. The rate of a group whose norm is
-    /// shared follows the norm of the others.
+    /// True to freeze the group. Its gradients are not read, do not enter a shared norm and may have any value. Nothing
+    /// of the group is written: parameters, momentum, averages and the regime's memory keep their bits. The schedule
+    /// advances. If the group shares a norm, its rate follows the norm of the other groups.
     pub frozen: bool,
-    /// Micro-batches whose gradients were added up for the next steps, at least 1. The last step of an epoch often has fewer.
+    /// Number of micro-batches whose gradients are summed for the next steps, at least 1. The last step of an epoch
+    /// often has fewer.
     pub micro_batches: u32,
 }
 
 impl Controls {
-    /// Those of a group as the host set them last.
+    /// Returns the controls that the host set last for a group.
     pub(crate) fn of(constants: &GroupConstants) -> Self {
         let words = &constants.controls;
         Controls {
@@ -107,7 +112,8 @@ impl Controls {
 }
 
 impl Plan {
-    /// The groups that a name stands for: the group of this name, or those that [`Group::per_tensor`](crate::Group::per_tensor) has made of it.
+    /// Returns the groups that a name stands for: the group of this name, or the groups that
+    /// [`Group::per_tensor`](crate::Group::per_tensor) made from it.
     fn groups_named(&self, name: &str) -> Result<Vec<usize>, Error> {
         let of = |is_it: &dyn Fn(&str) -> bool| -> Vec<usize> {
             let groups = self.configs.iter().enumerate();
@@ -126,13 +132,13 @@ impl Plan {
         Ok(found)
     }
 
-    /// The controls of a group as the host set them last.
+    /// Returns the controls that the host set last for a group.
     pub(crate) fn controls(&self, group: &str) -> Result<Controls, Error> {
         Ok(Controls::of(&self.groups[self.groups_named(group)?[0]]))
     }
 
-    /// Changes the controls of a group, or of all groups if none is named. Calls `write` with every group that has others now, and with what
-    /// it had. Nothing changes if any of them is refused.
+    /// Changes the controls of a group, or of all groups if none is named. Calls `write` with every group whose
+    /// controls changed and with its old controls. If any change is refused, nothing changes.
     pub(crate) fn control(
         &mut self,
         group: Option<&str>,
@@ -178,9 +184,9 @@ impl Plan {
         Ok(())
     }
 
-    /// Whether tensors of a group are marked, and all but empty ones.
+    /// Returns true if all tensors of a group except empty ones are marked, and at least one is.
     pub(crate) fn is_absent(&self, group: usize, absent: &[bool]) -> bool {
-        // Tensors come in the order of their groups.
+        // Tensors are in the order of their groups.
         let first = self.tensors.partition_point(|tensor| tensor.group < group);
         let of_group = self.tensors[first..].iter().take_while(|tensor| tensor.group == group);
         let mut of_group = of_group.zip(&absent[first..]);

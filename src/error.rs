@@ -1,4 +1,4 @@
-//! Errors. Each message names the culprit and the way out.
+//! Errors. Each message names the cause and what to do.
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,9 +7,9 @@ use crate::element::Element;
 
 /// Error of a call of this crate.
 ///
-/// Every message is one line that names the group or tensor, the value, the limit that it breaks, and what to do instead. A program decides by
-/// [`Error::kind`]. A call that returns an `Err` has changed nothing; [`ErrorKind::Halted`] and [`ErrorKind::DeviceLost`] are the exceptions,
-/// and describe what they leave behind.
+/// Every message is one line that names the group or tensor, the value, the limit that it breaks, and what to do
+/// instead. Programs match on [`Error::kind`]. A call that returns an `Err` has changed nothing. The exceptions are
+/// [`ErrorKind::Halted`] and [`ErrorKind::DeviceLost`], whose documentation describes the state afterwards.
 ///
 /// ```
 /// use wgpu_optim::{ErrorKind, Group, OptimizerBuilder, Rule};
@@ -24,7 +24,8 @@ use crate::element::Element;
 #[error(transparent)]
 pub struct Error(OneLine);
 
-/// A problem in one line. Names and paths come from the caller: control characters in them are escaped, so that they do not steer a terminal.
+/// Problem as one line of text. Control characters in names and paths from the caller are escaped, so that they cannot
+/// control a terminal.
 #[derive(Debug, Clone, PartialEq)]
 struct OneLine(Problem);
 
@@ -47,43 +48,47 @@ impl std::error::Error for OneLine {
     }
 }
 
-/// Kind of an [`Error`]: what a program may answer differently.
+/// Kind of an [`Error`], for programs that handle errors differently.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// The configuration is not valid: a number out of its range, a name that occurs twice, slices that differ in length, start where they
-    /// must not, lack a usage or overlap, a loss that is missing.
+    /// The configuration is not valid. A number is out of range, a name occurs twice, slices differ in length, are
+    /// misaligned, overlap or lack a buffer usage, or a loss is missing.
     Build,
-    /// The optimizer does not fit the device's limits or the crate's 32-bit tables. A smaller one may.
+    /// The optimizer exceeds the device's limits or the crate's 32-bit tables. A smaller one may fit.
     Limit,
-    /// A call does not fit the optimizer, or comes out of order.
+    /// A call does not match the optimizer, or is out of order.
     Call,
     /// No adapter meets the request. The CPU path needs none.
     NoAdapter,
     /// No adapter has the requested name.
     UnknownAdapter,
-    /// The device refused an allocation or a pipeline, most often because its memory is full. It can be used further.
+    /// The device refused an allocation or a pipeline, most often because its memory is full. The device can still be
+    /// used.
     DeviceRefused,
     /// The device is lost: commands recorded from now on have no effect. Parameters, gradients and the optimizer's state were on the device
     /// and cannot be read any more. A step that was running may have been interrupted.
     DeviceLost,
-    /// A readback failed or did not come in time. Nothing is lost, and another call may succeed.
+    /// A readback failed or timed out. Nothing is lost, and another call may succeed.
     Readback,
-    /// A checkpoint's file cannot be read or written. [`source`](std::error::Error::source) is the error of the file system, if it is one.
+    /// A checkpoint file cannot be read or written. [`source`](std::error::Error::source) returns the file system's
+    /// error, if there is one.
     CheckpointFile,
-    /// The bytes are not a complete checkpoint, or are one of a version that this crate does not read.
+    /// The bytes are not a complete checkpoint, or have a version that this crate does not read.
     CheckpointDamaged,
-    /// The checkpoint belongs to an optimizer with a different configuration, or lacks the parameters that were asked for.
+    /// The checkpoint belongs to an optimizer with a different configuration, or does not contain the requested
+    /// parameters.
     CheckpointDiffers,
-    /// Training has halted because [`NonFinitePolicy::Error`](crate::NonFinitePolicy::Error) allows no more skipped steps in a row. Later
-    /// steps are counted and recorded, and change neither parameters nor the state of rule and regime, until `resume` is called.
+    /// Training has halted, because [`NonFinitePolicy::Error`](crate::NonFinitePolicy::Error) allows no more skipped
+    /// steps in a row. Until `resume` is called, steps are counted and recorded but change neither the parameters nor
+    /// the state of rule and regime.
     Halted,
     /// The tuning cache cannot be written.
     TuningCache,
 }
 
 impl Error {
-    /// Returns true if parameters in the checkpoint would help.
+    /// Returns true if a checkpoint with parameters could be restored.
     #[cfg(feature = "checkpoint")]
     pub(crate) fn needs_parameters(&self) -> bool {
         matches!(&self.0.0, Problem::Checkpoint(CheckpointError::AverageBegun { may_have_parameters: true, .. }))
@@ -128,7 +133,7 @@ macro_rules! from {
 
 from! { Problem BuildError CallError DeviceError CheckpointError }
 
-/// What an [`Error`] says. Its messages are written here, and nowhere else.
+/// Problem that an [`Error`] describes. All messages are written here.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub(crate) enum Problem {
     #[error(transparent)]
@@ -153,7 +158,7 @@ pub(crate) enum Problem {
     TuningCache { path: String, message: String },
 }
 
-/// A configuration that [`OptimizerBuilder::build`](crate::OptimizerBuilder::build) refuses.
+/// Configuration that [`OptimizerBuilder::build`](crate::OptimizerBuilder::build) refuses.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub(crate) enum BuildError {
     /// A number of a rule, a regime or a group is outside its range.
@@ -180,19 +185,19 @@ pub(crate) enum BuildError {
     )]
     Shape { tensor: String, shape: Vec<usize>, elements: u64 },
 
-    /// There are factors for another number of rows or columns.
+    /// The number of rate factors differs from the number of rows or columns.
     #[error(
         "tensor \"{tensor}\" has the shape {shape:?}, but there are {factors} factors: Group::rate_factors takes one for each {what} of a tensor that is added with Group::shaped_tensor, in two dimensions or more"
     )]
     RateFactors { tensor: String, what: &'static str, shape: Vec<usize>, factors: usize },
 
-    /// Rows are to be left alone in a tensor that has none.
+    /// Lazy rows are requested for a tensor without rows.
     #[error(
         "tensor \"{tensor}\" of shape {shape:?} has no rows, which Group::lazy_rows leaves alone: add it with Group::shaped_tensor in two dimensions or more, or to another group"
     )]
     NoRows { tensor: String, shape: Vec<usize> },
 
-    /// A rule needs matrices and was given another tensor.
+    /// A rule needs matrices, and the tensor is not one.
     #[error(
         "tensor \"{tensor}\" of shape {shape:?} is no matrix, which rule {rule} needs: give its shape with Group::shaped_tensor, or name a rule for such tensors with other_tensors (Rule::adamw() is usual)"
     )]
@@ -211,11 +216,11 @@ pub(crate) enum BuildError {
     )]
     HalfWord { tensor: String, role: &'static str, end_bytes: u64, buffer_bytes: u64 },
 
-    /// A buffer lacks a usage flag that is needed.
+    /// A buffer lacks a required usage flag.
     #[error("tensor \"{tensor}\": the {role} buffer was created without {missing}: add it to the buffer's usage")]
     MissingUsage { tensor: String, role: &'static str, missing: &'static str },
 
-    /// Two slices that must be apart share elements.
+    /// Two slices that must not overlap share elements.
     #[error(
         "{first} and {second} overlap in bytes {start}..{end} of one buffer: move one of them, or give weights that are shared by several layers once, with the sum of their gradients"
     )]
@@ -227,36 +232,37 @@ pub(crate) enum BuildError {
     )]
     MixedScope { first: String, second: String, scope: String },
 
-    /// Groups share one norm, but their regimes keep different memory.
+    /// Groups share one norm, but their regimes keep different kinds of memory.
     #[error(
         "groups \"{first}\" and \"{second}\" share the norm \"{scope}\", but their regimes keep different memory: give both the same rule and regime, or let each have its own norm"
     )]
     MixedMemory { first: String, second: String, scope: String },
 
-    /// A regime needs the loss of the step, which was not given.
+    /// A regime needs the loss of every step, and none was given.
     #[error(
         "group \"{group}\": regime {regime} needs the loss of every step: give it with OptimizerBuilder::loss on the device, with CpuOptimizer::step_with_loss on the host"
     )]
     MissingLoss { group: String, regime: &'static str },
 
-    /// The problem does not fit the crate's 32-bit block tables or the device's limits.
+    /// A number exceeds the crate's 32-bit block tables or the device's limits.
     #[error("{what} is {value}, above {limit}: {way_out}")]
     Limit { what: String, value: u64, limit: u64, way_out: &'static str },
 }
 
-/// A call that does not fit the optimizer, or comes out of order.
+/// Call that does not match the optimizer, or is out of order.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub(crate) enum CallError {
-    /// A call came out of order. A step over several ranks is measured, combined and applied, in this order; other optimizers have no such
-    /// calls.
+    /// A call is out of order. A step over several ranks is measured, combined and applied, in this order. Other
+    /// optimizers have no such calls.
     #[error("{call} was called out of turn: {way_out}")]
     ShardedStep { call: &'static str, way_out: &'static str },
 
-    /// The sums of the ranks do not belong to each other, or not to this step.
+    /// The sums of the ranks do not belong together, or not to this step.
     #[error("the sums of the ranks cannot be used: {problem}")]
     ShardSums { problem: String },
 
-    /// A slice passed to a CPU step or to [`Optimizer::rebind`](crate::Optimizer::rebind) does not have the declared element type.
+    /// A slice passed to a CPU step or to [`Optimizer::rebind`](crate::Optimizer::rebind) does not have the declared
+    /// element type.
     #[error(
         "tensor \"{tensor}\" was built with {role}s of {}, but this call was given {}: pass slices of the builder's elements",
         expected.name(),
@@ -282,13 +288,13 @@ pub(crate) enum CallError {
     )]
     NotRebindable,
 
-    /// A slice of a rebindable optimizer starts at an offset at which no binding can start.
+    /// A slice of a rebindable optimizer starts at an offset where no binding can start.
     #[error(
         "tensor \"{tensor}\": the {role} slice starts at byte {offset_bytes}, but with OptimizerBuilder::rebindable it must start at a multiple of {alignment_bytes}, the device's min_storage_buffer_offset_alignment"
     )]
     BindingAlignment { tensor: String, role: &'static str, offset_bytes: u64, alignment_bytes: u64 },
 
-    /// A call needs an average that is not kept.
+    /// A call needs an average that the optimizer does not keep.
     #[error("{owner} has no average: give its group an Averaging other than Off before build")]
     NoAverages { owner: String },
 
@@ -298,19 +304,19 @@ pub(crate) enum CallError {
     )]
     AveragesSwapped { what: &'static str },
 
-    /// A look was requested of an optimizer whose regimes need none.
+    /// A look was requested from an optimizer whose regimes need none.
     #[error(
         "no group has a regime that looks at a batch twice: give a group Regime::Curvature before build, or leave out {call}"
     )]
     NoLooks { call: &'static str },
 
-    /// A look was requested where there is no step to look at.
+    /// A look was requested without a step to look at.
     #[error(
         "{call} was called without a step since the last look: take a step, compute the gradient of the same batch at the new parameters, then look"
     )]
     LookOutOfTurn { call: &'static str },
 
-    /// There is no group of this name.
+    /// No group has this name.
     #[error("there is no group \"{name}\": the optimizer has {groups}")]
     UnknownGroup { name: String, groups: String },
 
@@ -318,7 +324,7 @@ pub(crate) enum CallError {
     #[error("tensor \"{tensor}\" cannot be left out of a step: {way_out}")]
     NotAlone { tensor: String, way_out: &'static str },
 
-    /// There is no tensor of this index.
+    /// No tensor has this index.
     #[error("there is no tensor {index}: the optimizer has {tensors}, counted from 0 in the order of the builder")]
     UnknownTensor { index: usize, tensors: usize },
 
@@ -329,7 +335,7 @@ pub(crate) enum CallError {
     AveragesLength { tensor: String, expected: u64, actual: u64 },
 }
 
-/// A device that cannot be found, fails, or is lost.
+/// Device that cannot be found, fails, or is lost.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub(crate) enum DeviceError {
     /// No adapter meets the request.
@@ -351,12 +357,12 @@ pub(crate) enum DeviceError {
     )]
     Lost(String),
 
-    /// A readback failed or did not come in time.
+    /// A readback failed or timed out.
     #[error("reading {what} back from the device failed: {message}")]
     Readback { what: &'static str, message: String },
 }
 
-/// A checkpoint that cannot be read, written or restored.
+/// Checkpoint that cannot be read, written or restored.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[cfg_attr(not(feature = "checkpoint"), allow(dead_code, reason = "only checkpoints are read and written"))]
 pub(crate) enum CheckpointError {
@@ -384,13 +390,14 @@ pub(crate) enum CheckpointError {
     #[error("{checkpoint} is of another optimizer: {what} is {found} there, {expected} here; {way_out}")]
     Differs { checkpoint: String, what: String, found: String, expected: String, way_out: &'static str },
 
-    /// Tensors of a group have taken different numbers of steps, and the rule's bias correction goes by the group's.
+    /// Tensors of a group have taken different numbers of steps, but the rule's bias correction uses one number per
+    /// group.
     #[error(
         "{checkpoint}: tensor \"{tensor}\" was moved by {steps} steps, its group \"{group}\" by {group_steps}, and rule {rule} corrects for one number of steps in a group: put the tensor into a group of its own, which may share the norm"
     )]
     OtherAge { checkpoint: String, tensor: String, steps: u32, group: String, group_steps: u32, rule: &'static str },
 
-    /// An average was to begin before the step of the checkpoint.
+    /// An average should have begun before the step of the checkpoint.
     #[error(
         "{checkpoint} has no average of group \"{group}\", and averaging {averaging} was to start at step {start}, but the group has taken {steps} steps: build it to start at step {steps} or later{}",
         if *.may_have_parameters { ", or save the checkpoint with the parameters of the group's tensors, to start from them" } else { "" }
@@ -409,7 +416,8 @@ pub(crate) enum CheckpointError {
     WithoutParameters { checkpoint: String },
 }
 
-/// Error of the standard library or of another crate, as [`std::error::Error::source`] returns it. Two are equal if they read the same.
+/// Error of the standard library or of another crate, which [`std::error::Error::source`] returns. Two are equal if
+/// their messages are.
 #[derive(Debug, Clone)]
 pub(crate) struct Cause(Arc<dyn std::error::Error + Send + Sync>);
 
@@ -452,7 +460,7 @@ pub(crate) fn require(
         Ok(())
     } else {
         let value = value.to_string();
-        // 1e38 is 39 digits otherwise, and 1e-45 a row of zeros.
+        // `Display` would write 1e38 as 39 digits, and 1e-45 as a row of zeros.
         let value = match value.parse::<f64>() {
             Ok(number) if value.len() > 16 => format!("{number:e}"),
             _ => value,

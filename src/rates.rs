@@ -1,15 +1,17 @@
-//! Rates of rows and columns within a tensor.
+//! Learning rates of rows and columns within a tensor.
 
 use std::sync::Arc;
 
 use crate::error::{BuildError, Error, require};
 use crate::plan::{RateAxis, Shape};
 
-/// Factors of the learning rate for the rows or the columns of a group's tensors, set by [`Group::rate_factors`](crate::Group::rate_factors).
+/// Factors of the learning rate for the rows or the columns of a group's tensors, set by
+/// [`Group::rate_factors`](crate::Group::rate_factors).
 ///
-/// The first dimension of a tensor's [`shape`](crate::Group::shaped_tensor) counts its rows, and the product of the others its columns. A
-/// row or column with the factor f takes the steps of a group whose rate is f times as large: `w ← (1 - f η λ) w - f η u`, with λ for
-/// decoupled weight decay. The rate in the records is η, and the regime does not see the factors.
+/// The first dimension of a tensor's [`shape`](crate::Group::shaped_tensor) is its number of rows, and the product of
+/// the others its number of columns. A row or column with the factor f takes the steps of a group whose rate is f times
+/// as large: `w ← (1 - f η λ) w - f η u`, where λ is decoupled weight decay. The rate in the records is η, and the
+/// regime does not see the factors.
 ///
 /// ```
 /// use wgpu_optim::{Group, OptimizerBuilder, RateFactors, Rule};
@@ -46,7 +48,7 @@ impl RateFactors {
         }
     }
 
-    /// Returns whether rows or columns have the factors.
+    /// Returns the axis that the factors belong to.
     pub(crate) fn axis(&self) -> RateAxis {
         match self {
             RateFactors::Columns(_) => RateAxis::Columns,
@@ -54,7 +56,7 @@ impl RateFactors {
         }
     }
 
-    /// Refuses factors outside their range, in the name of their group.
+    /// Returns an error, in the name of the group, if a factor is outside its range.
     pub(crate) fn validate(&self, group: &str) -> Result<(), Error> {
         let in_range = |factor: &&f32| !(0.0..=1e8).contains(*factor);
         match self.factors().iter().find(in_range) {
@@ -65,7 +67,7 @@ impl RateFactors {
         }
     }
 
-    /// Refuses a tensor that has another number of rows or columns.
+    /// Returns an error if a tensor has another number of rows or columns.
     pub(crate) fn check(&self, tensor: &str, shape: &[usize]) -> Result<(), Error> {
         let factors = self.factors().len();
         let (what, length) = match (self, Shape::of(shape)) {

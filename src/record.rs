@@ -9,40 +9,41 @@ use crate::layout::{NO_ELEMENT, RawRecord, RawTensorRecord, record_flags, unscal
 use crate::plan::{Names, Plan};
 use crate::regime::{Estimate, Kernel, Look, Outcome, Stream};
 
-/// One step of one group, as the learning-rate pass explains it.
+/// One step of one group, with the causes of the change of its learning rate.
 ///
-/// The [`terms`](Record::terms) add up to the change of `ln_rate` since the group's previous
-/// step, up to the rounding of f32 terms; on the first step there is nothing to change from and the terms are 0.
+/// The [`terms`](Record::terms) add up to the change of `ln_rate` since the group's previous step, up to the rounding
+/// of f32. On the first step they are 0.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Record {
     /// Steps attempted before this one.
     pub step: u64,
-    /// The group's index, in the order of declaration.
+    /// Index of the group, in the order of declaration.
     pub group: usize,
-    /// The first element, over all groups, that took no step because its new value, or that of its momentum, would have been outside the range
-    /// of its type: finite gradients may be so large, or the rate or the decay may not fit. Parameters stay finite in any case. On an optimizer
-    /// over several ranks this is about the elements of the rank itself. The tensor, as an index into
-    /// [`tensors`](crate::Optimizer::tensors), and the element's index in it.
+    /// First element, over all groups, that took no step because its new value or new momentum would be outside the
+    /// range of its type. The cause may be a very large gradient, or an unsuitable rate or decay. The parameters stay
+    /// finite. The numbers are the tensor, as an index into [`tensors`](crate::Optimizer::tensors), and the element's
+    /// index in it. On an optimizer over several ranks it refers to the elements of the rank itself.
     pub overflow: Option<(usize, u64)>,
     /// Special events of the step: first, skipped, clipped and so on.
     pub flags: Flags,
-    /// n, the norm of the gradient that the regime sees, before a clip. Saturates at `f32::MAX`. NaN for a skipped step, and where it was not
-    /// measured ([`Flags::unmeasured`]).
+    /// n, the norm of the gradient that the regime sees, before a clip. It saturates at `f32::MAX`. It is NaN for a
+    /// skipped step, and if it was not measured ([`Flags::unmeasured`]).
     pub norm: f32,
-    /// n̂, the smoothed norm. A skipped step has the value of the step before. NaN where it was not measured.
+    /// n̂, the smoothed norm. A skipped step has the value of the previous step. It is NaN if it was not measured.
     pub smoothed_norm: f32,
-    /// a_slow: the cosine of the gradient with the momentum or direction memory; 0 if the group keeps neither.
+    /// a_slow, the cosine of the gradient with the momentum or direction memory. It is 0 if the group keeps neither.
     pub slow_alignment: f32,
-    /// a_fast: `⟨g, sign u_{t-1}⟩ / ‖g‖₁`, the agreement with the last step; 0 if the group keeps no direction counters.
+    /// a_fast, the agreement with the last step: `⟨g, sign u_{t-1}⟩ / ‖g‖₁`. It is 0 if the group keeps no direction
+    /// counters.
     pub fast_alignment: f32,
-    /// η, the learning rate of the step. Under [`AutoSgd`](crate::AutoSgd) the rate of the middle stream.
+    /// η, the learning rate of the step. Under [`AutoSgd`](crate::AutoSgd) it is the rate of the middle stream.
     pub learning_rate: f32,
-    /// ln η, exact to 2⁻³²; `-inf` while there is no learning rate yet ([`Flags::waiting`]).
+    /// ln η, accurate to 2⁻³². It is `-inf` while there is no learning rate yet ([`Flags::waiting`]).
     pub ln_rate: f64,
-    /// What moved ln η: see [`Record::terms`].
+    /// Contributions to the change of ln η. See [`Record::terms`].
     pub(crate) terms: [f32; TERMS],
-    /// The trust ratio, a factor of η ([`TrustRatio`](crate::TrustRatio)); 1 if the group has none.
+    /// Trust ratio, a factor of η ([`TrustRatio`](crate::TrustRatio)). It is 1 if the group has none.
     pub trust_ratio: f32,
     /// Episode of the step under [`AutoSgd`](crate::AutoSgd), counted from 0.
     pub episode: u32,
@@ -50,27 +51,30 @@ pub struct Record {
     pub stream: Option<Stream>,
     /// Outcome of the previous episode, in the first step that is taken after it.
     pub outcome: Option<Outcome>,
-    /// What became of the look at the last step that moved the group, under [`Curvature`](crate::Curvature); `None` where there was nothing
-    /// to look at, and in steps that leave the group out.
+    /// Result of the look at the last step that moved the group, under [`Curvature`](crate::Curvature). It is `None` if
+    /// there was nothing to look at, and in steps that leave the group out.
     pub look: Option<Look>,
-    /// What the rate of the step follows from under [`Prodigy`](crate::Prodigy) and [`Mechanic`](crate::Mechanic); `None` in steps without a
-    /// gradient or that were skipped.
+    /// Estimate that determines the rate of the step under [`Prodigy`](crate::Prodigy) and
+    /// [`Mechanic`](crate::Mechanic). It is `None` in steps without a gradient and in skipped steps.
     pub estimate: Option<Estimate>,
-    /// The factor of the clip by norm, `min(1, C/n)`.
+    /// Factor of the clip by norm, `min(1, C/n)`.
     pub clip_factor: f32,
-    /// Steps of this group skipped so far, this one included.
+    /// Number of steps of this group that were skipped so far, including this one.
     pub skipped: u32,
-    /// Skipped steps in a row up to this one, as [`NonFinitePolicy::Error`](crate::NonFinitePolicy::Error) counts them; 0 after any
-    /// other step, and where a smaller loss scale may help.
+    /// Number of consecutive skipped steps up to this one, as counted by
+    /// [`NonFinitePolicy::Error`](crate::NonFinitePolicy::Error). It is 0 after any other step, and if a smaller loss
+    /// scale may help.
     pub skips_in_row: u32,
-    /// The scale of this step's gradients, which was divided out of them; 1 without a [`LossScaler`](crate::LossScaler).
+    /// Scale of this step's gradients, which was divided out of them. It is 1 without a
+    /// [`LossScaler`](crate::LossScaler).
     pub loss_scale: f32,
-    /// Elements that were not finite and caused the skip; after a halt, those of the step that halted. `None` for a step that was taken.
+    /// Non-finite elements that caused the skip. After a halt they are those of the step that halted. `None` for a step
+    /// that was taken.
     pub nonfinite: Option<NonFinite>,
-    /// Elements that were not finite, in an optimizer over several ranks ([`sharded`](crate::OptimizerBuilder::sharded)); the same on all
-    /// ranks. [`Record::nonfinite`] is then set only on the rank that has the element.
+    /// Non-finite elements in an optimizer over several ranks ([`sharded`](crate::OptimizerBuilder::sharded)). All
+    /// ranks have the same value. [`Record::nonfinite`] is then set only on the rank that has the element.
     pub rank_nonfinite: Option<RankNonFinite>,
-    /// Names for the sentence.
+    /// Names of groups and tensors, for [`Display`](fmt::Display).
     pub(crate) names: Arc<Names>,
 }
 
@@ -81,12 +85,13 @@ pub struct TensorRecord {
     pub step: u64,
     /// The tensor, as an index into [`tensors`](crate::Optimizer::tensors).
     pub tensor: usize,
-    /// The step was skipped: nothing moved.
+    /// True if the step was skipped, so that nothing moved.
     pub skipped: bool,
-    /// ‖w‖, the norm of the parameters after the step. Right for all finite f32 values; saturates at `f32::MAX`. Not finite if an element is
-    /// not, and NaN if every step so far was skipped.
+    /// ‖w‖, the norm of the parameters after the step. It is correct for all finite f32 values and saturates at
+    /// `f32::MAX`. It is not finite if an element is not, and NaN if every step so far was skipped.
     pub parameter_norm: f32,
-    /// ‖s‖, the distance from the old parameters to the new ones after rounding, weight decay included. 0 if the step was skipped.
+    /// ‖s‖, the distance from the old to the new parameters after rounding, including weight decay. It is 0 if the step
+    /// was skipped.
     pub step_norm: f32,
     /// η of the tensor's group.
     pub learning_rate: f32,
@@ -98,9 +103,10 @@ impl TensorRecord {
         f64::from(self.step_norm) / f64::from(self.parameter_norm)
     }
 
-    /// Returns the effective learning rate η/‖w‖² of a scale-invariant tensor, such as weights before a normalisation layer. There the
-    /// gradient is orthogonal to `w` and proportional to 1/‖w‖, so that gradient descent on the direction w/‖w‖ has this rate (Kodryan et al.
-    /// 2022, arXiv:2209.03695; Ali Mehmeti-Göpel & Wand 2023, arXiv:2306.00700). For other tensors it has no such meaning.
+    /// Returns the effective learning rate η/‖w‖² of a scale-invariant tensor, such as weights before a normalisation
+    /// layer. The gradient of such a tensor is orthogonal to `w` and proportional to 1/‖w‖, so that gradient descent on
+    /// the direction w/‖w‖ has this rate (Kodryan et al. 2022, arXiv:2209.03695; Ali Mehmeti-Göpel & Wand 2023,
+    /// arXiv:2306.00700). For other tensors the value has no such meaning.
     pub fn effective_rate(&self) -> f64 {
         f64::from(self.learning_rate) / f64::from(self.parameter_norm).powi(2)
     }
@@ -120,9 +126,10 @@ impl TensorRecord {
 /// Elements that caused a step to be skipped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NonFinite {
-    /// Number of gradient elements (before the first step, also parameter elements) that were NaN or infinite, over all groups.
+    /// Number of NaN or infinite gradient elements over all groups. Before the first step it includes parameter
+    /// elements.
     pub count: u32,
-    /// The tensor of the first of them, as an index into [`tensors`](crate::Optimizer::tensors).
+    /// Tensor of the first such element, as an index into [`tensors`](crate::Optimizer::tensors).
     pub tensor: usize,
     /// Index of the first such element in its tensor.
     pub element: u64,
@@ -131,15 +138,15 @@ pub struct NonFinite {
 /// Elements that caused a step over several ranks to be skipped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RankNonFinite {
-    /// Number of elements that were NaN or infinite, over all groups and ranks.
+    /// Number of NaN or infinite elements over all groups and ranks.
     pub count: u32,
-    /// The rank that has the first of them.
+    /// Rank that has the first such element.
     pub rank: u32,
     /// Index of the first such element among the elements of its rank, in the order of declaration.
     pub element: u64,
 }
 
-/// `2 non-finite elements, the first on rank 1 at index 17 of its elements`.
+/// Formats as `2 non-finite elements, the first on rank 1 at index 17 of its elements`.
 impl fmt::Display for RankNonFinite {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
@@ -158,17 +165,18 @@ impl fmt::Display for RankNonFinite {
 pub struct Flags(u32);
 
 impl Flags {
-    /// Returns true for the first step with a gradient: its rate comes from the first step's length, or from the caller.
+    /// Returns true for the first step with a gradient. Its rate comes from the first step's length, or from the
+    /// caller.
     pub fn first(self) -> bool {
         self.0 & record_flags::FIRST != 0
     }
-    /// Returns true if the gradient was zero. The rate and the regime's state are carried over. The rule still runs: momentum and decoupled
-    /// decay move the parameters, as with any optimizer.
+    /// Returns true if the gradient was zero. The rate and the regime's state are carried over. The rule still runs:
+    /// momentum and decoupled decay move the parameters, as with any optimizer.
     pub fn zero_gradient(self) -> bool {
         self.0 & record_flags::ZERO_GRADIENT != 0
     }
-    /// Returns true if the step was skipped, because a gradient of any group was not finite or training has halted. A skipped step changes
-    /// nothing. (Under [`AutoSgd`](crate::AutoSgd) the next stream's turn comes all the same.)
+    /// Returns true if the step was skipped, because a gradient of any group was not finite or training has halted. A
+    /// skipped step changes nothing, except that under [`AutoSgd`](crate::AutoSgd) the next stream takes its turn.
     pub fn skipped(self) -> bool {
         self.0 & record_flags::SKIPPED != 0
     }
@@ -176,7 +184,7 @@ impl Flags {
     pub fn clipped(self) -> bool {
         self.0 & record_flags::CLIPPED != 0
     }
-    /// Returns true if the change of ln η was limited to ±ln 10. Seesaw, NormRatio and Hypergradient limit rises only.
+    /// Returns true if the change of ln η was limited to ±ln 10. Seesaw, NormRatio and Hypergradient limit only rises.
     pub fn clamped_change(self) -> bool {
         self.0 & record_flags::CLAMPED_CHANGE != 0
     }
@@ -197,7 +205,8 @@ impl Flags {
     pub fn scale_changed(self) -> bool {
         self.0 & record_flags::SCALE_CHANGED != 0
     }
-    /// Returns true if the [`AutoSgd`](crate::AutoSgd) stream of this step is lost: its loss or gradient was not finite after it had moved.
+    /// Returns true if the [`AutoSgd`](crate::AutoSgd) stream of this step is lost, because its loss or gradient was
+    /// not finite after it had moved.
     pub fn stream_lost(self) -> bool {
         self.0 & record_flags::STREAM_LOST != 0
     }
@@ -206,33 +215,36 @@ impl Flags {
     pub fn episode_ends(self) -> bool {
         self.0 & record_flags::EPISODE_ENDS != 0
     }
-    /// Returns true if the group is frozen ([`Controls::frozen`](crate::Controls::frozen)): the step changed nothing of it.
+    /// Returns true if the group is frozen ([`Controls::frozen`](crate::Controls::frozen)), so that the step changed
+    /// nothing of it.
     pub fn frozen(self) -> bool {
         self.0 & record_flags::FROZEN != 0
     }
     /// Returns true if the group had no gradients in this step
-    /// ([`encode_step_without`](crate::Optimizer::encode_step_without)), which changed nothing of it.
+    /// ([`encode_step_without`](crate::Optimizer::encode_step_without)), so that the step changed nothing of it.
     pub fn absent(self) -> bool {
         self.0 & record_flags::ABSENT != 0
     }
-    /// Returns true if the norm of the gradient was an outlier, so that the step changed nothing of the group, or the gradient was clipped:
-    /// see [`NormOutliers`](crate::NormOutliers).
+    /// Returns true if the norm of the gradient was an outlier. The group then took no step, or its gradient was
+    /// clipped, depending on [`NormOutliers`](crate::NormOutliers).
     pub fn outlier(self) -> bool {
         self.0 & record_flags::OUTLIER != 0
     }
-    /// Returns true if the gradients were not measured: see [`NonFinitePolicy::Unchecked`](crate::NonFinitePolicy::Unchecked).
+    /// Returns true if the gradients were not measured. See
+    /// [`NonFinitePolicy::Unchecked`](crate::NonFinitePolicy::Unchecked).
     pub fn unmeasured(self) -> bool {
         self.0 & record_flags::UNMEASURED != 0
     }
-    /// Returns true if the learning rate is 0: there is none yet, because every gradient so far was zero or not finite, or the caller has set
-    /// its factor to 0.
+    /// Returns true if the learning rate is 0. Either every gradient so far was zero or not finite, or the caller has
+    /// set its factor to 0.
     pub fn waiting(self) -> bool {
         self.0 & record_flags::WAITING != 0
     }
 }
 
-/// Names joined by `+`, empty for an ordinary step: `first`, `zero`, `skipped`, `clipped`, `clamped-change`, `clamped-rate`,
-/// `waiting`, `nonfinite-loss`, `halted`, `scale-changed`, `stream-lost`, `episode-ends`, `frozen`, `absent`, `outlier`, `unmeasured`.
+/// Formats as names joined by `+`, empty for an ordinary step: `first`, `zero`, `skipped`, `clipped`, `clamped-change`,
+/// `clamped-rate`, `waiting`, `nonfinite-loss`, `halted`, `scale-changed`, `stream-lost`, `episode-ends`, `frozen`,
+/// `absent`, `outlier`, `unmeasured`.
 impl fmt::Display for Flags {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names = [
@@ -263,7 +275,7 @@ impl fmt::Display for Flags {
 }
 
 impl Record {
-    /// Reads a record of an optimizer with this plan.
+    /// Converts a raw record of an optimizer with this plan.
     pub(crate) fn from_raw(raw: &RawRecord, plan: &Plan) -> Self {
         let kernel = plan.groups.get(raw.group as usize).map(Kernel::of);
         let details = kernel.map_or_else(Default::default, |kernel| (kernel.explain)(raw));
@@ -308,25 +320,25 @@ impl Record {
         }
     }
 
-    /// Returns every contribution to the change of ln η since the group's previous step, in the order of [`Term::ALL`]. They add up to
-    /// [`Record::change`], up to the rounding of f32; on the first step there is nothing to change from and they are 0.
+    /// Returns every contribution to the change of ln η since the group's previous step, in the order of [`Term::ALL`].
+    /// They add up to [`Record::change`], up to the rounding of f32. On the first step they are 0.
     pub fn terms(&self) -> impl Iterator<Item = (Term, f32)> {
         Term::ALL.iter().copied().zip(self.terms)
     }
 
-    /// Returns one contribution.
+    /// Returns one contribution to the change of ln η.
     pub fn term(&self, term: Term) -> f32 {
         self.terms[term as usize]
     }
 
-    /// Returns the change of ln η since the group's previous step: the sum of the terms.
+    /// Returns the change of ln η since the group's previous step, which is the sum of the terms.
     pub fn change(&self) -> f64 {
         self.terms().map(|(_, term)| f64::from(term)).sum()
     }
 }
 
 impl Plan {
-    /// The error that a record of a halted optimizer stands for.
+    /// Returns the error for a record of a halted optimizer.
     pub(crate) fn halted(&self, record: &Record) -> Option<Error> {
         if !record.flags.halted() {
             return None;
@@ -376,7 +388,7 @@ macro_rules! terms {
                 }
             }
 
-            /// Returns in words what happened where the term raises the rate (`rising`) or lowers it.
+            /// Returns a phrase for a term that raises the rate (`rising`) or lowers it.
             #[doc(hidden)]
             pub fn cause(self, rising: bool) -> &'static str {
                 match self {
@@ -388,30 +400,32 @@ macro_rules! terms {
 }
 
 terms! {
-    /// The norm of the gradient. For Seesaw and NormRatio `p ln(n̂_{t-1}/n̂_t)`.
+    /// The norm of the gradient. For Seesaw and NormRatio it is `p ln(n̂_{t-1}/n̂_t)`.
     Norm(NORM_TERM): "norm", "norm fell", "norm rose";
-    /// The gradient's alignment with past directions: `κ_t (n/n̂) a_slow`. Positive where steps agree. For [`Mechanic`](crate::Mechanic) `ln` of
-    /// the growth of its scale.
+    /// The gradient's alignment with past directions, `κ_t (n/n̂) a_slow`. It is positive if steps agree. For
+    /// [`Mechanic`](crate::Mechanic) it is `ln` of the growth of its scale.
     Alignment(ALIGNMENT_TERM): "alignment", "steps agree", "steps contradict";
-    /// Two successive steps that contradict each other: `κ_t (n/n̂) min(0, f + slack)`, where f is the moving average of `a_fast`. Never positive.
+    /// Successive steps that contradict each other: `κ_t (n/n̂) min(0, f + slack)`, where f is the moving average of
+    /// `a_fast`. It is never positive.
     Brake(BRAKE_TERM): "brake", "brake released", "steps overshoot";
-    /// Part of a fall by alignment and brake that [`Seesaw`](crate::Seesaw) holds back because the norm has not risen. Never negative.
+    /// The part of a fall by alignment and brake that [`Seesaw`](crate::Seesaw) holds back because the norm has not
+    /// risen. It is never negative.
     Held(HELD_TERM): "held", "the norm has not risen since the start: rate held", "rate let go";
-    /// The curvature along the last step, for the secant regimes ([`BarzilaiBorwein`](crate::BarzilaiBorwein), [`AdGd`](crate::AdGd),
-    /// [`Curvature`](crate::Curvature)): their total change minus the norm's.
+    /// The curvature along the last step, for the secant regimes ([`BarzilaiBorwein`](crate::BarzilaiBorwein),
+    /// [`AdGd`](crate::AdGd), [`Curvature`](crate::Curvature)). It is their total change minus that of the norm.
     Curvature(CURVATURE_TERM): "curvature", "curvature is low", "curvature is high";
-    /// The distance from the first parameters: `ln(r̄_t/r̄_{t-1})` for DoG, twice that for DoWG; `ln(d_t/d_{t-1})` of the estimated distance for
-    /// [`Prodigy`](crate::Prodigy).
+    /// The distance from the first parameters: `ln(r̄_t/r̄_{t-1})` for DoG and twice that for DoWG. For
+    /// [`Prodigy`](crate::Prodigy) it is `ln(d_t/d_{t-1})` of the estimated distance.
     Distance(DISTANCE_TERM): "distance", "farther from the start", "nearer to the start";
-    /// The sum of squared norms (AdaGradNorm, DoG, DoWG): `-½ ln` of its growth.
+    /// The sum of squared norms (AdaGradNorm, DoG, DoWG), `-½ ln` of its growth.
     History(HISTORY_TERM): "history", "history forgotten", "gradients add up";
-    /// The change of the loss (Polyak, Ngn), or of what ScheduleFree+ takes for it.
+    /// The change of the loss (Polyak, Ngn), or of the gap that ScheduleFree+ uses in its place.
     Loss(LOSS_TERM): "loss", "loss rose", "loss fell";
-    /// Part of a rise that the bound on growth of [`AdGd`](crate::AdGd) holds back. Never positive.
+    /// The part of a rise that [`AdGd`](crate::AdGd)'s bound on growth holds back. It is never positive.
     Gate(GATE_TERM): "gate", "gate held back", "gate held back";
     /// The outcome of the last episode of [`AutoSgd`](crate::AutoSgd).
     Episode(EPISODE_TERM): "episode", "faster stream won", "slower stream won";
-    /// The limits of η and of its change per step: what they take away, or give back later.
+    /// The change that the limits of η and of its change per step take away, or give back later.
     Clamp(CLAMP_TERM): "clamp", "fall clamped", "rise clamped";
     /// The schedule: the change of ln of its factor.
     Schedule(SCHEDULE_TERM): "schedule", "schedule", "schedule";
@@ -421,11 +435,12 @@ terms! {
     Control(CONTROL_TERM): "control", "factor raised by the caller", "factor lowered by the caller";
 }
 
-/// A sentence: `step 1: η 6.8175e-4, +115.6 %: norm fell (+13.4 %), steps agree (+90.2 %)`, or `step 9: η 6.1000e-4, +0.2 %: norm fell
-/// (+0.2 %), steps contradict (-3.0 %), but the norm has not risen since the start: rate held (+3.1 %)`. Percentages multiply. Where there are
-/// several groups, the sentence begins with the group's name: `step 1, "head": η 6.8175e-4, …`. With streams it
-/// tells whose turn it was, and in the first step of an episode how the one before ended: `step 45: η 0.2, +100.0 %: episode 6: the faster
-/// stream won (+100.0 %); slower stream`.
+/// Formats the record as a sentence: `step 1: η 6.8175e-4, +115.6 %: norm fell (+13.4 %), steps agree (+90.2 %)`, or
+/// `step 9: η 6.1000e-4, +0.2 %: norm fell (+0.2 %), steps contradict (-3.0 %), but the norm has not risen since the
+/// start: rate held (+3.1 %)`. Percentages multiply. With several groups, the sentence contains the group's name: `step
+/// 1, "head": η 6.8175e-4, …`. With streams it contains the stream that took the step and, in the first step of an
+/// episode, the outcome of the previous one: `step 45: η 0.2, +100.0 %: episode 6: the faster stream won (+100.0 %);
+/// slower stream`.
 impl fmt::Display for Record {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "step {}", self.step)?;
@@ -452,7 +467,7 @@ impl Record {
         self.names.tensors.get(tensor).map_or("", String::as_str)
     }
 
-    /// Writes what the step did, and why.
+    /// Writes the step's effects and their causes.
     fn explain(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.flags.skipped() {
             write!(f, "skipped")?;
@@ -500,7 +515,7 @@ impl Record {
         write!(f, "η {:.4e}", self.learning_rate)?;
         if self.flags.first() {
             write!(f, ", the first step")?;
-            // What came before was skipped, or had a gradient of zero.
+            // Earlier steps were skipped, or had a gradient of zero.
             return if self.step > 0 { write!(f, " with a gradient") } else { Ok(()) };
         }
         if self.flags.zero_gradient() && self.outcome.is_none() {
@@ -542,22 +557,23 @@ impl Record {
     }
 }
 
-/// Which records of a ring have been handed over.
+/// Position up to which the records of a ring have been read.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct RecordCursor {
     next_step: u64,
 }
 
 impl RecordCursor {
-    /// Of a ring whose next record is that of this step.
+    /// Returns a cursor for a ring whose next record belongs to this step.
     #[cfg(feature = "checkpoint")]
     pub(crate) fn at(next_step: u64) -> Self {
         RecordCursor { next_step }
     }
 
-    /// Reads the records of a ring that were not read before, in order, and counts those overwritten meanwhile.
+    /// Reads the records of a ring that were not read before, in order, and counts those that were overwritten in the
+    /// meantime.
     ///
-    /// `rings` are that of the records and that of the tensors' records.
+    /// `rings` are the bytes of the ring of records and of the ring of tensor records.
     pub(crate) fn read(&mut self, rings: (&[u8], &[u8]), plan: &Plan) -> Records {
         let mut records: Vec<Record> = rings
             .0
@@ -568,7 +584,7 @@ impl RecordCursor {
             .filter(|record| record.step >= self.next_step)
             .collect();
         records.sort_by_key(|record| (record.step, record.group));
-        // The device keeps it with the first group.
+        // The device keeps the overflow with the first group.
         for step in records.chunk_by_mut(|a, b| a.step == b.step) {
             let overflow = step[0].overflow;
             step.iter_mut().for_each(|record| record.overflow = overflow);
@@ -594,21 +610,21 @@ impl RecordCursor {
     }
 }
 
-/// Records that a drain of the ring returns.
+/// Records that draining a ring returns.
 #[derive(Debug, Clone, PartialEq, Default)]
 #[non_exhaustive]
 pub struct Records {
     /// Records that were not drained before, ordered by step and group.
     pub records: Vec<Record>,
     /// Records of tensors that were not drained before, ordered by step and tensor. Only groups with
-    /// [`telemetry`](crate::OptimizerBuilder::telemetry).
+    /// [`telemetry`](crate::OptimizerBuilder::telemetry) have them.
     pub tensors: Vec<TensorRecord>,
     /// Number of steps whose records were overwritten before they were drained.
     pub lost_steps: u64,
 }
 
 impl Records {
-    /// Adds later records.
+    /// Appends later records.
     pub(crate) fn append(&mut self, mut later: Records) {
         self.records.append(&mut later.records);
         self.tensors.append(&mut later.tensors);
@@ -616,26 +632,27 @@ impl Records {
     }
 }
 
-/// What both paths' rings are tested with: a counter that leaves 32 bits.
+/// Test of the rings of both paths with a counter that exceeds 32 bits.
 #[cfg(test)]
 pub(crate) mod past_two_to_the_32 {
     use super::Records;
 
-    /// Steps that the ring holds; 2^32 is no multiple of the last two.
+    /// Numbers of steps that the rings hold. 2^32 is not a multiple of the last two.
     pub(crate) const RINGS: [u32; 3] = [2, 3, 7];
-    /// The counter before the first step.
+    /// Value of the counter before the first step.
     pub(crate) const START: u32 = u32::MAX - 4;
-    /// Steps to take from there: 2^32 is the fifth after it.
+    /// Numbers of steps to take. 2^32 is the fifth step.
     pub(crate) const STEPS: [u64; 4] = [3, 5, 6, 11];
 
-    /// After `n` steps the newest are there, in order, and the others are counted.
+    /// Checks that after `n` steps the newest records are in the ring, in order, and that the others are counted as
+    /// lost.
     pub(crate) fn check(ring: u32, n: u64, drained: Records, path: &str) {
         let first = u64::from(START);
         let steps: Vec<u64> = drained.records.iter().map(|record| record.step).collect();
         let newest = n.min(u64::from(ring));
         let expected: Vec<u64> = (first + n - newest..first + n).collect();
         assert_eq!(steps, expected, "{path}, a ring of {ring}");
-        // Nobody drained the steps before the first either.
+        // The steps before the first one were not drained either.
         let lost = first + n - newest;
         assert_eq!(drained.lost_steps, lost, "{path}, a ring of {ring}");
     }

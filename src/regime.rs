@@ -1,7 +1,8 @@
-//! Learning-rate regimes: they choose the learning rate on the device, from the gradients.
+//! Learning-rate regimes, which set the learning rate on the device from the gradients.
 //!
-//! A regime is a file in `src/regime/`, a file of the same name in `shaders/regime/`, a row of the table below and a row of
-//! `shaders/learning_rate.wgsl`. The other files beside them hold what several regimes share.
+//! To add a regime, write a file in `src/regime/`, a file of the same name in `shaders/regime/`, a row in the table
+//! below and a row in `shaders/learning_rate.wgsl`. The remaining files of both folders hold code that several regimes
+//! share.
 
 mod distance;
 mod first_rate;
@@ -25,95 +26,97 @@ use crate::reference::RegimeReference;
 use crate::rule::Rule;
 use gradient::{Gradient, Turn};
 
-/// What a regime consists of on the host.
+/// Host side of a regime.
 pub(crate) trait LearningRateRegime {
-    /// The name in records, tables and on the command line.
+    /// Returns the name that records, tables and the command line use.
     fn name(&self) -> &'static str;
 
-    /// A line that says what it uses.
+    /// Returns a one-line description of what the regime uses.
     fn summary(&self) -> &'static str;
 
-    /// Its formula, on the host and on the device.
+    /// Returns the regime's formula, on the host and on the device.
     fn kernel(&self) -> &'static Kernel;
 
-    /// What it needs to be measured, kept or given.
+    /// Returns the quantities that the regime needs.
     fn needs(&self) -> Needs {
         Needs::NOTHING
     }
 
-    /// False for rules that it cannot be built with. What is remembered of a step does not tell the last direction of rules that own passes.
+    /// Returns false for rules that the regime cannot be built with. The last direction of rules with passes of their
+    /// own cannot be recovered from memory.
     fn fits(&self, rule: &Rule) -> bool {
         !(self.needs().last_gradient && rule.owns_passes())
     }
 
-    /// False for rules with which it is known to fail.
+    /// Returns false for rules with which the regime is known to fail.
     fn suits(&self, _: &Rule) -> bool {
         true
     }
 
-    /// False if the rate is the same whatever the gradients are, so that they need not be measured.
+    /// Returns false if the rate does not depend on the gradients, so that they need not be measured.
     fn goes_by_gradients(&self) -> bool {
         true
     }
 
-    /// η of the first step, if the caller gave it.
+    /// Returns η of the first step, if the caller gave it.
     fn initial_rate(&self) -> Option<f32> {
         None
     }
 
-    /// ε of the first step's length `ε (1 + ‖w₀‖)`; 0 where it is not used.
+    /// Returns ε of the first step's length `ε (1 + ‖w₀‖)`, or 0 if the regime does not use it.
     fn first_step(&self, rule: &Rule, averaging: &Averaging) -> f32;
 
-    /// The weight β of the past in the moving average of n².
+    /// Returns β, the weight of the past in the moving average of n².
     fn smoothing(&self) -> f32 {
         0.9
     }
 
-    /// φ: n̂ never falls below this share of the mean norm.
+    /// Returns φ. The smoothed norm n̂ never falls below this fraction of the mean norm.
     fn norm_floor(&self) -> f32 {
         Seesaw::default().norm_floor
     }
 
-    /// The constants that its formula reads.
+    /// Returns the constants that the formula reads.
     fn constants(&self, _: &Rule) -> RegimeConstants {
         RegimeConstants::default()
     }
 
-    /// Its state before the first step.
+    /// Returns the state before the first step.
     fn first_state(&self) -> RegimeState {
         RegimeState::default()
     }
 
-    /// Refuses numbers outside their ranges.
+    /// Returns an error if a number is outside its range.
     fn validate(&self) -> Result<(), Error>;
 
-    /// The formula in f64, from the paper. It is independent of the kernel's.
+    /// Returns the paper's formula in f64, independent of the kernel.
     fn reference(&self, rule: &Rule) -> Box<dyn RegimeReference>;
 
-    /// The regime as errors name it.
+    /// Returns the regime's name for error messages.
     fn owner(&self) -> String {
         format!("regime {}", self.name())
     }
 }
 
-/// What a regime needs to be measured, kept or given.
+/// Quantities that a regime needs to be measured, kept or provided.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Needs {
     /// The alignment of the gradient with past directions.
     pub(crate) alignment: bool,
     /// The last gradient.
     pub(crate) last_gradient: bool,
-    /// A second gradient of every batch, after the step. The last gradient is then compared with it, and not with that of the next step.
+    /// A second gradient of every batch, taken after the step. It is compared with the last gradient in place of the
+    /// next step's gradient.
     pub(crate) looks: bool,
     /// The first parameters.
     pub(crate) first_parameters: bool,
     /// The loss of every step.
     pub(crate) loss: bool,
-    /// Schedule-free training, of which ⟨g, y - z⟩ is measured, and Σ|g|.
+    /// Schedule-free training, with ⟨g, y - z⟩ and Σ|g| measured.
     pub(crate) schedule_free: bool,
     /// The first parameters and a weighted sum of gradients, with which Prodigy estimates a distance.
     pub(crate) estimate: bool,
-    /// How far the parameters have moved, as Mechanic multiplies it.
+    /// The distance that the parameters have moved, which Mechanic multiplies.
     pub(crate) displacement: bool,
     /// Three streams of parameters.
     pub(crate) streams: bool,
@@ -136,40 +139,42 @@ impl Needs {
     };
 }
 
-/// The formula of one regime or of several. The functions are twins of those of its WGSL file.
+/// Formula of one regime or of several. The functions are twins of those in its WGSL file.
 pub(crate) struct Kernel {
-    /// The name of its WGSL file, and the feature that the file is linked by.
+    /// Name of the WGSL file, and of the feature that links it.
     pub(crate) name: &'static str,
-    /// The WGSL file.
+    /// Text of the WGSL file.
     pub(crate) source: &'static str,
-    /// The struct that [`RegimeConstants`] holds, if there is one.
+    /// Struct that [`RegimeConstants`] holds, if the regime has one.
     pub(crate) constants: Option<Declared>,
-    /// The struct that [`RegimeState`] holds, if there is one.
+    /// Struct that [`RegimeState`] holds, if the regime has one.
     pub(crate) state: Option<Declared>,
-    /// The struct that [`RegimeRecord`](crate::layout::RegimeRecord) holds, if there is one.
+    /// Struct that [`RegimeRecord`](crate::layout::RegimeRecord) holds, if the regime has one.
     pub(crate) record: Option<Declared>,
-    /// The constants that only this regime has, in WGSL.
+    /// Returns the WGSL of the constants that only this regime has.
     pub(crate) own_constants: fn() -> String,
-    /// Sets or changes the rate at a finite gradient that is not zero.
+    /// Sets or changes the rate. The gradient is finite and not zero.
     pub(crate) follow: fn(&GroupConstants, &Gradient, &mut GroupState, &mut RawRecord),
-    /// Measures the last step by a second gradient of its batch: of the sums of that, and whether they are finite.
+    /// Measures the last step with a second gradient of its batch. The arguments are its sums and whether they are
+    /// finite.
     pub(crate) look: fn(&GroupConstants, &ScopeSums, bool, &mut GroupState),
-    /// Chooses the stream of parameters that the step belongs to: of the loss, whether the step is skipped, and whether there was a halt.
+    /// Chooses the stream of parameters that the step belongs to. The arguments are the loss, whether the step is
+    /// skipped, and whether training has halted.
     pub(crate) begin_step: fn(&GroupConstants, f32, bool, bool, &mut GroupState, &mut RawRecord) -> Turn,
-    /// Uses the rate of a step with a gradient, once it is known with schedule and controls: with the rule's bias corrections.
+    /// Uses the rate of a step with a gradient after schedule and controls, with the rule's bias corrections.
     pub(crate) settle: Option<Settle>,
-    /// Changes what the update is told of a step that moves the group.
+    /// Changes the update of a step that moves the group.
     pub(crate) amend: fn(&GroupConstants, &mut GroupState, &mut Update),
-    /// The rate by which a step counts in the average of schedule-free training.
+    /// Returns the rate that weights a step in the average of schedule-free training.
     pub(crate) averaged_rate: fn(&mut GroupState) -> f32,
-    /// Reads what is in the record.
+    /// Reads the regime's part of a record.
     pub(crate) explain: fn(&RawRecord) -> Details,
 }
 
 type Settle = fn(&GroupConstants, &Gradient, (f32, f32), &mut GroupState);
 
 impl Kernel {
-    /// A kernel without structs of its own.
+    /// Returns a kernel without structs of its own.
     const fn new(name: &'static str, source: &'static str) -> Self {
         Kernel {
             name,
@@ -188,7 +193,7 @@ impl Kernel {
         }
     }
 
-    /// All kernels. Their order gives [`GroupConstants::regime`] its values.
+    /// Returns all kernels. Their order gives [`GroupConstants::regime`] its values.
     pub(crate) fn all() -> &'static [&'static Kernel] {
         static ALL: LazyLock<Vec<&'static Kernel>> = LazyLock::new(|| {
             let mut all: Vec<&'static Kernel> = Vec::new();
@@ -203,23 +208,24 @@ impl Kernel {
         &ALL
     }
 
-    /// Its place among all kernels.
+    /// Returns the kernel's index among all kernels.
     pub(crate) fn number(&self) -> u32 {
         Kernel::all().iter().position(|kernel| kernel.name == self.name).map_or(u32::MAX, |index| index as u32)
     }
 
-    /// The kernel of a group.
+    /// Returns the kernel of a group.
     pub(crate) fn of(constants: &GroupConstants) -> &'static Kernel {
         Kernel::all()[constants.regime as usize]
     }
 }
 
-/// For regimes with one stream of parameters: every step belongs to it, and no parameters are put aside.
+/// Implements `begin_step` for regimes with one stream of parameters: every step belongs to it, and no parameters are
+/// stored.
 fn one_stream(_: &GroupConstants, _: f32, _: bool, _: bool, s: &mut GroupState, _: &mut RawRecord) -> Turn {
     Turn { begins: 1 - s.momentum_started, ..Turn::NONE }
 }
 
-/// What some regimes record and others do not. [`Record`](crate::Record) explains the fields.
+/// Values that only some regimes record. [`Record`](crate::Record) explains the fields.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Details {
     pub(crate) slow_alignment: f32,
@@ -231,24 +237,25 @@ pub(crate) struct Details {
     pub(crate) estimate: Option<Estimate>,
 }
 
-/// What [`Prodigy`] or [`Mechanic`] knew of its scale at a step, in [`Record::estimate`](crate::Record::estimate).
+/// Estimate that [`Prodigy`] or [`Mechanic`] used in a step. See [`Record::estimate`](crate::Record::estimate).
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub enum Estimate {
-    /// Of Prodigy: d is the largest quotient `c r/Σ|s|` so far.
+    /// Prodigy's estimate. The distance d is the largest quotient `c r/Σ|s|` so far.
     Distance {
-        /// r of the steps before, over the d² of the last of them.
+        /// r of the previous steps, divided by the d² of the last of them.
         numerator: f32,
-        /// Σ|s| of the steps before, over the same d²; 0 where it is not known.
+        /// Σ|s| of the previous steps, divided by the same d². It is 0 where it is not known.
         denominator: f32,
-        /// d, with which the step was taken.
+        /// d that the step used.
         distance: f32,
     },
-    /// Of Mechanic.
+    /// Mechanic's estimate.
     Scale {
-        /// h, the inner product of Δ with the gradient and its decay: above 0 where the gradient says to go further.
+        /// h, the inner product of Δ with the gradient and its decay. It is above 0 if the gradient asks for a larger
+        /// scale.
         product: f32,
-        /// S, with which the step was taken.
+        /// S that the step used.
         scale: f32,
     },
 }
@@ -265,24 +272,27 @@ impl Details {
     };
 }
 
-/// The table of regimes. A row has the regime's name here, the struct with its constants and the name of its files.
+/// Table of the regimes. A row has the regime's name, the struct with its constants and the name of its files.
 macro_rules! regimes {
     ($($(#[$meta:meta])* $Regime:ident($Struct:ident) in $module:ident,)*) => {
         $(mod $module; pub use $module::$Struct;)*
 
-        /// The regimes, for the root of the crate.
+        /// The regimes, re-exported at the root of the crate.
         pub(crate) mod table {
             pub use super::{$($Struct),*};
         }
 
-        /// The regime that sets a group's learning rate η, once per step, from that step's reductions.
+        /// Regime, which sets a group's learning rate η once per step from the sums of that step's gradient.
         ///
-        /// Notation: `n` is the norm of the gradient, `n̂ = max(√EMA_β(n²), n, φ mean(n))` the smoothed norm (bias-corrected; the
-        /// mean is over all steps, the last 65,536 at most, and n counts in it as no more than 10 n̂ of the step before), `a` the alignment
-        /// of the gradient with where the optimizer has been going, `u` the direction of the step, `s = -η u` the step itself. Every
-        /// regime but [`Regime::Fixed`], [`Prodigy`] and [`Mechanic`] clamps each rise of `ln η` to ln 10, and those but [`Seesaw`], [`NormRatio`] and [`Hypergradient`] each
-        /// fall as well; all clamp η to `[1e-30, 1e30]`, and carry it over when the gradient is zero or not finite. A
-        /// [`Schedule`](crate::Schedule) multiplies what the regime says.
+        /// Notation: `n` is the norm of the gradient. `n̂ = max(√EMA_β(n²), n, φ mean(n))` is the smoothed norm with
+        /// bias correction. Its mean is over all steps, at most the last 65,536, and n counts in it as at most 10 times
+        /// the previous n̂. `a` is the alignment of the gradient with the past steps, `u` the direction of the step,
+        /// and `s = -η u` the step itself.
+        ///
+        /// Every regime except [`Regime::Fixed`], [`Prodigy`] and [`Mechanic`] limits each rise of `ln η` to ln 10.
+        /// Those except [`Seesaw`], [`NormRatio`] and [`Hypergradient`] limit each fall as well. Every regime clamps η
+        /// to `[1e-30, 1e30]`, and carries it over if the gradient is zero or not finite. A
+        /// [`Schedule`](crate::Schedule) multiplies the regime's rate.
         #[derive(Debug, Clone, Copy, PartialEq)]
         #[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
         #[non_exhaustive]
@@ -291,7 +301,7 @@ macro_rules! regimes {
         }
 
         impl Regime {
-            /// Returns regimes of every kind with their default constants, to iterate over. The fixed rate is 0.01.
+            /// Returns every kind of regime with its default constants. The fixed rate is 0.01.
             pub fn all() -> Vec<Self> {
                 [$($module::examples().map(Regime::$Regime).as_slice()),*].concat()
             }
@@ -306,23 +316,23 @@ macro_rules! regimes {
 }
 
 regimes! {
-    /// The default: uses the gradient norm and the alignment, with nothing to tune.
+    /// Uses the gradient norm and the alignment, with nothing to tune. This is the default.
     Seesaw(Seesaw) in seesaw,
-    /// Uses the gradient norm alone.
+    /// Uses only the gradient norm.
     NormRatio(NormRatio) in norm_ratio,
-    /// Uses the alignment alone.
+    /// Uses only the alignment.
     Hypergradient(Hypergradient) in hypergradient,
-    /// Uses the learning rate that the caller gives, in every step.
+    /// Uses the learning rate that the caller gives.
     Fixed(FixedRate) in fixed,
     /// Divides by the root of the sum of squared norms.
     AdaGradNorm(AdaGradNorm) in adagrad_norm,
-    /// Divides by a sum of squared norms over their own scale.
+    /// Divides by a sum of squared norms, each divided by the sum before it.
     WnGrad(WnGrad) in wngrad,
     /// Estimates the curvature from the last step.
     BarzilaiBorwein(BarzilaiBorwein) in barzilai_borwein,
     /// Estimates the curvature from the last step, with bounded growth.
     AdGd(AdGd) in adgd,
-    /// Measures the curvature along the step by a second gradient of the same batch.
+    /// Measures the curvature along the step with a second gradient of the same batch.
     Curvature(Curvature) in curvature,
     /// Divides the distance from the start by the gradients.
     DoG(DoG) in dog,
@@ -332,11 +342,11 @@ regimes! {
     Polyak(Polyak) in polyak,
     /// Uses the loss and the squared norm, with a largest rate.
     Ngn(Ngn) in ngn,
-    /// Divides the loss, as it is estimated for the steps of schedule-free training, by the gradient.
+    /// Divides the loss by the gradient, with the loss estimated for the steps of schedule-free training.
     ScheduleFreePlus(ScheduleFreePlus) in schedule_free_plus,
-    /// Estimates the distance to the solution, for rules whose steps are about as long in every element.
+    /// Estimates the distance to the solution. It needs rules whose steps are about equally long in every element.
     Prodigy(Prodigy) in prodigy,
-    /// Learns a scale of everything the rule has done so far.
+    /// Learns a scale for the sum of all steps so far.
     Mechanic(Mechanic) in mechanic,
     /// Compares the losses of three parameter streams at three rates.
     AutoSgd(AutoSgd) in auto_sgd,
@@ -354,31 +364,31 @@ impl Regime {
         self.regime().name()
     }
 
-    /// Returns a line that says what the regime uses, as the command line's help has it.
+    /// Returns a one-line description of what the regime uses. The command line's help shows it.
     #[doc(hidden)]
     pub fn summary(&self) -> &'static str {
         self.regime().summary()
     }
 
-    /// Returns true unless the rate is the same whatever the gradients are.
+    /// Returns true if the rate depends on the gradients.
     pub(crate) fn goes_by_gradients(&self) -> bool {
         self.regime().goes_by_gradients()
     }
 
-    /// Returns true if the regime uses the alignment of the gradient with past directions. Rules without momentum then keep one byte of
-    /// direction memory per parameter.
+    /// Returns true if the regime uses the alignment of the gradient with past directions. Rules without momentum then
+    /// keep a direction memory of 1 byte per parameter.
     #[doc(hidden)]
     pub fn needs_alignment(&self) -> bool {
         self.regime().needs().alignment
     }
 
-    /// Returns true if the last gradient is kept: 4 bytes per parameter.
+    /// Returns true if the regime keeps the last gradient, 4 bytes per parameter.
     #[doc(hidden)]
     pub fn needs_last_gradient(&self) -> bool {
         self.regime().needs().last_gradient
     }
 
-    /// Returns true if the first parameters are kept: 4 bytes per parameter.
+    /// Returns true if the regime keeps the first parameters, 4 bytes per parameter.
     #[doc(hidden)]
     pub fn needs_first_parameters(&self) -> bool {
         self.regime().needs().first_parameters
@@ -389,25 +399,26 @@ impl Regime {
         self.regime().needs().loss
     }
 
-    /// Returns true if the regime is for [`Averaging::ScheduleFree`] alone.
+    /// Returns true if the regime only works with [`Averaging::ScheduleFree`].
     #[doc(hidden)]
     pub fn needs_schedule_free(&self) -> bool {
         self.regime().needs().schedule_free
     }
 
-    /// Returns true if the caller must show the gradient of every batch a second time, after the step
+    /// Returns true if the caller must provide the gradient of every batch a second time, after the step
     /// ([`encode_look`](crate::Optimizer::encode_look), [`look`](crate::CpuOptimizer::look)).
     pub fn needs_looks(&self) -> bool {
         self.regime().needs().looks
     }
 
-    /// Returns true if the first parameters and a weighted sum of gradients are kept: 8 bytes per parameter.
+    /// Returns true if the regime keeps the first parameters and a weighted sum of gradients, 8 bytes per parameter.
     #[doc(hidden)]
     pub fn needs_estimate(&self) -> bool {
         self.regime().needs().estimate
     }
 
-    /// Returns true if it is kept how far the parameters have moved, which the regime multiplies: 4 bytes per parameter.
+    /// Returns true if the regime keeps the distance that the parameters have moved, 4 bytes per parameter, and
+    /// multiplies it.
     #[doc(hidden)]
     pub fn needs_displacement(&self) -> bool {
         self.regime().needs().displacement
@@ -419,17 +430,23 @@ impl Regime {
         self.regime().needs().streams
     }
 
-    /// Returns true if the regime supports this rule. [`AutoSgd`] needs three copies of the rule's memory and rejects rules with momentum or a
-    /// second moment; [`BarzilaiBorwein`] and [`AdGd`] need the last direction and reject Muon; [`ScheduleFreePlus`] rejects rules with
-    /// momentum, as schedule-free training does; [`Prodigy`] needs a mean of squares or signs, and rejects rules along the gradient, AMSGrad and
-    /// Muon. All other combinations can be built.
+    /// Returns true if the regime supports this rule.
+    ///
+    /// - [`AutoSgd`] needs three copies of the rule's memory and rejects rules with momentum or a second moment.
+    /// - [`BarzilaiBorwein`], [`AdGd`] and [`Curvature`] need the last direction and reject Muon and Adafactor.
+    /// - [`ScheduleFreePlus`] rejects rules with momentum, as schedule-free training does.
+    /// - [`Prodigy`] needs a mean of squares or signs, and rejects rules along the gradient, AMSGrad, Muon and
+    ///   Adafactor.
+    ///
+    /// All other combinations can be built.
     #[doc(hidden)]
     pub fn fits(&self, rule: &Rule) -> bool {
         self.regime().fits(rule)
     }
 
-    /// Returns true if the regime supports this average. [`AutoSgd`] rejects all, [`ScheduleFreePlus`] all but schedule-free training, and
-    /// [`Curvature`], [`Prodigy`] and [`Mechanic`] reject that: they take the step to be along the direction, from where the gradient was taken.
+    /// Returns true if the regime supports this average. [`AutoSgd`] rejects all averages, and [`ScheduleFreePlus`] all
+    /// except schedule-free training. [`Curvature`], [`Prodigy`] and [`Mechanic`] reject schedule-free training,
+    /// because they assume that the step is along the direction and starts where the gradient was taken.
     #[doc(hidden)]
     pub fn fits_averaging(&self, averaging: &Averaging) -> bool {
         let needs = self.regime().needs();
@@ -439,45 +456,48 @@ impl Regime {
         }
     }
 
-    /// Returns false for combinations that are known to fail: they can be built, but diverged or nearly so on every problem they were tried
-    /// on. [`OptimizerBuilder::warnings`](crate::OptimizerBuilder::warnings) reports them.
+    /// Returns false for combinations that are known to fail. They can be built, but diverged or nearly so on every
+    /// problem they were tried on. [`OptimizerBuilder::warnings`](crate::OptimizerBuilder::warnings) reports them.
     ///
-    /// - DoG and DoWG assume that the direction is as long as the gradient. Momentum makes it many times longer, so that the distance and
-    ///   with it the rate grow without bound. AdamW's direction does not grow, and works.
+    /// - DoG and DoWG assume that the direction is as long as the gradient. Momentum makes it many times longer, so
+    ///   that the distance and the rate grow without bound. AdamW's direction does not grow, and works.
     /// - Polyak fails with [`Rule::Sgdm`] for the same reason. Rules whose direction does not grow with the momentum work.
     /// - BarzilaiBorwein assumes that the step is along the gradient; with momentum it is not.
     ///
-    /// Regimes that compare gradients of different mini-batches may fail for that reason too. That depends on the data and is not reported.
+    /// Regimes that compare gradients of different mini-batches may fail because of that. It depends on the data and is
+    /// not reported.
     #[doc(hidden)]
     pub fn suits(&self, rule: &Rule) -> bool {
         self.regime().suits(rule)
     }
 
-    /// Returns true if the first rate is derived from the length of the first step, which needs `‖w₀‖` once.
+    /// Returns true if the first rate is derived from the length of the first step. `‖w₀‖` is then measured once.
     #[doc(hidden)]
     pub fn needs_initial_norm(&self) -> bool {
         self.regime().needs().initial_norm
     }
 
-    /// Returns η of the first step if the caller gave it.
+    /// Returns η of the first step, if the caller gave it.
     #[doc(hidden)]
     pub fn initial_rate(&self) -> Option<f32> {
         self.regime().initial_rate()
     }
 
-    /// Returns `ε` of the first step's length `ε (1 + ‖w₀‖)` for this rule and average; 0 if the regime does not use it.
+    /// Returns `ε` of the first step's length `ε (1 + ‖w₀‖)` for this rule and average, or 0 if the regime does not use
+    /// it.
     #[doc(hidden)]
     pub fn first_step(&self, rule: &Rule, averaging: &Averaging) -> f32 {
         self.regime().first_step(rule, averaging)
     }
 
-    /// The weight of the past in the smoothed norm, and the share of the mean norm below which that never falls.
+    /// Returns the weight of the past in the smoothed norm, and the fraction of the mean norm below which the smoothed
+    /// norm never falls.
     #[doc(hidden)]
     pub fn smoothing(&self) -> (f32, f32) {
         (self.regime().smoothing(), self.regime().norm_floor())
     }
 
-    /// The regime in f64, for the conformance suite.
+    /// Returns the regime in f64, for the conformance suite.
     #[doc(hidden)]
     pub fn reference(&self, rule: &Rule) -> Box<dyn RegimeReference> {
         self.regime().reference(rule)
@@ -488,7 +508,7 @@ impl Regime {
     }
 }
 
-/// Refuses exponents and gains whose products with logarithms leave the fixed point that the device adds them up in.
+/// Returns an error if an exponent or gain is so large that its products with logarithms overflow fixed point.
 fn require_factor(regime: &dyn LearningRateRegime, field: &'static str, value: f32) -> Result<(), Error> {
     require((0.0..=1e6).contains(&value), || regime.owner(), field, value, "between 0 and 1e6")
 }
@@ -518,7 +538,7 @@ fn require_at_least_0(regime: &dyn LearningRateRegime, field: &'static str, valu
     require(value.is_finite() && value >= 0.0, || regime.owner(), field, value, "finite and at least 0")
 }
 
-/// Refuses a first rate or, where there is none, a first step that is out of range.
+/// Returns an error if the first rate or, if there is none, the first step is out of range.
 fn require_first_step(
     regime: &dyn LearningRateRegime,
     first_step: Option<f32>,
@@ -535,9 +555,10 @@ fn require_first_step(
     }
 }
 
-/// The smallest learning rate a regime may set.
+/// Smallest learning rate that a regime may set.
 pub const RATE_MIN: f32 = numbers::RATE_MIN;
-/// The largest learning rate a regime may set.
+/// Largest learning rate that a regime may set.
 pub const RATE_MAX: f32 = numbers::RATE_MAX;
-/// The largest rise of `ln η` in one step, and the largest fall of the regimes that say what η is: a factor of ten.
+/// Largest rise of `ln η` in one step, a factor of ten. Regimes whose formula gives η itself are also limited to this
+/// fall.
 pub const MAX_CHANGE: f32 = numbers::MAX_CHANGE;

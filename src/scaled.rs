@@ -1,4 +1,4 @@
-//! Arithmetic that no scale of the loss can overflow, and logarithms that do not drift: twin of `shaders/scaled.wgsl`,
+//! Arithmetic that no loss scale can overflow, and logarithms that do not drift. Twin of `shaders/scaled.wgsl`,
 //! operation by operation.
 
 use std::f32::consts::{LOG2_E, SQRT_2};
@@ -6,7 +6,7 @@ use std::f32::consts::{LOG2_E, SQRT_2};
 pub(crate) use crate::layout::numbers::{LN_2_HIGH, LN_2_LOW};
 use crate::layout::{Fixed, Scaled, Squares};
 
-/// 2^k; `k` is clamped to what a normal f32 can hold.
+/// Returns 2^k, with `k` clamped to the range of normal f32 numbers.
 pub(crate) fn power_of_two(k: i32) -> f32 {
     f32::from_bits(((k.clamp(-126, 127) + 127) as u32) << 23)
 }
@@ -15,7 +15,7 @@ impl Scaled {
     pub(crate) const ZERO: Scaled = Scaled { mantissa: 0.0, exponent: 0 };
     pub(crate) const ONE: Scaled = Scaled { mantissa: 1.0, exponent: 0 };
 
-    /// `|x| * 2^exponent` for a normal `x`.
+    /// Returns `|x| * 2^exponent` for a normal `x`.
     pub(crate) fn new(x: f32, exponent: i32) -> Self {
         let field = (x.to_bits() >> 23) & 0xff;
         if field == 0 {
@@ -65,8 +65,7 @@ impl Scaled {
         )
     }
 
-    /// `self * factor` for a normal, non-negative factor.
-    /// `self - other`, or 0 where that is below.
+    /// Returns `self - other`, or 0 if the difference is negative.
     pub(crate) fn excess_over(self, other: Self) -> Self {
         if !other.less(self) {
             return Scaled::ZERO;
@@ -89,7 +88,7 @@ impl Scaled {
         Scaled::new(self.mantissa * other.mantissa, self.exponent + other.exponent)
     }
 
-    /// `self / other` for `other` above 0.
+    /// Returns `self / other` for `other` above 0.
     pub(crate) fn quotient(self, other: Self) -> Self {
         if self.is_zero() {
             return self;
@@ -105,7 +104,7 @@ impl Scaled {
         }
     }
 
-    /// As an f32; saturates at the largest one, and is 0 below the smallest normal one.
+    /// Converts to f32. Saturates at the largest f32, and is 0 below the smallest normal one.
     pub(crate) fn to_float(self) -> f32 {
         if self.is_zero() || self.exponent < -126 {
             0.0
@@ -116,7 +115,7 @@ impl Scaled {
         }
     }
 
-    /// `ln(self / other)` to about two ulps even where both are close: `ln r = 2 atanh((r-1)/(r+1))`.
+    /// Computes `ln(self / other)` to about two ulps, even if both are close: `ln r = 2 atanh((r-1)/(r+1))`.
     pub(crate) fn ln_ratio(self, other: Self) -> f32 {
         let mut x = self.mantissa;
         let mut exponent = self.exponent - other.exponent;
@@ -133,12 +132,13 @@ impl Scaled {
         exponent as f32 * LN_2_HIGH + (2.0 * s + (tail + exponent as f32 * LN_2_LOW))
     }
 
-    /// ln of a value above 0.
+    /// Computes ln of a value above 0.
     pub(crate) fn ln_fixed(self) -> Fixed {
         self.ln_ratio_fixed(Scaled::ONE)
     }
 
-    /// `ln(self / other)` in fixed point: how far apart the two are costs no accuracy, and a power of two in both changes no bit.
+    /// Computes `ln(self / other)` in fixed point. The distance of the two does not affect the accuracy, and a common
+    /// power of two changes no bit.
     pub(crate) fn ln_ratio_fixed(self, other: Self) -> Fixed {
         let mantissa = |of: Self| Scaled { exponent: 0, ..of };
         let exponent = (self.exponent - other.exponent) as f32;
@@ -157,9 +157,9 @@ impl Fixed {
         i64::from(self.whole) << 32 | i64::from(self.fraction)
     }
 
-    /// `self + x` for |x| < 2^30, to 2⁻³².
+    /// Returns `self + x` for |x| < 2^30, accurate to 2⁻³².
     pub(crate) fn add_float(self, x: f32) -> Self {
-        // Scaling by 2^32 is exact; only what lies below 2^-32 is rounded, half away from zero.
+        // Scaling by 2^32 is exact. Only digits below 2^-32 are rounded, half away from zero.
         let steps = (f64::from(x) * 4_294_967_296.0).round() as i64;
         Fixed::from_bits(self.bits().saturating_add(steps))
     }
@@ -176,17 +176,17 @@ impl Fixed {
         self.whole as f32 + self.fraction as f32 * 2.328_306_4e-10
     }
 
-    /// `factor * self`, part by part, so that a large whole part does not cost the fraction its digits.
+    /// Computes `factor * self`, part by part, so that a large whole part does not cost the fraction its digits.
     pub(crate) fn times(self, factor: f32) -> Self {
         Fixed::default()
             .add_float(factor * self.whole as f32)
             .add_float(factor * (self.fraction as f32 * 2.328_306_4e-10))
     }
 
-    /// exp of a value below 2^8 in magnitude, to about two ulps.
+    /// Computes exp of a value below 2^8 in magnitude, to about two ulps.
     pub(crate) fn exp(self) -> Scaled {
         let k = (self.to_float() * LOG2_E).round_ties_even();
-        // |rest| <= ln 2 / 2; subtracting in fixed point loses nothing.
+        // |rest| <= ln 2 / 2. The subtraction in fixed point is exact.
         let rest = self.add_float(-k * LN_2_HIGH).add_float(-k * LN_2_LOW).to_float();
         let tail = rest
             * rest
@@ -204,7 +204,7 @@ impl Fixed {
 mod tests {
     use super::*;
 
-    /// A value with a large whole part loses its fraction as an f32: `rest` of `exp` is small, so it does not.
+    /// An f32 loses the fraction of a value with a large whole part. `rest` of `exp` is small and keeps it.
     #[test]
     fn fixed_point_adds_and_subtracts_exactly() {
         let a = Fixed::default().add_float(-4.625).add_float(1e-9);
@@ -221,7 +221,7 @@ mod tests {
             let exact = f64::from(x).exp();
             let got = Fixed::default().add_float(x).exp();
             let got = f64::from(got.mantissa) * f64::from(got.exponent).exp2();
-            // Fixed point holds x to 2^-33.
+            // Fixed point represents x to 2^-33.
             assert!((got / exact - 1.0).abs() <= 2.0 * f64::from(f32::EPSILON), "exp {x}: {got} against {exact}");
         }
     }

@@ -1,5 +1,5 @@
-//! Schedules: factors of the learning rate that depend only on the number of the step. They are evaluated on the device, so that a command
-//! buffer can be replayed.
+//! Schedules, which are factors of the learning rate that depend only on the number of the step. The device evaluates
+//! them, so that a command buffer can be replayed.
 
 use std::sync::Arc;
 
@@ -13,134 +13,138 @@ pub(crate) use table::Tables;
 #[cfg(feature = "checkpoint")]
 pub(crate) use table::serialize as serialize_factors;
 
-/// A factor of the learning rate as a function of the step, for any regime: `Regime::fixed(peak)` with a schedule is the usual scheduled
-/// rate. No memory per parameter, no readback.
+/// Factor of the learning rate as a function of the step. It works with any regime: `Regime::fixed(peak)` with a
+/// schedule is the usual scheduled rate. It needs no memory per parameter and no readback.
 ///
 /// `t` counts the steps of the group that were not skipped, from 0. A factor never falls below 1e-6, so that ln η stays
-/// finite. In the record `schedule_term` is the change of `ln` of the factor.
+/// finite. In the record, `schedule_term` is the change of `ln` of the factor.
 ///
-/// Where a schedule has a `warmup`, the factor is `(t+1)/warmup` for `t < warmup`, and the rest of the formula begins at `t = warmup`.
-/// PyTorch's name of that is `SequentialLR` of `LinearLR(start_factor=1/warmup, total_iters=warmup-1)` and what follows. Hugging Face's
-/// `get_*_schedule_with_warmup` have `t/warmup`, whose first step does nothing. 0 is no warm-up.
+/// If a schedule has a `warmup`, the factor is `(t+1)/warmup` for `t < warmup`, and the rest of the formula begins at
+/// `t = warmup`. PyTorch's equivalent is a `SequentialLR` that begins with `LinearLR(start_factor=1/warmup,
+/// total_iters=warmup-1)`. Hugging Face's `get_*_schedule_with_warmup` use `t/warmup`, whose first step does nothing. A
+/// `warmup` of 0 disables the warm-up.
 ///
-/// `steps` are the steps in all, those of the warm-up included; from there on the factor is `last`. `x` is the share of the fall that is
-/// done, `(t-warmup)/(steps-warmup)`.
+/// `steps` is the total number of steps, including the warm-up. After them the factor stays `last`. `x` is the
+/// completed fraction of the fall, `(t-warmup)/(steps-warmup)`.
 ///
-/// Under [`Regime::Seesaw`](crate::Regime::Seesaw) and `Hypergradient` a schedule that rises takes back what agreement gave while it was
-/// lower, so that a warm-up is not undone, and does not end far too high. [`Seesaw`](crate::Seesaw) has the formula.
+/// Under [`Regime::Seesaw`](crate::Regime::Seesaw) and `Hypergradient`, a rising schedule takes back the agreement that
+/// was gained while the factor was lower. Otherwise they would undo a warm-up and end it at far too high a rate.
+/// [`Seesaw`](crate::Seesaw) has the formula.
 #[derive(Debug, Clone, PartialEq, Default)]
 #[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 #[non_exhaustive]
 pub enum Schedule {
-    /// The factor 1.
+    /// The factor is always 1.
     #[default]
     Constant,
-    /// Warm-up, then 1. Hugging Face's `get_constant_schedule_with_warmup`.
+    /// Warm-up, then 1. It is Hugging Face's `get_constant_schedule_with_warmup`.
     WarmupConstant {
-        /// Steps of linear warm-up; at least 1.
+        /// Steps of linear warm-up, at least 1.
         warmup: u32,
     },
-    /// Warm-up, then a half cosine from 1 to `last` (Loshchilov & Hutter 2017, arXiv:1608.03983, eq. 5, without restarts):
-    /// `last + (1-last) (1 + cos πx)/2`. `torch.optim.lr_scheduler.CosineAnnealingLR` up to its `T_max`, and optax'
-    /// `warmup_cosine_decay_schedule`.
+    /// Warm-up, then a half cosine from 1 to `last`: `last + (1-last) (1 + cos πx)/2` (Loshchilov & Hutter 2017,
+    /// arXiv:1608.03983, eq. 5, without restarts). It is `torch.optim.lr_scheduler.CosineAnnealingLR` up to its
+    /// `T_max`, and optax's `warmup_cosine_decay_schedule`.
     WarmupCosine {
         /// Steps of linear warm-up, fewer than `steps`.
         warmup: u32,
-        /// Steps in all.
+        /// Total number of steps.
         steps: u32,
-        /// The factor at the end, from 0 to 1.
+        /// Factor at the end, from 0 to 1.
         last: f32,
     },
-    /// Warm-up, then a straight line from 1 to `last`: `last + (1-last) (1-x)`. Hugging Face's `get_linear_schedule_with_warmup`, the default
-    /// of its `Trainer`, and optax' `linear_schedule`.
+    /// Warm-up, then a straight line from 1 to `last`: `last + (1-last) (1-x)`. It is Hugging Face's
+    /// `get_linear_schedule_with_warmup`, the default of its `Trainer`, and optax's `linear_schedule`.
     Linear {
         /// Steps of linear warm-up, fewer than `steps`.
         warmup: u32,
-        /// Steps in all.
+        /// Total number of steps.
         steps: u32,
-        /// The factor at the end, from 0 to 1.
+        /// Factor at the end, from 0 to 1.
         last: f32,
     },
-    /// Warm-up, then `last + (1-last) (1-x)^power`. `torch.optim.lr_scheduler.PolynomialLR`, Hugging Face's
-    /// `get_polynomial_decay_schedule_with_warmup` and optax' `polynomial_schedule`.
+    /// Warm-up, then `last + (1-last) (1-x)^power`. It is `torch.optim.lr_scheduler.PolynomialLR`, Hugging Face's
+    /// `get_polynomial_decay_schedule_with_warmup` and optax's `polynomial_schedule`.
     Polynomial {
         /// Steps of linear warm-up, fewer than `steps`.
         warmup: u32,
-        /// Steps in all.
+        /// Total number of steps.
         steps: u32,
-        /// The exponent, above 0 and at most 10.
+        /// Exponent, above 0 and at most 10.
         power: f32,
-        /// The factor at the end, from 0 to 1.
+        /// Factor at the end, from 0 to 1.
         last: f32,
     },
-    /// Warm-up, then `factor^((t-warmup)/every)`. `torch.optim.lr_scheduler.ExponentialLR(γ)` is `every: 1, factor: γ`, to the digits that γ
-    /// has as an f32; optax' `exponential_decay` has both numbers.
+    /// Warm-up, then `factor^((t-warmup)/every)`. `torch.optim.lr_scheduler.ExponentialLR(γ)` is `every: 1, factor: γ`,
+    /// with γ rounded to f32. optax's `exponential_decay` has both numbers.
     Exponential {
         /// Steps of linear warm-up.
         warmup: u32,
-        /// Steps in which the factor falls by `factor`; at least 1.
+        /// Number of steps in which the rate is multiplied by `factor` once, at least 1.
         every: u32,
-        /// The factor of `every` steps, from 1e-6 to 1e6.
+        /// Factor over `every` steps, from 1e-6 to 1e6.
         factor: f32,
     },
-    /// Warm-up, then half cosines from 1 to `last`, one after the other: the first of `period` steps, each of the others `growth` times as long
-    /// as the one before: `last + (1-last) (1 + cos πx)/2`, `x` the share of the cosine that is done (Loshchilov & Hutter 2017,
-    /// arXiv:1608.03983, eq. 5). `torch.optim.lr_scheduler.CosineAnnealingWarmRestarts` with `T_0 = period`, `T_mult = growth` and
-    /// `eta_min = last` times the rate; optax' `sgdr_schedule`.
+    /// Warm-up, then consecutive half cosines from 1 to `last`: `last + (1-last) (1 + cos πx)/2`, where `x` is the
+    /// completed fraction of the cosine (Loshchilov & Hutter 2017, arXiv:1608.03983, eq. 5). The first cosine takes
+    /// `period` steps, and each later one `growth` times as many as the one before. It is
+    /// `torch.optim.lr_scheduler.CosineAnnealingWarmRestarts` with `T_0 = period`, `T_mult = growth` and `eta_min =
+    /// last` times the rate, and optax's `sgdr_schedule`.
     CosineRestarts {
-        /// Steps of linear warm-up, which the paper does not have.
+        /// Steps of linear warm-up, which is not in the paper.
         warmup: u32,
-        /// Steps of the first cosine; at least 1.
+        /// Steps of the first cosine, at least 1.
         period: u32,
-        /// How many times longer each cosine is than the one before; at least 1.
+        /// Ratio of the length of a cosine to that of the one before, at least 1.
         growth: u32,
-        /// The factor at the end of each cosine, from 0 to 1.
+        /// Factor at the end of each cosine, from 0 to 1.
         last: f32,
     },
-    /// Warm-up, then 1, then over the last `decay` steps `last + (1-last) d(x)`, with `d` of [`DecayShape`] and `x` the share of them that is
-    /// done (Hu et al. 2024, arXiv:2404.06395, section 4; Hägele et al. 2024, arXiv:2405.18392). Until the fall begins the factor does not depend on `steps`, so that a run can be prolonged from a checkpoint of its
-    /// stable part. Hugging Face's `get_wsd_schedule`.
+    /// Warm-up, then 1, then `last + (1-last) d(x)` over the last `decay` steps, where `x` is their completed fraction
+    /// and `d` is given by [`DecayShape`] (Hu et al. 2024, arXiv:2404.06395, section 4; Hägele et al. 2024,
+    /// arXiv:2405.18392). The factor does not depend on `steps` until the fall begins, so that a run can be extended
+    /// from a checkpoint of its stable part. It is Hugging Face's `get_wsd_schedule`.
     WarmupStableDecay {
         /// Steps of linear warm-up.
         warmup: u32,
-        /// Steps in all, at least `warmup + decay`.
+        /// Total number of steps, at least `warmup + decay`.
         steps: u32,
-        /// Steps of the fall; at least 1. A tenth to a fifth of the steps is usual.
+        /// Steps of the fall, at least 1. A tenth to a fifth of the steps is usual.
         decay: u32,
-        /// The factor at the end, from 0 to 1.
+        /// Factor at the end, from 0 to 1.
         last: f32,
-        /// The form of the fall.
+        /// Shape of the fall.
         shape: DecayShape,
     },
-    /// Warm-up, then `√(warmup/(t+1))` (Vaswani et al. 2017, arXiv:1706.03762, section 5.3, with its peak at 1).
+    /// Warm-up, then `√(warmup/(t+1))` (Vaswani et al. 2017, arXiv:1706.03762, section 5.3, scaled to a peak of 1).
     InverseSqrt {
-        /// Steps of linear warm-up; at least 1.
+        /// Steps of linear warm-up, at least 1.
         warmup: u32,
     },
-    /// `factor^⌊t/every⌋`, as `torch.optim.lr_scheduler.StepLR`.
+    /// `factor^⌊t/every⌋`, which is `torch.optim.lr_scheduler.StepLR`.
     Step {
-        /// Steps between two falls; at least 1.
+        /// Steps between two falls, at least 1.
         every: u32,
-        /// The factor of a fall, from 1e-6 to 1e6.
+        /// Factor of one fall, from 1e-6 to 1e6.
         factor: f32,
     },
-    /// Up from `first` to 1 over `rise` steps, then down to `last` over the rest, each a half cosine (Smith & Topin 2018,
-    /// arXiv:1708.07120; as `torch.optim.lr_scheduler.OneCycleLR`, the rate's part of it).
+    /// A half cosine from `first` up to 1 over `rise` steps, then a half cosine down to `last` over the remaining steps
+    /// (Smith & Topin 2018, arXiv:1708.07120). It is the learning rate of `torch.optim.lr_scheduler.OneCycleLR`.
     OneCycle {
         /// Steps of the rise, fewer than `steps`.
         rise: u32,
-        /// Steps in all.
+        /// Total number of steps.
         steps: u32,
-        /// The factor at the start, above 0 and at most 1; PyTorch has 1/25.
+        /// Factor at the start, above 0 and at most 1. PyTorch uses 1/25.
         first: f32,
-        /// The factor at the end, from 0 to 1; PyTorch has 4e-6.
+        /// Factor at the end, from 0 to 1. PyTorch uses 4e-6.
         last: f32,
     },
-    /// Factors of one's own: `factors[i]` at step `i * every`, a straight line from each to the next, and the last one for ever, as
-    /// `numpy.interp`. With `every: 1` it is `torch.optim.lr_scheduler.LambdaLR`.
+    /// Custom factors: `factors[i]` at step `i * every`, with linear interpolation as in `numpy.interp`. The last
+    /// factor stays. With `every: 1` it is `torch.optim.lr_scheduler.LambdaLR`.
     ///
-    /// The factors are on the device, in one uniform buffer of 16 KiB. All groups of an optimizer together can have 4096; groups with the same
-    /// factors share them.
+    /// The factors are in one uniform buffer of 16 KiB on the device. All groups of an optimizer together can have 4096
+    /// factors. Groups with the same factors share them.
     ///
     /// ```
     /// use wgpu_optim::Schedule;
@@ -153,17 +157,18 @@ pub enum Schedule {
         /// From 1 to 4096 factors, each from 0 to 1e6.
         #[cfg_attr(feature = "checkpoint", serde(serialize_with = "table::serialize"))]
         factors: Arc<[f32]>,
-        /// Steps from one factor to the next; at least 1.
+        /// Steps from one factor to the next, at least 1.
         every: u32,
     },
 }
 
-/// The form `d(x)` of the fall of [`Schedule::WarmupStableDecay`], where `x` is the share of the fall that is done.
+/// Shape `d(x)` of the fall of [`Schedule::WarmupStableDecay`], where `x` is the completed fraction of the fall.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 #[non_exhaustive]
 pub enum DecayShape {
-    /// `1 - √x`, which Hägele et al. (2024, arXiv:2405.18392, section 3) found to be ahead of a line; Hugging Face's `"1-sqrt"`.
+    /// `1 - √x`, which performed better than a line in Hägele et al. (2024, arXiv:2405.18392, section 3). It is Hugging
+    /// Face's `"1-sqrt"`.
     #[default]
     OneMinusSqrt,
     /// `1 - x`.
@@ -173,17 +178,17 @@ pub enum DecayShape {
 }
 
 impl Schedule {
-    /// The smallest factor.
+    /// Smallest factor of a schedule.
     pub(crate) const FLOOR: f32 = numbers::FACTOR_FLOOR;
-    /// The largest factor that a fall or a table may have.
+    /// Largest factor that a fall or a table may have.
     const CEILING: f32 = 1e6;
 
-    /// Returns a schedule of every kind but [`Schedule::Table`] for a run of so many steps, to iterate over. Warm-ups take a twentieth of the
-    /// steps, and falls end at 0 unless [`Schedule::summary`] says otherwise.
+    /// Returns every kind of schedule except [`Schedule::Table`] for a run of `steps` steps. Warm-ups take a twentieth
+    /// of the steps, and falls end at 0 unless [`Schedule::summary`] says otherwise.
     pub fn all(steps: u32) -> Vec<Self> {
         let steps = steps.max(1);
         let warmup = steps / 20;
-        // Of numbers near the largest u32 too.
+        // The product is in u64 because `steps` may be near the largest u32.
         let share = |part: u64, of: u64| (u64::from(steps) * part / of) as u32;
         vec![
             Schedule::Constant,
@@ -224,7 +229,7 @@ impl Schedule {
         }
     }
 
-    /// Returns a sentence on what [`Schedule::all`] has of this kind, as the command line's help has it.
+    /// Returns a description of the schedule that [`Schedule::all`] has of this kind. The command line's help shows it.
     #[doc(hidden)]
     pub fn summary(&self) -> &'static str {
         match self {
@@ -247,7 +252,7 @@ impl Schedule {
         }
     }
 
-    /// Refuses numbers outside their ranges.
+    /// Returns an error if a number is outside its range.
     pub(crate) fn validate(&self) -> Result<(), Error> {
         let owner = || format!("schedule {}", self.name());
         let positive = |field, x: u32| require(x >= 1, owner, field, x, "at least 1");

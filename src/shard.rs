@@ -1,4 +1,4 @@
-//! Sums that the ranks of one optimizer exchange between passes 2 and 3, and their combination: see [`ShardSums`].
+//! Sums that the ranks of one optimizer exchange between passes 2 and 3, and their combination. See [`ShardSums`].
 
 use bytemuck::{Pod, Zeroable};
 
@@ -6,16 +6,17 @@ use crate::error::{BuildError, CallError, Error, require};
 use crate::layout::{GroupConstants, LOSS_ELEMENT, ScopeSums, Squares};
 use crate::plan::Plan;
 
-/// Which of the ranks an optimizer is, and where the others' elements are counted from.
+/// Rank of an optimizer, and the index of each rank's first element.
 #[derive(Debug, Clone)]
 pub(crate) struct Shard {
     pub(crate) rank: u32,
     pub(crate) ranks: u32,
     /// Hash of all settings that must be the same on all ranks.
     fingerprint: u64,
-    /// Elements that this rank has of each scope.
+    /// Number of elements that this rank has of each scope.
     elements: Vec<u32>,
-    /// The first element of each rank, all elements counted in the order of the ranks, and the end; empty until the first sums are combined.
+    /// Index of the first element of each rank, with all elements counted in the order of the ranks, and the end. It is
+    /// empty until the first sums are combined.
     starts: Vec<u64>,
 }
 
@@ -34,7 +35,7 @@ impl Shard {
     pub(crate) fn new(rank: u32, ranks: u32, plan: &Plan) -> Self {
         let mut elements = vec![0; plan.scopes.len()];
         for tensor in &plan.tensors {
-            // A plan has less than 2^32 elements.
+            // A plan has fewer than 2^32 elements.
             elements[plan.groups[tensor.group].scope as usize] += tensor.elements as u32;
         }
         let same = (
@@ -53,9 +54,9 @@ impl Shard {
         require(rank < ranks, owner, "rank", rank, "below the number of ranks")
     }
 
-    /// The rank that has an element, and the element's index among those of that rank.
+    /// Returns the rank that has an element, and the element's index on that rank.
     pub(crate) fn locate(&self, element: u64) -> Option<(u32, u64)> {
-        // Ranks without elements begin where the next one does.
+        // Ranks without elements begin where the next rank does.
         let after = self.starts.partition_point(|&start| start <= element);
         let rank = after.checked_sub(1)?;
         let end = self.starts.get(rank + 1)?;
@@ -63,66 +64,69 @@ impl Shard {
     }
 }
 
-/// The hash FNV-1a of 64 bits.
+/// Computes the 64-bit hash FNV-1a.
 pub(crate) fn fnv1a(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
-/// The head of a rank's sums on their way.
+/// Header of a rank's sums in bytes.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 struct Head {
     magic: u32,
-    /// [`Shard::fingerprint`].
+    /// Lower half of [`Shard::fingerprint`].
     fingerprint_low: u32,
     fingerprint_high: u32,
     rank: u32,
     ranks: u32,
-    /// Steps attempted before this one.
+    /// Lower half of the number of steps attempted before this one.
     step_low: u32,
     step_high: u32,
     scopes: u32,
 }
 
-/// One norm's sums on their way.
+/// Sums of one norm in bytes.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
 struct Row {
     sums: ScopeSums,
-    /// Elements that the rank has of it.
+    /// Number of elements that the rank has of the norm.
     elements: u32,
 }
 
-/// Says what the bytes are, in which version, and the byte order that they are in.
+/// Magic number, which identifies the format, its version and the byte order.
 const MAGIC: u32 = u32::from_le_bytes(*b"WGS1");
 
 /// Sums of passes 1 and 2 over one rank's shard, one entry for each norm.
 ///
-/// A rank owns a shard of every tensor, or some tensors, and has the gradients of its shard, already summed or averaged over the ranks'
-/// data. A step of all ranks is
+/// A rank owns a shard of every tensor, or some of the tensors. It has the gradients of its shard, already summed or
+/// averaged over the ranks' data. A step over all ranks is:
 ///
-/// 1. [`Optimizer::encode_measure`](crate::Optimizer::encode_measure) on each rank: passes 1 and 2, over its own shard;
-/// 2. [`Optimizer::read_shard_sums`](crate::Optimizer::read_shard_sums): reads the sums back, 32 bytes and 56 for every norm to exchange. This
-///    is the only mode of this crate that has a readback in the step;
-/// 3. an all-gather of these bytes by the caller;
-/// 4. [`ShardSums::combine`], with the same result on every rank and for any order of the bytes;
-/// 5. [`Optimizer::encode_apply`](crate::Optimizer::encode_apply): passes 3 and 4.
+/// 1. [`Optimizer::encode_measure`](crate::Optimizer::encode_measure) on each rank runs passes 1 and 2 over its shard.
+/// 2. [`Optimizer::read_shard_sums`](crate::Optimizer::read_shard_sums) reads the sums back: 32 bytes, and 56 for every
+/// norm. No other mode of this crate has a readback in the step.
+/// 3. The caller does an all-gather of these bytes.
+/// 4. [`ShardSums::combine`] has the same result on every rank, for any order of the bytes.
+/// 5. [`Optimizer::encode_apply`](crate::Optimizer::encode_apply) runs passes 3 and 4.
 ///
-/// [`CpuOptimizer::measure`](crate::CpuOptimizer::measure) and [`CpuOptimizer::apply`](crate::CpuOptimizer::apply) do the same on the host.
-/// The sums are gathered and not reduced on the way, because the order of additions in an all-reduce is unspecified. Added up here in the
-/// order of the ranks they have the same bits everywhere, and so have the learning rate, the record, skips, halts and the loss scale, on ranks
-/// of one kind (path, adapter and driver). Ranks of different kinds agree to a few units in the last place, as the CPU path and a device do.
+/// [`CpuOptimizer::measure`](crate::CpuOptimizer::measure) and [`CpuOptimizer::apply`](crate::CpuOptimizer::apply) do
+/// the same on the host.
+///
+/// The sums are gathered and not reduced on the way, because the order of additions in an all-reduce is unspecified.
+/// `combine` adds them in the order of the ranks. On ranks of one kind (path, adapter and driver), sums, learning rate,
+/// record, skips, halts and loss scale therefore have the same bits. Ranks of different kinds agree to a few units in
+/// the last place, as the CPU path and a device do.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ShardSums {
     head: Head,
     rows: Vec<Row>,
 }
 
-/// The largest exponent of a sum of squares, in powers of 4: that of the largest f32 with the smallest loss scale, and as much again.
+/// Largest exponent of a sum of squares, in powers of 4: twice that of the largest f32 with the smallest loss scale.
 const MOST_EXPONENT: u32 = 512;
 
 impl ShardSums {
-    /// Makes the sums of a rank that has measured `sums` in step `step`.
+    /// Returns the sums of a rank that has measured `sums` in step `step`.
     pub(crate) fn new(shard: &Shard, step: u64, sums: &[ScopeSums]) -> Self {
         ShardSums {
             head: Head {
@@ -145,20 +149,20 @@ impl ShardSums {
         self.head.rank
     }
 
-    /// Steps attempted before this one.
+    /// Returns the number of steps attempted before this one.
     #[doc(hidden)]
     pub fn step(&self) -> u64 {
         u64::from(self.head.step_high) << 32 | u64::from(self.head.step_low)
     }
 
-    /// The sums, one entry for each norm.
+    /// Returns the sums, one entry for each norm.
     #[doc(hidden)]
     pub fn sums(&self) -> impl Iterator<Item = &ScopeSums> {
         self.rows.iter().map(|row| &row.sums)
     }
 
-    /// Returns the bytes to send: 32 and 56 for every norm, the same number on every rank. They are words of 4 bytes in the machine's byte
-    /// order; ranks of the other byte order are refused.
+    /// Returns the bytes to send: 32, and 56 for every norm. Every rank has the same number. They are 4-byte words in
+    /// the machine's byte order. Ranks of the other byte order are refused.
     pub fn to_bytes(&self) -> Vec<u8> {
         let rows = bytemuck::cast_slice(&self.rows);
         [bytemuck::bytes_of(&self.head), rows].concat()
@@ -167,7 +171,7 @@ impl ShardSums {
     /// Reads the bytes that [`ShardSums::to_bytes`] made.
     ///
     /// # Errors
-    /// [`ErrorKind::Call`](crate::ErrorKind::Call) for other bytes.
+    /// Returns [`ErrorKind::Call`](crate::ErrorKind::Call) for other bytes.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, Error> {
         let (sums, rest) = Self::first_of(bytes)?;
         if rest.is_empty() {
@@ -181,7 +185,7 @@ impl ShardSums {
         }
     }
 
-    /// The first rank's sums, and the bytes that follow.
+    /// Reads the first rank's sums, and returns them with the remaining bytes.
     fn first_of(bytes: &[u8]) -> Result<(Self, &[u8]), Error> {
         let cut_short = |needed: usize| {
             refused(format!(
@@ -216,13 +220,15 @@ impl ShardSums {
         Ok((ShardSums { head, rows }, rest))
     }
 
-    /// Combines the sums of all ranks, given in any order. They are added up in the order of the ranks, in f64, so that the result has the
-    /// same bits wherever it is computed. Losses are averaged; a loss that all ranks share keeps its bits.
+    /// Combines the sums of all ranks, given in any order. They are added in the order of the ranks, in f64, so that
+    /// the result has the same bits wherever it is computed. Losses are averaged. A loss that all ranks share keeps its
+    /// bits.
     ///
     /// # Errors
-    /// [`ErrorKind::Call`](crate::ErrorKind::Call) if a rank is missing or appears twice, or if ranks differ in the step, in the number of ranks or in anything that
-    /// decides a learning rate: groups, rules, regimes, norms, safeguards, the version of this crate. [`ErrorKind::Limit`](crate::ErrorKind::Limit) for more
-    /// parameters in all than one optimizer can have.
+    /// Returns [`ErrorKind::Call`](crate::ErrorKind::Call) if a rank is missing or appears twice, or if ranks differ in
+    /// the step, in the number of ranks or in anything that affects the learning rate: groups, rules, regimes, norms,
+    /// safeguards or the version of this crate. Returns [`ErrorKind::Limit`](crate::ErrorKind::Limit) if all ranks
+    /// together have more parameters than one optimizer can have.
     pub fn combine(ranks: &[ShardSums]) -> Result<CombinedSums, Error> {
         let mut in_order: Vec<&ShardSums> = ranks.iter().collect();
         in_order.sort_by_key(|sums| sums.head.rank);
@@ -302,10 +308,10 @@ impl ShardSums {
         })
     }
 
-    /// Combines the sums of all ranks from their concatenated bytes, in any order, as an all-gather leaves them.
+    /// Combines the sums of all ranks from their concatenated bytes, in any order, as an all-gather returns them.
     ///
     /// # Errors
-    /// As [`ShardSums::combine`] and [`ShardSums::from_bytes`].
+    /// See [`ShardSums::combine`] and [`ShardSums::from_bytes`].
     pub fn combine_bytes(mut bytes: &[u8]) -> Result<CombinedSums, Error> {
         let mut ranks = Vec::new();
         while !bytes.is_empty() {
@@ -328,9 +334,9 @@ pub struct CombinedSums {
     fingerprint: u64,
     step: u64,
     sums: Vec<ScopeSums>,
-    /// Elements of each scope.
+    /// Number of elements of each scope.
     elements: Vec<u64>,
-    /// [`Shard::starts`].
+    /// First element of each rank. See [`Shard::starts`].
     starts: Vec<u64>,
 }
 
@@ -341,19 +347,20 @@ impl CombinedSums {
         self.starts.len() - 1
     }
 
-    /// Steps attempted before this one.
+    /// Returns the number of steps attempted before this one.
     #[doc(hidden)]
     pub fn step(&self) -> u64 {
         self.step
     }
 
-    /// The sums, one entry for each norm. [`ScopeSums::first_nonfinite`] counts all elements, in the order of the ranks.
+    /// Returns the sums, one entry for each norm. [`ScopeSums::first_nonfinite`] counts all elements in the order of
+    /// the ranks.
     #[doc(hidden)]
     pub fn sums(&self) -> &[ScopeSums] {
         &self.sums
     }
 
-    /// Refuses sums of another optimizer or another step.
+    /// Returns an error if the sums belong to another optimizer or another step.
     pub(crate) fn check(&self, shard: &Shard, step: u64) -> Result<(), Error> {
         if self.fingerprint != shard.fingerprint || self.ranks() != shard.ranks as usize {
             return Err(refused(format!(
@@ -371,8 +378,8 @@ impl CombinedSums {
         Ok(())
     }
 
-    /// Sets what depends on all ranks: √d of each group's norm from the global number of elements, and the first element of each rank. Returns
-    /// true if a group's constants have changed and must be uploaded again.
+    /// Stores the values that depend on all ranks: √d of each group's norm from the global number of elements, and the
+    /// first element of each rank. Returns true if a group's constants have changed and must be uploaded again.
     pub(crate) fn teach(&self, groups: &mut [GroupConstants], shard: &mut Shard) -> bool {
         shard.starts.clone_from(&self.starts);
         let mut changed = false;
@@ -385,8 +392,9 @@ impl CombinedSums {
     }
 }
 
-/// Says what no sweep over gradients can have left. Sums of squares are finite, because they carry their scale with them. Inner products are
-/// not checked: they have no scale of their own and may overflow, and then the alignment is left out.
+/// Describes a sum that no gradients can have produced, if there is one. Sums of squares are finite, because they carry
+/// their scale. Inner products are not checked: they carry no scale and may overflow, in which case the alignment is
+/// ignored.
 fn implausible(sums: &ScopeSums, elements: u64) -> Option<String> {
     let squares = [
         ("a sum of squares", sums.square),
@@ -407,14 +415,15 @@ fn refused(problem: String) -> Error {
     Error::from(CallError::ShardSums { problem })
 }
 
-/// One scope's sums over the ranks, each with the first element of its rank.
+/// Adds one scope's sums over the ranks. Each rank has the index of its first element.
 fn add_up(ranks: &[(&ScopeSums, &u64)]) -> ScopeSums {
     let sum = |of: fn(&ScopeSums) -> f32| -> f32 {
         let terms = ranks.iter().map(|(sums, _)| f64::from(of(sums)));
         terms.sum::<f64>() as f32
     };
     let squares = |of: fn(&ScopeSums) -> Squares| add_squares(ranks.iter().map(|(sums, _)| of(sums)));
-    // An element of a rank is counted from there; the loss, and nothing, are the same everywhere.
+    // The index of a rank's element counts from the rank's first element. The codes for the loss and for no element are
+    // the same on all ranks.
     let first = ranks.iter().map(|(sums, start)| match sums.first_nonfinite {
         none if none >= LOSS_ELEMENT => none,
         element => element + **start as u32,
@@ -434,10 +443,11 @@ fn add_up(ranks: &[(&ScopeSums, &u64)]) -> ScopeSums {
     }
 }
 
-/// Rounds once more than f64 does, at whatever scale, so that a loss that is multiplied by a power of two changes no bit.
+/// Adds squares in f64 and rounds the result once, at any scale, so that a loss that is multiplied by a power of two
+/// changes no bit.
 fn add_squares(ranks: impl Iterator<Item = Squares> + Clone) -> Squares {
     let all: f64 = ranks.clone().map(Squares::value).sum();
-    // The scale of the largest, at which the sum is within the range of f32.
+    // Scale of the largest term, at which the sum is within the range of f32.
     let largest = ranks.filter(|squares| squares.sum > 0.0).max_by(|a, b| a.value().total_cmp(&b.value()));
     let exponent = largest.map_or(0, |squares| squares.exponent);
     Squares { sum: (all * f64::from(-2 * exponent).exp2()) as f32, exponent }

@@ -1,22 +1,22 @@
-//! Warnings of combinations that can be built but are known to fail.
+//! Warnings about combinations that can be built but are known to fail.
 
 use std::fmt;
 
 use crate::regime::Regime;
 use crate::rule::Rule;
 
-/// A combination that is valid and is known to fail, with what to use instead: [`OptimizerBuilder::warnings`] lists them, and `build`
-/// writes each to the [`log`](https://docs.rs/log), as a warning of the target `wgpu_optim::warnings`.
+/// Valid combination that is known to fail, with an alternative. [`OptimizerBuilder::warnings`] lists the warnings, and
+/// `build` writes each to the [`log`](https://docs.rs/log) as a warning of the target `wgpu_optim::warnings`.
 ///
-/// The text of [`Display`](fmt::Display) says which group, why, and what to use.
+/// [`Display`](fmt::Display) writes the group, the reason, and what to use instead.
 ///
 /// [`OptimizerBuilder::warnings`]: crate::OptimizerBuilder::warnings
 #[derive(Debug, Clone, PartialEq)]
 pub struct Warning {
     group: String,
     regime: Regime,
-    /// The regime's formula assumes a step along the gradient. With this rule the step is longer or points elsewhere, and the rate diverges.
-    /// See [`Regime::suits`].
+    /// Rule of the group. The regime's formula assumes a step along the gradient. With this rule the step is longer or
+    /// has another direction, and the rate diverges. See [`Regime::suits`].
     rule: Rule,
 }
 
@@ -69,7 +69,7 @@ mod tests {
         builder.warnings().iter().map(Warning::to_string).collect()
     }
 
-    /// Each group's own settings count, and the builder's where it has none; nothing is refused.
+    /// Each group's own settings count, and the builder's otherwise. Nothing is refused.
     #[test]
     fn warnings_name_the_group_and_what_to_use() {
         let empty: &[f32] = &[];
@@ -85,7 +85,7 @@ mod tests {
         builder.build_cpu().expect("a warning is no error");
     }
 
-    /// There are warnings for what fails in the tables of docs/results.md, and none for what works there.
+    /// Combinations that fail in the tables of docs/results.md have a warning, and those that work have none.
     #[test]
     fn warnings_are_those_of_the_tables() {
         let momentum = [Rule::sgdm(0.9), Rule::nesterov(0.9), Rule::signum(0.9), Rule::lion()];
@@ -97,7 +97,7 @@ mod tests {
             Regime::barzilai_borwein(SecantForm::Geometric),
         ] {
             assert!(momentum.iter().all(|rule| !regime.suits(rule)), "{regime:?}");
-            // Without momentum in it, it is SGD under another name.
+            // Sgdm without momentum is SGD.
             assert!(regime.suits(&Rule::sgd()) && regime.suits(&Rule::sgdm(0.0)));
         }
         assert!(!Regime::polyak().suits(&Rule::sgdm(0.9)));

@@ -1,4 +1,4 @@
-//! `wgpu-optim bench`: what a step costs, against copy and triad on the same device in the same run.
+//! `wgpu-optim bench`: measures the time of a step, against copy and triad on the same device in the same run.
 
 mod report;
 mod rows;
@@ -30,37 +30,37 @@ use rows::{Clock, Entry, OVERHEAD_ELEMENTS, Row, Selection, bytes_of, measure_si
 pub struct Args {
     #[command(flatten)]
     target: TargetArgs,
-    /// Smallest size, as a power of two of parameters
+    /// Smallest size, as a power of two of the number of parameters
     #[arg(long, default_value_t = 10, value_name = "POWER", value_parser = clap::value_parser!(u32).range(0..=30))]
     from: u32,
-    /// Largest size, as a power of two of parameters [default: 22 on software drivers, else 26]
+    /// Largest size, as a power of two of the number of parameters [default: 22 on software drivers, else 26]
     #[arg(long, value_name = "POWER", value_parser = clap::value_parser!(u32).range(0..=30))]
     to: Option<u32>,
-    /// From one power of two to the next
+    /// Distance from one power of two to the next
     #[arg(long, default_value_t = 2, value_name = "POWERS", value_parser = clap::value_parser!(u32).range(1..=30))]
     step: u32,
-    /// These rules, separated by commas [default: sgd, sgdm, signsgd, signum, adamw, lion]
+    /// Rules, separated by commas [default: sgd, sgdm, signsgd, signum, adamw, lion]
     #[arg(long, value_delimiter = ',', value_parser = PossibleValuesParser::new(every_rule().iter().map(Rule::name)))]
     rule: Vec<String>,
-    /// These regimes, separated by commas [default: fixed, norm-ratio, seesaw]. Regimes that want a second gradient of each batch are measured
-    /// without
+    /// Regimes, separated by commas [default: fixed, norm-ratio, seesaw]. Regimes that need a second gradient of each
+    /// batch are measured without it
     #[arg(long, value_delimiter = ',', value_parser = PossibleValuesParser::new(every_regime().iter().map(Regime::name)))]
     regime: Vec<String>,
-    /// These modes, separated by commas [default: f32, unchecked]. In bf16 and f16 parameters and gradients are of that element,
-    /// with masters of f32; in bf16-stochastic they are rounded at random. In schedule-free there are the rules without momentum.
-    /// Unchecked is f32 at a fixed rate without the pass that measures the gradients
+    /// Modes, separated by commas [default: f32, unchecked]. In bf16 and f16, parameters and gradients have that
+    /// element type, with f32 masters; in bf16-stochastic they are rounded stochastically. Schedule-free runs only the
+    /// rules without momentum. Unchecked is f32 at a fixed rate without the pass that measures the gradients
     #[arg(long, value_delimiter = ',', value_parser = PossibleValuesParser::new(MODES.iter().map(|mode| mode.name)))]
     mode: Vec<String>,
-    /// Milliseconds that each measurement takes in each of its seven rounds, calls permitting
+    /// Milliseconds that each measurement takes in each of its seven rounds
     #[arg(long, default_value_t = 30, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..=10_000))]
     round_ms: u64,
-    /// Time each pass of a step as well, where the device has timestamps
+    /// Also time each pass of a step, if the device has timestamps
     #[arg(long)]
     passes: bool,
-    /// Write a page with a roofline plot and the table, or the plot alone where the name ends in .svg
+    /// Write a page with a roofline plot and the table, or the plot alone if the name ends in .svg
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
-    /// Replace the file of --report even where it is no report
+    /// Replace the file of --report even if it is not a report
     #[arg(long, requires = "report")]
     force: bool,
     /// Print one JSON object instead of a table
@@ -70,15 +70,15 @@ pub struct Args {
 
 #[derive(Debug, Serialize)]
 pub struct Report {
-    /// The adapter, or the CPU path and its threads.
+    /// Adapter, or the CPU path with its threads.
     device: String,
-    /// The driver, or the processor.
+    /// Driver, or processor.
     driver: String,
     backend: String,
     command: String,
-    /// Each figure is the median of so many rounds.
+    /// Number of rounds. Each figure is the median over them.
     rounds: usize,
-    /// Where the kernels' geometry came from, by size.
+    /// Source of the kernels' geometry, by size.
     tuning: Vec<SizeTuning>,
     notes: Vec<String>,
     rows: Vec<Row>,
@@ -97,9 +97,9 @@ pub fn run(args: &Args) -> Result<(), CliError> {
     }
     let target = args.target.find()?;
     target.explain();
-    // Before minutes of measuring.
+    // The file is checked before minutes of measuring.
     let file = args.report.as_deref().map(|path| ReportFile::create(path, args.force)).transpose()?;
-    // The largest size that a run of about two minutes can afford.
+    // Largest size that a run of about two minutes can measure.
     let default_to = if matches!(&target, Target::Gpu(gpu) if is_software(gpu)) { 22 } else { 26 };
     let selection = args.selection();
     let powers = (args.from..=args.to.unwrap_or(default_to.max(args.from))).step_by(args.step as usize);
@@ -153,7 +153,7 @@ fn is_software(gpu: &Gpu) -> bool {
 }
 
 impl Report {
-    /// Measures what there is room for at one size.
+    /// Measures the entries of one size that fit into memory.
     fn measure(
         &mut self,
         target: &Target,
@@ -168,7 +168,7 @@ impl Report {
         };
         let needed = bytes_of(elements, &entries);
         let room = memory::available().filter(|_| in_host_memory);
-        // Drivers and the staging of uploads want some as well.
+        // Drivers and the staging of uploads need the remaining memory.
         if let Some(room) = room.filter(|room| needed > 0.7 * room) {
             let [needed, usable, room] = [needed, 0.7 * room, room].map(|bytes| bytes / GIB);
             self.notes.push(format!(
@@ -197,7 +197,7 @@ impl Report {
 
 const GIB: f64 = (1u64 << 30) as f64;
 
-/// The driver with its version; for the CPU path the processor, where the system tells.
+/// Returns the driver with its version. For the CPU path it is the processor, if the system reports it.
 fn driver(target: &Target) -> String {
     let processor = || {
         let text = std::fs::read_to_string("/proc/cpuinfo").ok()?;
@@ -210,18 +210,18 @@ fn driver(target: &Target) -> String {
     }
 }
 
-/// The names of the passes that were timed.
+/// Returns the names of the passes that were timed.
 fn passes(rows: &[Row]) -> Vec<&'static str> {
     let most = rows.iter().map(|row| &row.pass_ns_per_param).max_by_key(|passes| passes.len());
     most.into_iter().flatten().map(|&(pass, _)| pass).collect()
 }
 
-/// The rows of the table. The roofs of the overhead rows only matter to programs.
+/// Returns the rows of the table. The copy and triad rows of the overhead measurements appear only in JSON.
 fn shown(report: &Report) -> impl Iterator<Item = &Row> {
     report.rows.iter().filter(|row| row.elements != OVERHEAD_ELEMENTS || !row.rule.is_empty())
 }
 
-/// A column of the table: its name, and what it says of a row.
+/// Column of the table: its name, and a function that formats its cells.
 type Column = (&'static str, fn(&Row) -> String);
 
 const COLUMNS: [Column; 11] = [
@@ -238,7 +238,7 @@ const COLUMNS: [Column; 11] = [
     ("µs/step", |row| digits(row.us_per_step)),
 ];
 
-/// Further columns of a device.
+/// Additional columns for a device.
 const DEVICE_COLUMNS: [Column; 3] = [
     ("clock", |row| if row.clock == Clock::Wall { "wall" } else { "timestamps" }.to_owned()),
     ("wall ns/param", |row| digits(row.wall_ns_per_param)),
@@ -248,7 +248,7 @@ const DEVICE_COLUMNS: [Column; 3] = [
     }),
 ];
 
-/// The table: header and rows, the first [`TEXT_COLUMNS`] of them text.
+/// Returns the table's header and rows. The first [`TEXT_COLUMNS`] columns are text.
 fn table(report: &Report) -> (Vec<&'static str>, Vec<Vec<String>>) {
     let passes = passes(&report.rows);
     let of_device = if report.backend == "cpu" { &[] } else { &DEVICE_COLUMNS[..] };
@@ -264,10 +264,10 @@ fn table(report: &Report) -> (Vec<&'static str>, Vec<Vec<String>>) {
     (columns().map(|&(name, _)| name).chain(passes.iter().copied()).collect(), rows)
 }
 
-/// Columns of the table that hold words.
+/// Number of columns with text.
 const TEXT_COLUMNS: usize = 4;
 
-/// Three digits or more.
+/// Formats a number with at least three digits.
 fn digits(value: f64) -> String {
     match value {
         value if value < 0.1 => format!("{value:.4}"),
@@ -277,7 +277,7 @@ fn digits(value: f64) -> String {
     }
 }
 
-/// What the table does not say.
+/// Returns remarks that explain the table.
 fn remarks(report: &Report) -> Vec<String> {
     let mut remarks = vec![
         "GB/s: bytes that cannot be done without, by time. Copy moves 8 bytes per element, triad (a = b + s c) 12; a step reads and \
@@ -317,7 +317,7 @@ fn remarks(report: &Report) -> Vec<String> {
     remarks
 }
 
-/// The columns that a terminal has room for, behind the name of the row.
+/// Columns that fit a terminal, after the name of the row.
 const NARROW_COLUMNS: [Column; 5] = [
     ("ns/param", |row| digits(row.ns_per_param)),
     ("max/min", |row| digits(row.spread_high / row.spread_low)),

@@ -1,7 +1,9 @@
-//! `wgpu-optim check`, the conformance suite: is this device's arithmetic right? Families of cases, each on the device and on the CPU
-//! path, against an f64 oracle; what fails is made smaller until the smallest case that still fails is left.
+//! `wgpu-optim check`, the conformance suite, which tests a device's arithmetic. Families of cases run on the device
+//! and on the CPU path, and are compared with an f64 reference. A failing case is shrunk to the smallest case that
+//! still fails.
 //!
-//! Rules and regimes are those of [`wgpu_optim::Rule::all`] and [`wgpu_optim::Regime::all`]; a new family is a function and a line in [`FAMILIES`].
+//! Rules and regimes are those of [`wgpu_optim::Rule::all`] and [`wgpu_optim::Regime::all`]. A new family is a function
+//! and a line in [`FAMILIES`].
 
 mod case;
 mod families;
@@ -36,27 +38,27 @@ use run::{Fault, Quantity};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Part of the name of the adapters to check; all of them without it
+    /// Part of the name of the adapters to check [default: all]
     #[arg(long, value_name = "NAME")]
     adapter: Option<String>,
     /// Run only this family of cases; may be given several times
     #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(FAMILIES.map(|(name, _)| name)))]
     family: Vec<String>,
-    /// Run only every Nth case of each family, for slow drivers; all of them without it
+    /// Run only every Nth case of each family, for slow drivers [default: 1]
     #[arg(long, value_name = "N", default_value = "1", hide_default_value = true)]
     sample: NonZeroUsize,
     /// Print one JSON object instead of a table
     #[arg(long)]
     json: bool,
-    /// Falsify what comes back from the devices, to see that every family tells
+    /// Falsify values that are read from the devices, to test that every family detects it
     #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "parameters")]
     seed_fault: Option<Quantity>,
 }
 
-/// A family of cases by name.
+/// Family of cases with its name.
 type Family = (&'static str, fn(&Subject) -> Cases);
 
-/// Every family, in the order of the table.
+/// All families, in the order of the table.
 const FAMILIES: [Family; 14] = [
     ("steps", steps::cases),
     ("passes", passes::cases),
@@ -74,20 +76,20 @@ const FAMILIES: [Family; 14] = [
     ("state", state::cases),
 ];
 
-/// How often a row looks for the smallest form of a case that fails; the others of its failures are listed as they are.
+/// Number of failing cases per row for which the smallest form is searched. Other failures are listed as they are.
 const SHRUNK: usize = 1;
 
-/// One family on one adapter in one geometry.
+/// Results of one family on one adapter in one geometry.
 #[derive(Debug, Serialize)]
 struct Row {
     family: &'static str,
     adapter: String,
     driver: String,
-    /// Where its geometry comes from: the preset, the preset with subgroups, the cache.
+    /// Source of the geometry: the preset, the preset with subgroups, or the cache.
     geometry: String,
     cases: usize,
     failed: usize,
-    /// Of all its cases together.
+    /// Outcome of all cases together.
     #[serde(flatten)]
     total: Outcome,
     seconds: f64,
@@ -98,9 +100,9 @@ struct Row {
 #[derive(Debug, Serialize)]
 struct Failure {
     case: String,
-    /// What failed in it; of many, the first few.
+    /// Mismatches of the case, limited to the first few.
     mismatches: Vec<Mismatch>,
-    /// The smallest form of the case that still fails, where it was looked for.
+    /// Smallest form of the case that still fails, if it was searched.
     smallest: Option<Smallest>,
 }
 
@@ -141,7 +143,8 @@ pub fn run(args: &Args) -> Result<(), CliError> {
     if failures > 0 { Err(CliError::CheckFailed { failures, cases }) } else { Ok(()) }
 }
 
-/// Families that run at once: most of their time goes into the compilation of kernels. wgpu's OpenGL devices are not for several threads.
+/// Returns the number of families that run at once, because most of their time goes into compiling kernels. wgpu's
+/// OpenGL devices do not support several threads.
 fn threads_for(adapter: &wgpu::Adapter) -> usize {
     match adapter.get_info().backend {
         wgpu::Backend::Gl => 1,
@@ -196,17 +199,18 @@ fn adapters(args: &Args) -> Result<Vec<wgpu::Adapter>, CliError> {
     let wanted = args.adapter.as_deref().unwrap_or_default().to_lowercase();
     adapters.retain(|adapter| adapter.get_info().name.to_lowercase().contains(&wanted));
     if adapters.is_empty() {
-        // Says which adapters there are, or that there is none.
+        // The request returns an error with the adapters that exist.
         let (adapter_name, allow_software) = (args.adapter.clone(), true);
         pollster::block_on(Gpu::request(&GpuOptions { adapter_name, allow_software, ..GpuOptions::default() }))?;
     }
     Ok(adapters)
 }
 
-/// The geometry that every adapter has.
+/// Name of the geometry that every adapter has.
 const PRESET: &str = "preset";
 
-/// The adapter in its preset, with sums by subgroup where it can and the preset does not, and as it was tuned.
+/// Returns the adapter in its preset, with subgroup sums if it supports them and the preset does not use them, and with
+/// its cached tuning.
 fn subjects(adapter: &wgpu::Adapter, args: &Args) -> Result<Vec<Subject>, CliError> {
     let gpu = pollster::block_on(Gpu::open(adapter))?;
     let preset = gpu.tuning();
@@ -218,7 +222,7 @@ fn subjects(adapter: &wgpu::Adapter, args: &Args) -> Result<Vec<Subject>, CliErr
         tunings.push((format!("cached for {}", size_in_words(elements)), tuning));
     }
     if args.seed_fault.is_some() {
-        // It is in the reading of what came out, whatever the geometry.
+        // The fault is in the reading of the results, and does not depend on the geometry.
         tunings.truncate(1);
     }
     let mut subjects: Vec<Subject> = Vec::new();
@@ -272,7 +276,7 @@ fn print(rows: &[Row]) -> Result<(), CliError> {
     Ok(())
 }
 
-/// The indented lines of a value that is not what it should be.
+/// Formats a mismatch in indented lines.
 fn in_words(mismatch: &Mismatch) -> String {
     let ulps = mismatch
         .ulps

@@ -1,7 +1,8 @@
-//! Data sets: two built in, four made from a seed, and CSV, LIBSVM and IDX files, gzipped or not, told apart by their content.
+//! Data sets: two built in, four generated from a seed, and CSV, LIBSVM and IDX files, gzipped or not. The content of a
+//! file tells its format.
 //!
-//! What is inferred is inferred of the whole set, training and test rows together: what counts as a header, where indices begin, whether
-//! labels are numbers.
+//! Inference uses the whole set, training and test rows together: whether there is a header, where indices begin, and
+//! whether labels are numbers.
 
 mod csv;
 mod file;
@@ -26,9 +27,9 @@ use labels::{Classes, Labels};
 
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Split {
-    /// Features, rows x features, row-major.
+    /// Features in row-major order, rows x features.
     pub x: Vec<f32>,
-    /// Classes, from 0.
+    /// Classes, counted from 0.
     pub y: Vec<u32>,
 }
 
@@ -39,19 +40,19 @@ impl Split {
 }
 
 impl Dataset {
-    /// The share of the test rows that are right when every row is called what most training rows are: what an answer is worth that has
-    /// not looked at the features.
+    /// Returns the fraction of the test rows that have the most frequent class of the training rows. It is the accuracy
+    /// of an answer that ignores the features.
     pub fn chance(&self) -> f64 {
         let mut counts = vec![0usize; self.classes];
         self.train.y.iter().for_each(|&class| counts[class as usize] += 1);
-        // The first of several that are equally frequent.
+        // Of several equally frequent classes the first one is taken.
         let most = (0..self.classes).rev().max_by_key(|&class| counts[class]).unwrap_or(0);
         let right = self.test.y.iter().filter(|&&y| y as usize == most);
         right.count() as f64 / self.test.rows().max(1) as f64
     }
 }
 
-/// A data set for classification, in two parts.
+/// Data set for classification, in a training and a test part.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Dataset {
     pub name: String,
@@ -61,17 +62,17 @@ pub struct Dataset {
     pub test: Split,
 }
 
-/// A data set and where it comes from.
+/// Data set and its source.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Loaded {
     pub dataset: Dataset,
-    /// Every file that was read.
+    /// All files that were read.
     pub files: Vec<PathBuf>,
-    /// What was read, in one line: `pets: 150 rows, 4 features, 3 classes, 30 held out; header seen`.
+    /// Summary in one line: `pets: 150 rows, 4 features, 3 classes, 30 held out; header seen`.
     pub about: String,
 }
 
-/// Why data cannot be used, and what to do about it.
+/// Reason why data cannot be used, with advice.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum DataError {
     #[error("{0}: no such file or folder; the sets without a file are {names}", names = NAMES)]
@@ -95,7 +96,7 @@ impl DataError {
     }
 }
 
-/// Rows as a file holds them: figures are not scaled, and labels are not classes yet.
+/// Rows as a file holds them. Numbers are not scaled, and labels are not classes yet.
 #[derive(Debug, Default)]
 struct Table {
     features: usize,
@@ -103,29 +104,30 @@ struct Table {
     labels: Labels,
 }
 
-/// Values that a data set may have.
+/// Largest number of values of a data set.
 const MOST_VALUES: usize = 1 << 31;
-/// Features that a row may have.
+/// Largest number of features of a row.
 const MOST_FEATURES: usize = 1_000_000;
-/// Share of the rows held out where a set has no test part: one in five.
+/// Denominator of the fraction of rows that is held out if a set has no test part: one in five.
 const HELD_OUT: usize = 5;
-/// Below it, squares lose digits.
+/// Magnitude below which squares lose digits.
 const TINY: f64 = 1e-140;
-/// Steps of f32 that the values of a feature should span.
+/// Number of f32 steps that the values of a feature should span.
 const FEWEST_STEPS: f64 = 64.0;
-/// Seed of the hold-out. It is not the run's seed, so that every run has the same test rows.
+/// Seed of the hold-out. It differs from the run's seed, so that every run has the same test rows.
 const HOLD_OUT_SEED: u64 = 20_250_813;
 
-/// What [`load`] knows without a file.
+/// Names that [`load`] accepts without a file.
 pub const NAMES: &str = "digits, mushrooms, spirals, parity, sine and board";
 
-/// Whether this is one of [`NAMES`].
+/// Returns true if this is one of [`NAMES`].
 pub fn is_named(spec: impl AsRef<OsStr>) -> bool {
     let name = spec.as_ref().to_str();
     name.is_some_and(|name| made::Made::named(name).is_some() || ["digits", "mushrooms"].contains(&name))
 }
 
-/// Passes over a set that solve it, where no other number is given. Those that are made have few rows, and are not nearly linear.
+/// Returns the default number of epochs, which is enough to solve the set. Generated sets need more, because they have
+/// few rows and are far from linear.
 pub fn default_epochs(spec: impl AsRef<OsStr>) -> u32 {
     if spec.as_ref().to_str().and_then(made::Made::named).is_some() { 40 } else { 10 }
 }
@@ -133,19 +135,20 @@ pub fn default_epochs(spec: impl AsRef<OsStr>) -> u32 {
 /// Loads a data set: one of [`NAMES`], or a path.
 ///
 /// # Errors
-/// As [`load_from`].
+/// See [`load_from`].
 pub fn load(spec: impl AsRef<OsStr>) -> Result<Dataset, DataError> {
     Ok(load_from(spec, None)?.dataset)
 }
 
-/// Loads a data set: one of [`NAMES`], or a path. `label` is the column of a CSV file that has the class: its name, its number from 1 on,
-/// `first` or `last`; the last one without it.
+/// Loads a data set: one of [`NAMES`], or a path. `label` is the column of a CSV file with the class: its name, its
+/// number counted from 1, `first` or `last`. The default is the last column.
 ///
-/// Where a set has no test part, one row in five is held out, the same ones in every run. Digits are divided by 16 and IDX bytes by
-/// 255; CSV columns and other IDX values are standardised by the training part's mean and deviation; LIBSVM values are taken as they are.
+/// If a set has no test part, one row in five is held out, the same rows in every run. Digits are divided by 16 and IDX
+/// bytes by 255. CSV columns and other IDX values are standardised by the mean and standard deviation of the training
+/// part. LIBSVM values are not scaled.
 ///
 /// # Errors
-/// [`DataError`] names the file, the place, what is wrong and what to do.
+/// Returns a [`DataError`] that names the file, the place, the problem and what to do.
 pub fn load_from(spec: impl AsRef<OsStr>, label: Option<&str>) -> Result<Loaded, DataError> {
     let mut loader = Loader { label, files: Vec::new(), remarks: Vec::new() };
     let (dataset, part) = loader.load(spec.as_ref())?;
@@ -166,14 +169,14 @@ pub fn load_from(spec: impl AsRef<OsStr>, label: Option<&str>) -> Result<Loaded,
     Ok(Loaded { about, files: loader.files, dataset })
 }
 
-/// Where the test rows come from.
+/// Source of the test rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum TestPart {
     HeldOut,
     Own,
 }
 
-/// What becomes of the values of a file.
+/// Scaling of the values of a file.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Scaling {
     AsItIs,
@@ -181,17 +184,17 @@ enum Scaling {
     Standardised,
 }
 
-/// Reads a set, and keeps account of what it has read.
+/// Reads a set and records what it has read.
 struct Loader<'a> {
     label: Option<&'a str>,
     files: Vec<PathBuf>,
-    /// What was found out about the set.
+    /// Findings about the set.
     remarks: Vec<String>,
 }
 
 impl Loader<'_> {
     fn load(&mut self, spec: &OsStr) -> Result<(Dataset, TestPart), DataError> {
-        // A path need not be UTF-8.
+        // A path need not be UTF-8, so it may have no name.
         let name = spec.to_str().unwrap_or_default();
         if let Some(made) = made::Made::named(name) {
             self.refuse_label(name)?;
@@ -218,7 +221,7 @@ impl Loader<'_> {
         File::open(path)
     }
 
-    /// Only the columns of a CSV file can be chosen from.
+    /// Returns an error if `--label` is given for a set that is not a CSV file.
     fn refuse_label(&self, name: &str) -> Result<(), DataError> {
         match self.label {
             None => Ok(()),
@@ -254,7 +257,7 @@ impl Loader<'_> {
         self.refuse_label(name)?;
         let (training, testing) = (libsvm::parse(train)?, test.map(libsvm::parse).transpose()?);
         let parts = || [Some(&training), testing.as_ref()].into_iter().flatten();
-        // Files that count from 1 have no feature 0, and a file may end before the other's last feature.
+        // Files that count from 1 have no feature 0. A file may also end before the last feature of the other.
         let base = usize::from(!parts().any(|part| part.has_index_0));
         let features = parts().map(|part| part.indices.saturating_sub(base)).max().unwrap_or(0);
         if parts().any(|part| part.has_queries) {
@@ -299,7 +302,7 @@ impl Loader<'_> {
         self.assemble(&images.stem(), (images, training.table), test, scaling)
     }
 
-    /// Images and the labels that lie beside them.
+    /// Reads images and the labels in the file beside them.
     fn idx_part(&mut self, path: &Path, images: &File) -> Result<idx::Part, DataError> {
         let names = [
             ("images-idx3", "labels-idx1"),
@@ -314,7 +317,7 @@ impl Loader<'_> {
         idx::parse(images, &self.open(&labels)?)
     }
 
-    /// Remarks on a feature of which little is left in numbers of this precision. The first feature has number `base`.
+    /// Adds a remark on a feature that loses most of its digits in this precision. The first feature has number `base`.
     fn remark_on_digits(&mut self, table: &Table, epsilon: f64, base: usize) {
         if let Some(feature) = lost_digits(table, epsilon) {
             self.remarks.push(format!(
@@ -324,7 +327,7 @@ impl Loader<'_> {
         }
     }
 
-    /// The set of these rows. Without a test part one row in five becomes one.
+    /// Makes a set from these rows. Without a test part, one row in five becomes a test row.
     fn assemble(
         &mut self,
         name: &str,
@@ -351,7 +354,7 @@ impl Loader<'_> {
             order.split_at(0)
         } else {
             order.shuffle(&mut ChaCha8Rng::seed_from_u64(HOLD_OUT_SEED));
-            // At least one row on either side: two classes mean two rows.
+            // Both parts have at least one row, because two classes mean at least two rows.
             let held_out = (rows / HELD_OUT).max(1);
             let class_of_name = classes.of_names(&table.labels);
             let class = |row: usize| class_of_name[table.labels.rows[row] as usize] as usize;
@@ -387,7 +390,7 @@ impl Loader<'_> {
     }
 }
 
-/// The file of test images or labels beside training images, whatever comes before `idx` in either name.
+/// Returns the file of test images or labels beside training images, whatever precedes `idx` in the names.
 fn idx_test_file(images: &Path, what: &str, dimensions: u8) -> Option<PathBuf> {
     let mut names = Vec::new();
     for part in ["t10k", "test"] {
@@ -399,8 +402,8 @@ fn idx_test_file(images: &Path, what: &str, dimensions: u8) -> Option<PathBuf> {
     sibling(images, &names)
 }
 
-/// Exchanges rows, of which the first ones are held out, so that every class has one for training, where others have one to spare. Returns
-/// how many of the rows that are held out are of a class without.
+/// Exchanges rows so that every class has at least one row for training, if other classes have one to spare. The first
+/// `held_out` rows are held out. Returns the number of held-out rows whose class has no row for training.
 fn keep_every_class(order: &mut [usize], held_out: usize, class: impl Fn(usize) -> usize, classes: usize) -> usize {
     let mut counts = vec![0usize; classes];
     order[held_out..].iter().for_each(|&row| counts[class(row)] += 1);
@@ -421,7 +424,7 @@ fn keep_every_class(order: &mut [usize], held_out: usize, class: impl Fn(usize) 
 }
 
 impl Classes {
-    /// Some rows of a table, scaled.
+    /// Returns some rows of a table, scaled.
     fn split(&self, file: &File, table: &Table, rows: &[usize], scales: &[Scale]) -> Result<Split, DataError> {
         let no_room =
             |message| DataError::unusable(&file.name, format!("the set {message}: use fewer rows or features"));
@@ -438,7 +441,7 @@ impl Classes {
     }
 }
 
-/// A feature with values other than 0 that differ by too little for numbers with this distance of 1 from the next one.
+/// Returns a feature with values other than 0 that are too close together for numbers of this relative precision.
 fn lost_digits(table: &Table, epsilon: f64) -> Option<usize> {
     let mut ends = vec![(f64::INFINITY, f64::NEG_INFINITY); table.features];
     for row in table.x.chunks_exact(table.features.max(1)) {
@@ -448,16 +451,16 @@ fn lost_digits(table: &Table, epsilon: f64) -> Option<usize> {
     }
     ends.into_iter().position(|(low, high)| {
         let largest = low.abs().max(high.abs());
-        // What has become one number may have been several whole ones.
+        // Values that were read as one number may have been several integers.
         let was_several = low == high && largest * f64::EPSILON > 1.0;
         was_several || high > low && high - low < FEWEST_STEPS * epsilon * largest
     })
 }
 
-/// What is done to a column: `((x - origin) - mean) * factor / divisor`.
+/// Transformation of a column: `((x - origin) - mean) * factor / divisor`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Scale {
-    /// A value of the column, so that what is left keeps its digits: years, times, identifiers.
+    /// A value of the column. Subtracting it keeps the digits of years, times and identifiers.
     origin: f64,
     mean: f64,
     factor: f64,
@@ -479,11 +482,11 @@ impl Scale {
         (0..table.features).map(column).collect()
     }
 
-    /// Gives these values mean 0 and deviation 1. Constant ones become 0.
+    /// Returns the scale that gives these values mean 0 and standard deviation 1. Constant values become 0.
     fn standard<I: Iterator<Item = f64>>(values: impl Fn() -> I, origin: f64) -> Self {
         let rows = values().count() as f64;
         let mean = values().map(|x| x - origin).sum::<f64>() / rows;
-        // Squares of tiny values would be 0.
+        // Without this unit the squares of tiny values would be 0.
         let largest = values().map(|x| (x - origin - mean).abs()).fold(0.0, f64::max);
         let unit = if largest > 0.0 && largest < TINY { largest } else { 1.0 };
         let variance = values().map(|x| ((x - origin - mean) / unit).powi(2)).sum::<f64>() / rows;
@@ -492,19 +495,19 @@ impl Scale {
     }
 
     fn apply(&self, value: f64) -> f32 {
-        // A value that only test rows have may be further away than f32 goes.
+        // A value that occurs only in test rows may exceed f32.
         let scaled = (value - self.origin - self.mean) * self.factor / self.divisor;
         scaled.clamp(f64::from(f32::MIN), f64::from(f32::MAX)) as f32
     }
 }
 
-/// Refuses a set that would not fit in memory, before it is allocated. The list is of so many values.
+/// Allocates the list of values. Returns an error, before allocation, for a set that would not fit in memory.
 fn values_of(file: &File, rows: usize, features: usize) -> Result<Vec<f64>, DataError> {
     let words = || format!("{} of {}", count(rows as u64, "row"), count(features as u64, "feature"));
     let refused = |why: String| Err(DataError::unusable(&file.name, format!("{}: use fewer rows or features", why)));
     match rows.checked_mul(features).filter(|&values| values <= MOST_VALUES) {
         None => refused(format!("{} are more than the 2^31 values a dense set may have", words())),
-        // The values as they are read, and once more as they are trained on; labels, classes and order of the rows.
+        // The estimate covers the values as read and as trained on, the labels, the classes and the order of the rows.
         Some(values) => {
             match memory::check(12.0 * values as f64 + 24.0 * rows as f64).and_then(|()| memory::list(values)) {
                 Ok(list) => Ok(list),
@@ -514,13 +517,14 @@ fn values_of(file: &File, rows: usize, features: usize) -> Result<Vec<f64>, Data
     }
 }
 
-/// Whether this is a number with what some countries write between digits.
+/// Returns true if this is a number with a decimal or thousands separator that some countries use.
 fn is_number_elsewhere(text: &str) -> bool {
     let digits: String = text.chars().filter(|c| !".,'_ \u{2019}\u{a0}\u{202f}".contains(*c)).collect();
     text.ends_with(|c: char| c.is_ascii_digit()) && !text.starts_with('\'') && digits.parse::<f64>().is_ok()
 }
 
-/// A number of a text file: finite and no further from 0 than f32 goes. `form` says what may stand where.
+/// Parses a number of a text file, which must be finite and within the range of f32. `form` describes the expected
+/// form.
 fn feature(file: &File, place: impl Fn() -> String, text: &str, form: &str) -> Result<f64, DataError> {
     let shown = crate::words::quoted(text);
     let problem = match text.parse::<f64>() {

@@ -1,4 +1,4 @@
-//! `wgpu-optim devices`: every adapter, its limits and features, and which one `auto` takes.
+//! `wgpu-optim devices`: lists every adapter with its limits and features, and the one that `auto` takes.
 
 use serde::Serialize;
 use wgpu_optim::gpu::{Tuning, TuningCache};
@@ -30,7 +30,7 @@ struct Device {
     f16: bool,
     timestamps: bool,
     preset: Geometry,
-    /// What `tune` left in the cache.
+    /// Tunings that `tune` stored in the cache.
     tuned: Vec<Tuned>,
 }
 
@@ -115,7 +115,7 @@ fn describe(adapter: &wgpu::Adapter) -> Device {
     }
 }
 
-/// What is cached for the adapter. One that cannot be opened has nothing.
+/// Returns the cached tunings for the adapter. An adapter that cannot be opened has none.
 fn tuned(adapter: &wgpu::Adapter) -> Vec<Tuned> {
     let (Some(cache), Ok(gpu)) = (TuningCache::from_env(), pollster::block_on(Gpu::open(adapter))) else {
         return Vec::new();

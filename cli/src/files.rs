@@ -1,5 +1,6 @@
-//! The files that options name. All of them are looked at before one is touched: none may be a file that was read, two options may not name
-//! one file, and what is there already must be an output of this program, unless `--force` is given.
+//! Files that options name. All of them are checked before one is changed. An output must not be a file that was read,
+//! two options must not name the same file, and an existing file must be an output of this program unless `--force` is
+//! given.
 
 use std::ffi::OsString;
 use std::fmt::Display;
@@ -17,7 +18,7 @@ use crate::table::tell;
 use crate::words::path as in_words;
 
 impl CliError {
-    /// A command that the user can mend.
+    /// Returns an error that the user can correct in the command.
     pub fn usage<T>(message: impl Into<String>) -> Result<T, CliError> {
         Err(CliError::Usage(message.into()))
     }
@@ -27,20 +28,20 @@ impl CliError {
     }
 }
 
-/// What a file that could not be written asks for.
+/// Returns the message for a file that could not be written, with advice.
 pub fn cannot_write(path: &Path, error: &io::Error) -> String {
     format!("cannot write {}: {error}; {}", in_words(path), atomic_file::way_out(error))
 }
 
-/// Says that something is not written while the work goes on.
+/// Warns of an output that is not written while the run goes on.
 pub fn warn_of_failure(message: &str) {
     tell(format!("warning: {message}; the run goes on"));
 }
 
-/// The file that a path stands for, if there is one: links are followed, also those that point to nothing yet.
+/// Returns the path of the file that a path stands for. Links are followed, including dangling ones.
 fn resolved(path: &Path) -> PathBuf {
     let mut path = path.to_owned();
-    // As many links as systems follow.
+    // Systems follow about as many links.
     for _ in 0..40 {
         if let Ok(found) = path.canonicalize() {
             return found;
@@ -48,7 +49,7 @@ fn resolved(path: &Path) -> PathBuf {
         let Ok(target) = path.read_link() else {
             break;
         };
-        // What `/dev/stdout` points to has no path where it is a pipe.
+        // `/dev/stdout` may point to a pipe, which has no path.
         if path.metadata().is_ok() {
             return path;
         }
@@ -64,7 +65,7 @@ fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// What a path is of, if anything is there.
+/// Returns the metadata of a path, or `None` if nothing is there.
 fn about(path: &Path) -> io::Result<Option<Metadata>> {
     match path.metadata() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -72,14 +73,15 @@ fn about(path: &Path) -> io::Result<Option<Metadata>> {
     }
 }
 
-/// What tells an open file from all others, whatever their names.
+/// Returns numbers that identify an open file, whatever its names.
 #[cfg(unix)]
 fn identity(about: &Metadata) -> (u64, u64) {
     use std::os::unix::fs::MetadataExt;
     (about.dev(), about.ino())
 }
 
-/// Whether both paths are of one file, hard links included. Both are resolved. Nothing is opened: a pipe would wait for its other end.
+/// Returns true if both resolved paths are the same file, including hard links. Nothing is opened, because opening a
+/// pipe would wait for its other end.
 #[cfg(unix)]
 fn is_same(one: &Path, other: &Path) -> bool {
     let identity = |path: &Path| path.metadata().ok().map(|about| identity(&about));
@@ -91,7 +93,7 @@ fn is_same(one: &Path, other: &Path) -> bool {
     one == other || same_file::is_same_file(one, other).unwrap_or(false)
 }
 
-/// Whether this is the file that a path stands for: it may have been removed or replaced since it was opened.
+/// Returns true if the open file is still the file at a path. It may have been removed or replaced since it was opened.
 pub fn is_file_at(file: &File, path: &Path) -> bool {
     #[cfg(unix)]
     let is_there = match (file.metadata(), path.metadata()) {
@@ -106,14 +108,14 @@ pub fn is_file_at(file: &File, path: &Path) -> bool {
     is_there
 }
 
-/// Locks an output for as long as it is open, since it may have other names than the one that is locked beside it; false where another
-/// process has it.
+/// Locks an output while it is open, because it may have other names than the one whose lock file is beside it. Returns
+/// false if another process holds the lock.
 pub fn is_locked_now(file: &File) -> bool {
-    // Elsewhere a lock would keep readers from it.
+    // On other systems a lock would block readers.
     !cfg!(unix) || !matches!(file.try_lock(), Err(TryLockError::WouldBlock))
 }
 
-/// The standard stream that goes to a file, or comes from it.
+/// Returns the standard stream that is connected to a file.
 #[cfg(unix)]
 fn stream_of(about: &Metadata) -> Option<&'static str> {
     use std::os::fd::AsFd;
@@ -131,47 +133,47 @@ fn stream_of(_: &Metadata) -> Option<&'static str> {
     None
 }
 
-/// Whether a path can only be that of a folder, there or not.
+/// Returns true if a path can only name a folder, whether it exists or not.
 fn names_a_folder(path: &Path) -> bool {
     let text = path.to_string_lossy();
     let text = text.strip_suffix('.').unwrap_or(&text);
     text.ends_with(std::path::is_separator)
 }
 
-/// What tells an output of this program from other files.
+/// Function that recognises an output of this program.
 pub type IsOurs = fn(&Path) -> bool;
 
-/// Whether a file begins with a page or a plot of ours.
+/// Returns true if a file begins like a page or a plot of this program.
 pub fn is_page(path: &Path) -> bool {
     let start = start_of(path);
     [crate::page::MARK, crate::page::PLOT_MARK].iter().any(|mark| start.contains(mark))
 }
 
-/// The first kilobyte of a file, as far as it is text.
+/// Returns the first kilobyte of a file as text.
 pub fn start_of(path: &Path) -> String {
     let mut start = Vec::new();
     let read = File::open(path).and_then(|file| file.take(1024).read_to_end(&mut start));
     if read.is_ok() { String::from_utf8_lossy(&start).into_owned() } else { String::new() }
 }
 
-/// Looks at the outputs of a command, one after the other, and changes nothing.
+/// Checks the outputs of a command one after the other, and changes nothing.
 pub struct Check {
-    /// What was read, by resolved path.
+    /// Files that were read, by resolved path.
     read: Vec<(PathBuf, &'static str)>,
-    /// Those that were looked at: option, resolved path, and path as it was given.
+    /// Outputs that were checked: option, resolved path, and path as given.
     outputs: Vec<(&'static str, PathBuf, String)>,
     force: bool,
 }
 
 impl Check {
-    /// Of a command that reads these files, and perhaps the tuning cache.
+    /// Creates the check for a command that reads these files, and perhaps the tuning cache.
     pub fn new(read: &[PathBuf], force: bool) -> Self {
         let cache = TuningCache::from_env().map(|cache| (resolved(cache.path()), "the tuning cache"));
         let read = read.iter().map(|path| (resolved(path), "the data")).chain(cache).collect();
         Check { read, outputs: Vec::new(), force }
     }
 
-    /// An output that may be written.
+    /// Returns an output that may be written.
     pub fn output(&mut self, option: &'static str, path: &Path, is_ours: IsOurs) -> Result<Output, CliError> {
         let (given, shown, path) = (path.to_owned(), in_words(path), resolved(path));
         let refused = |message: String| Err(CliError::write(&shown, message));
@@ -192,7 +194,7 @@ impl Check {
         if let Some(stream) = about.as_ref().filter(|_| is_file).and_then(stream_of) {
             return CliError::usage(format!("{stream} {shown}, which {option} names: give each its own file"));
         }
-        // Two may go to /dev/null.
+        // Several options may name /dev/null.
         let twin = self.outputs.iter().find(|(_, other, _)| is_file && is_same(other, &path));
         if let Some((other, _, name)) = twin {
             let also = if *name == shown { String::new() } else { format!(", the same file as {shown}") };
@@ -228,7 +230,7 @@ impl Check {
     }
 }
 
-/// Whether it is a terminal, `/dev/null` or the like.
+/// Returns true for a terminal, `/dev/null` or a similar device.
 #[cfg(unix)]
 fn is_device(about: &std::fs::Metadata) -> bool {
     std::os::unix::fs::FileTypeExt::is_char_device(&about.file_type())
@@ -239,37 +241,37 @@ fn is_device(about: &std::fs::Metadata) -> bool {
     !about.is_file()
 }
 
-/// A file to be written.
+/// Output file of a command.
 #[derive(Debug)]
 pub struct Output {
-    /// Resolved, so that a link stays one.
+    /// Resolved path, so that a link stays a link.
     pub path: PathBuf,
-    /// As it was given.
+    /// Path as given.
     pub given: PathBuf,
-    /// The same in messages.
+    /// Path as shown in messages.
     pub shown: String,
-    /// Not a device.
+    /// True unless the output is a device.
     pub is_file: bool,
     lock: Option<Lock>,
-    /// The file itself, locked, if it was there.
+    /// The file itself, locked, if it existed.
     held: Option<File>,
 }
 
 impl Output {
-    /// What is there now, if anything is. Where the system cannot tell, nothing may be taken for missing.
+    /// Returns the metadata of the file, or `None` if nothing is there. An error is not treated as a missing file.
     pub fn about(&self) -> Result<Option<Metadata>, CliError> {
         about(&self.path)
             .map_err(|error| CliError::write(&self.shown, format!("{error}; {}", atomic_file::way_out(&error))))
     }
 
-    /// Refuses a file that another process is about to write, and keeps others from it.
+    /// Returns an error if another process is writing the file, and locks other processes out.
     pub fn claimed(mut self) -> Result<Self, CliError> {
         if self.is_file {
             self.lock = Lock::beside(&self.path).map_err(|error| {
                 let way_out = atomic_file::way_out(&error);
                 CliError::write(&self.shown, format!("it cannot be locked: {error}; {way_out}"))
             })?;
-            // Elsewhere a file that is open could not be replaced.
+            // On other systems an open file could not be replaced.
             self.held = if cfg!(unix) { in_place().open(&self.path).ok() } else { None };
             if self.lock.is_none() || !self.held.as_ref().is_none_or(is_locked_now) {
                 return CliError::usage(format!(
@@ -281,9 +283,9 @@ impl Output {
         Ok(self)
     }
 
-    /// Opens the file to write it in place, or makes it. No other process of ours writes it as long as it is open.
+    /// Opens the file to write it in place, or creates it. No other process of this program writes it while it is open.
     pub fn open(&mut self) -> io::Result<File> {
-        // A lock of this process would stand in its own way.
+        // A second lock of this process would conflict with the first.
         if let Some(held) = self.held.take().filter(|held| is_file_at(held, &self.path)) {
             return Ok(held);
         }
@@ -294,7 +296,7 @@ impl Output {
         Ok(file)
     }
 
-    /// Writes the file as a whole: a file that is there stays until the new one is complete.
+    /// Writes the whole file. An existing file stays until the new one is complete.
     pub fn write(&self, text: &str) -> Result<(), String> {
         let written = if self.is_file {
             atomic_file::replace(&self.path, |file| file.write_all(text.as_bytes()))
@@ -305,24 +307,25 @@ impl Output {
     }
 }
 
-/// For a file that is written in place. Where the system has that, at its end, whoever else moves that: no gap comes into it.
+/// Returns options for a file that is written in place. If the system supports it, data are always appended at the end,
+/// so that other writers cause no gap.
 fn in_place() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.write(true).append(cfg!(unix));
     options
 }
 
-/// A lock for as long as it lives: on a file `.NAME.lock`, since the output itself is replaced. What a killed process leaves of it is
-/// not locked, and is used again.
+/// Lock that is held while the value lives. It is on a file `.NAME.lock`, because the output itself is replaced. A lock
+/// file left by a killed process is not locked, and is reused.
 #[derive(Debug)]
 struct Lock {
     path: PathBuf,
-    // Locked until it is closed.
+    // The lock is held until this file is closed.
     _file: File,
 }
 
 impl Lock {
-    /// The lock beside this file; none where another process has it.
+    /// Returns the lock beside this file, or `None` if another process holds it.
     fn beside(path: &Path) -> io::Result<Option<Self>> {
         let name = path.file_name().unwrap_or_default();
         let mut lock = OsString::from(".");
@@ -336,7 +339,7 @@ impl Lock {
                 // Some file systems have no locks.
                 Ok(()) | Err(TryLockError::Error(_)) => {}
             }
-            // The process that had it removes it at its end, perhaps between these two calls.
+            // The process that held the lock removes the file when it ends, perhaps between these two calls.
             if is_file_at(&file, &path) {
                 return Ok(Some(Lock { path, _file: file }));
             }
@@ -346,19 +349,19 @@ impl Lock {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // Ours are empty: somebody may have a file of this name, or give it to an output.
+        // Lock files of this program are empty. Another file with this name must not be removed.
         if self.path.metadata().is_ok_and(|about| about.len() == 0) {
             let _ = std::fs::remove_file(&self.path);
         }
     }
 }
 
-/// The file of `--report`.
+/// Output file of `--report`.
 #[derive(Debug)]
 pub struct ReportFile(Output);
 
 impl ReportFile {
-    /// The file of a command that reads nothing else.
+    /// Returns the file for a command that reads no other files.
     pub fn create(path: &Path, force: bool) -> Result<Self, CliError> {
         Self::of(Check::new(&[], force).output("--report", path, is_page)?)
     }

@@ -1,4 +1,4 @@
-//! The data sets and the models of the program `wgpu-optim`, which others in this repository train on too.
+//! Data sets and models of the program `wgpu-optim`, which other packages of this repository also train.
 #![forbid(unsafe_code)]
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 

@@ -1,4 +1,4 @@
-//! The `wgpu-optim` binary: look at devices, check them, measure them, train on real data.
+//! The `wgpu-optim` binary: lists devices, checks them, measures them, and trains models on real data.
 #![forbid(unsafe_code)]
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
@@ -20,7 +20,7 @@ use clap::{Parser, Subcommand};
 use wgpu_optim::ErrorKind;
 use wgpu_optim_cli::{data, memory, model, words};
 
-/// Optimizers on the GPU that set their own learning rate, and say why.
+/// Optimizers on the GPU that set their own learning rate, and explain it.
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 120, after_help = target::ENVIRONMENT)]
 struct Cli {
@@ -33,17 +33,17 @@ enum Command {
     /// Train a small model on real data; without arguments: an MLP on handwritten digits, untuned.
     #[command(after_help = train::EXAMPLES, after_long_help = format!("{}\n\n{}", train::EXAMPLES, train::EXIT_CODES))]
     Train(Box<train::Args>),
-    /// List every adapter, what it can do, and which one `auto` takes.
+    /// List every adapter with its capabilities, and the one that `auto` takes.
     Devices(devices::Args),
-    /// Compare every adapter with the CPU path and an f64 oracle; exit code 1 on any difference.
+    /// Compare every adapter with the CPU path and an f64 reference; the exit code is 1 on any difference.
     Check(check::Args),
-    /// Find the kernels' geometry that does best on a device, and keep it for train, bench and your own runs.
+    /// Find the fastest kernel geometry for a device, and store it for train, bench and your own runs.
     Tune(tune::Args),
     /// Measure the optimizer step against the device's own copy bandwidth.
     Bench(bench::Args),
 }
 
-/// What ends a command early, in one line.
+/// Error that ends a command early, as one line.
 #[derive(Debug, thiserror::Error)]
 enum CliError {
     #[error("{}", in_options(.0))]
@@ -64,7 +64,7 @@ enum CliError {
     CheckFailed { failures: usize, cases: usize },
 }
 
-/// An error of the library with its advice as the command line has it.
+/// Returns an error of the library with its advice in terms of the command line.
 fn in_options(error: &wgpu_optim::Error) -> String {
     let advice = [
         (
@@ -81,7 +81,7 @@ fn in_options(error: &wgpu_optim::Error) -> String {
 }
 
 impl CliError {
-    /// Tells all of these but the last one, which whoever called tells, and which sets the exit code.
+    /// Reports all errors except the last one, which the caller reports and which sets the exit code.
     fn all(failures: impl IntoIterator<Item = CliError>) -> Result<(), CliError> {
         let mut failures: Vec<CliError> = failures.into_iter().collect();
         let last = failures.pop();
@@ -99,7 +99,8 @@ impl CliError {
         }
     }
 
-    /// 2 for what the user can mend in the command, 1 for what went wrong while running, 128 and its number for a signal.
+    /// Returns 2 for errors that the user can correct in the command, 1 for failures while running, and 128 plus the
+    /// number of a signal.
     fn exit_code(&self) -> u8 {
         match self {
             CliError::Stopped { signal, .. } => signal.exit_code(),
@@ -114,14 +115,14 @@ impl CliError {
     }
 }
 
-/// Threads above which a machine is only kept busy with starting them.
+/// Number of threads above which a machine is only busy starting them.
 const MOST_THREADS: u64 = 1024;
 
-/// Refuses a number of threads that would take the machine down.
+/// Returns an error for a number of threads that would overload the machine.
 fn check_threads() -> Result<(), CliError> {
     let Some(wanted) = std::env::var_os("RAYON_NUM_THREADS") else { return Ok(()) };
     let wanted = wanted.to_string_lossy();
-    // As rayon reads it. 0 is one for each core there too.
+    // rayon reads the value like this. 0 means one thread for each core there too.
     match &*wanted {
         "" => Ok(()),
         number if number.parse().is_ok_and(|threads: u64| threads <= MOST_THREADS) => Ok(()),
@@ -133,9 +134,9 @@ fn check_threads() -> Result<(), CliError> {
 }
 
 fn main() -> ExitCode {
-    // Filters go by the beginning of a name: ours begins like wgpu's.
+    // Filters match the beginning of a name, and `wgpu_optim` begins like `wgpu`.
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(
-        // The library's warnings of combinations that are known to fail: `train` tells them itself, once.
+        // Warnings about combinations that are known to fail are switched off, because `train` prints them itself.
         "warn,wgpu_hal=off,wgpu_core=error,wgpu=error,wgpu_optim=warn,wgpu_optim::warnings=off,naga=error",
     ))
     .init();
@@ -160,7 +161,7 @@ fn main() -> ExitCode {
 /// Prints help as it is, and an error in one line.
 fn report_usage(error: &clap::Error) -> ExitCode {
     if !error.use_stderr() {
-        // Plain text in a pipe, and a reader that has gone away is not an error.
+        // Help in a pipe is plain text, and a reader that has gone away is not an error.
         return match error.print() {
             Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
                 table::tell(format!("error: cannot write standard output: {error}"));
@@ -174,7 +175,7 @@ fn report_usage(error: &clap::Error) -> ExitCode {
     let said = lines.take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"));
     let said: Vec<&str> = said.filter(|line| !line.is_empty()).collect();
     if said.is_empty() || error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-        // A bare `wgpu-optim`: the help is the answer.
+        // For a bare `wgpu-optim` the help is the answer.
         table::tell_text(&text);
     } else {
         table::tell(format!("{} (see --help)", said.join("; ").replace(":;", ":")));

@@ -1,13 +1,13 @@
-//! Memory, asked for before it is taken: what a file or an option makes too large is an error, and neither an abort nor the end of other
-//! programs on the machine.
+//! Memory checks before allocation. A file or an option that needs too much memory causes an error, and neither an
+//! abort nor the end of other programs on the machine.
 
 use crate::words;
 
-/// Share of the memory at hand that one thing may take: drivers, threads and copies want some as well.
+/// Fraction of the available memory that one allocation may take. Drivers, threads and copies need the rest.
 const SHARE: f64 = 0.8;
 
-/// Memory that can be had without swapping, in bytes, where the system tells: of the machine, of the container, and of what `ulimit -v`
-/// leaves.
+/// Returns the memory in bytes that is available without swapping, if the system reports it. The limits of the machine,
+/// of the container and of `ulimit -v` are respected.
 pub fn available() -> Option<f64> {
     let read = |path: &str| std::fs::read_to_string(path).ok();
     let kib = |path: &str, name: &str| -> Option<f64> {
@@ -28,7 +28,7 @@ pub fn available() -> Option<f64> {
     [machine, container, process].into_iter().flatten().reduce(f64::min).map(|bytes| bytes.max(0.0))
 }
 
-/// Refuses to take more than there is: `needs 52.4 GiB of memory, 18.7 GiB are available`.
+/// Returns an error if there is not enough memory: `needs 52.4 GiB of memory, 18.7 GiB are available`.
 pub fn check(bytes: f64) -> Result<(), String> {
     match available() {
         Some(available) if bytes > SHARE * available => {
@@ -39,7 +39,7 @@ pub fn check(bytes: f64) -> Result<(), String> {
     }
 }
 
-/// An empty list with room for so many values, or why there is none.
+/// Returns an empty list with capacity for this many values, or the reason why that is not possible.
 pub fn list<T>(len: usize) -> Result<Vec<T>, String> {
     let bytes = len as f64 * size_of::<T>() as f64;
     check(bytes)?;

@@ -1,6 +1,6 @@
-//! The models that `train` trains: softmax regression, a linear SVM, a multi-layer perceptron. All parameters of a model lie in
-//! one flat buffer, all gradients in another; every tensor starts on a multiple of four elements, and the padding between
-//! tensors is zero.
+//! The models that `train` trains: softmax regression, a linear SVM and a multi-layer perceptron. All parameters of a
+//! model are in one flat buffer, and all gradients in another. Every tensor starts on a multiple of four elements, and
+//! the padding between tensors is zero.
 
 pub mod cpu;
 pub mod gpu;
@@ -32,22 +32,22 @@ pub struct Model {
     pub kind: ModelKind,
     pub features: usize,
     pub classes: usize,
-    /// Hidden units; 0 for the linear models.
+    /// Number of hidden units, 0 for the linear models.
     pub hidden: usize,
 }
 
-/// A matrix within the flat parameters, row-major.
+/// Row-major matrix within the flat parameters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TensorShape {
     pub name: &'static str,
     pub offset: usize,
-    /// Inputs of a weight matrix; 1 for a bias.
+    /// Number of inputs of a weight matrix, 1 for a bias.
     pub rows: usize,
     pub cols: usize,
 }
 
 impl TensorShape {
-    /// The tensor's elements in the flat parameters.
+    /// Returns the range of the tensor's elements in the flat parameters.
     pub fn range(&self) -> Range<usize> {
         self.offset..self.offset + self.rows * self.cols
     }
@@ -58,32 +58,32 @@ impl TensorShape {
     }
 }
 
-/// A dense layer: where its weights (inputs x outputs) and its bias lie.
+/// Dense layer: weights (inputs x outputs) and bias in the flat parameters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Layer {
     pub weights: TensorShape,
     pub bias: TensorShape,
 }
 
-/// Which rows an evaluation looks at.
+/// Rows that an evaluation uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {
     Train,
     Test,
 }
 
-/// What an evaluation over a split gives.
+/// Result of an evaluation over a split.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Evaluation {
     pub loss: f64,
-    /// Share of rows whose largest output is that of their label, and of no other class. Outputs that are not finite, or alike, name no
-    /// class and are wrong, whatever the label.
+    /// Fraction of the rows whose largest output is that of their label alone. Rows with outputs that are not finite or
+    /// equal have no class and are wrong, whatever the label.
     pub accuracy: f64,
-    /// Rows of which an output is not finite.
+    /// Number of rows with an output that is not finite.
     pub nonfinite_rows: usize,
 }
 
-/// Why a model cannot run on a device.
+/// Reason why a model cannot run on a device.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
     #[error(
@@ -105,12 +105,12 @@ pub enum ModelError {
 }
 
 impl Model {
-    /// A model; `hidden` is only looked at for the MLP.
+    /// Creates a model. `hidden` is only used for the MLP.
     pub fn new(kind: ModelKind, features: usize, classes: usize, hidden: usize) -> Self {
         Model { kind, features, classes, hidden: if kind == ModelKind::Mlp { hidden } else { 0 } }
     }
 
-    /// The dense layers, from the input on.
+    /// Returns the dense layers, from the input on.
     pub fn layers(&self) -> Vec<Layer> {
         let shapes: &[(&'static str, &'static str, usize, usize)] = match self.kind {
             ModelKind::Softmax | ModelKind::Svm => &[("weights", "bias", self.features, self.classes)],
@@ -132,27 +132,27 @@ impl Model {
         shapes.iter().map(layer).collect()
     }
 
-    /// All tensors, in the order they lie in.
+    /// Returns all tensors in the order of the flat parameters.
     pub fn tensors(&self) -> Vec<TensorShape> {
         self.layers().iter().flat_map(|layer| [layer.weights, layer.bias]).collect()
     }
 
-    /// Elements of the flat parameters, padding included.
+    /// Returns the number of elements of the flat parameters, including padding.
     pub fn padded_len(&self) -> usize {
         self.tensors().last().map_or(0, |last| last.range().end.next_multiple_of(4))
     }
 
-    /// Refuses a model whose training in batches of so many rows does not fit in memory, before any is taken.
+    /// Returns an error if training in batches of this many rows does not fit in memory. No memory is allocated.
     pub fn check_memory(&self, batch: usize) -> Result<(), ModelError> {
-        // Parameters, gradients, and whatever optimizer there is; outputs of a batch and of an evaluation.
+        // The estimate covers parameters, gradients and any optimizer, and the outputs of a batch and of an evaluation.
         let widths = self.features + 2 * self.hidden + self.classes;
         let elements = 8.0 * self.padded_len() as f64 + (batch.max(1024) * widths) as f64;
         let refused = |problem| ModelError::Memory { model: self.to_string(), problem };
         memory::check(4.0 * elements).map_err(refused)
     }
 
-    /// Biases and linear models start at zero; the MLP's weights are normal with variance 2/inputs (He) before the ReLU and
-    /// 1/inputs (LeCun) before the softmax.
+    /// Returns the initial parameters. Biases and linear models start at zero. The MLP's weights are normal with
+    /// variance 2/inputs (He) before the ReLU and 1/inputs (LeCun) before the softmax.
     pub fn initial_parameters(&self, seed: u64) -> Vec<f32> {
         let mut parameters = vec![0.0; self.padded_len()];
         if self.kind != ModelKind::Mlp {
@@ -161,7 +161,7 @@ impl Model {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         for (layer, gain) in self.layers().iter().zip([2.0f32, 1.0]) {
             let deviation = (gain / layer.weights.rows as f32).sqrt();
-            // A finite deviation above 0 is all a normal distribution asks for.
+            // The normal distribution only needs a finite standard deviation above 0.
             if let Ok(normal) = Normal::new(0.0, deviation) {
                 for weight in &mut parameters[layer.weights.range()] {
                     *weight = normal.sample(&mut rng);
@@ -172,7 +172,7 @@ impl Model {
     }
 }
 
-/// `MLP 64-128-10 (9610 parameters)`.
+/// Formats as `MLP 64-128-10 (9610 parameters)`.
 impl fmt::Display for Model {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let parameters: usize = self.tensors().iter().map(|tensor| tensor.range().len()).sum();

@@ -1,4 +1,4 @@
-//! What the pages of `--report` have in common: the skeleton, escaping, lists and tables, axes with marks of their own choice.
+//! Elements that the pages of `--report` share: the skeleton, escaping, lists, tables, and axes with custom marks.
 
 use std::ops::Range;
 use std::time::SystemTime;
@@ -8,7 +8,7 @@ use plotters::coord::Shift;
 use plotters::coord::ranged1d::{KeyPointHint, NoDefaultFormatting, Ranged, ValueFormatter};
 use plotters::prelude::*;
 
-/// The command line, without the path to the binary.
+/// Returns the command line without the path of the binary.
 pub fn command() -> String {
     let mut words = vec![env!("CARGO_BIN_NAME").to_owned()];
     let arguments = std::env::args_os().skip(1);
@@ -16,7 +16,7 @@ pub fn command() -> String {
     words.join(" ")
 }
 
-/// What made a page, and when.
+/// Returns the version, date and command that made a page.
 pub fn origin() -> [(&'static str, String); 3] {
     let date = format_rfc3339_seconds(SystemTime::now()).to_string();
     [("version", env!("CARGO_PKG_VERSION").to_owned()), ("date", date), ("command", command())]
@@ -25,17 +25,17 @@ pub fn origin() -> [(&'static str, String); 3] {
 pub type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 pub type DrawError = DrawingAreaErrorKind<std::io::Error>;
 
-/// What tells our pages from others.
+/// Marker of this program's pages.
 pub const MARK: &str = "<meta name=\"generator\" content=\"wgpu-optim\">";
-/// What tells our drawings in files of their own from others.
+/// Marker of this program's plots in separate files.
 pub const PLOT_MARK: &str = "<!-- wgpu-optim -->";
 
-/// A drawing as a file of its own.
+/// Returns a drawing as a separate file.
 pub fn plot_file(svg: &str) -> String {
     svg.replacen('>', &format!(">\n{PLOT_MARK}"), 1)
 }
 
-/// A drawing of this size in pixels.
+/// Draws an SVG of this size in pixels.
 pub fn svg(size: (u32, u32), draw: impl FnOnce(&Area) -> Result<(), DrawError>) -> Result<String, String> {
     let mut svg = String::new();
     {
@@ -45,7 +45,8 @@ pub fn svg(size: (u32, u32), draw: impl FnOnce(&Area) -> Result<(), DrawError>) 
     Ok(svg)
 }
 
-/// Okabe and Ito's palette, apart in every kind of colour vision: blue, vermilion, green, purple, sky blue, orange.
+/// Okabe and Ito's palette, which remains distinguishable with any colour vision: blue, vermilion, green, purple, sky
+/// blue, orange.
 pub const COLORS: [RGBColor; 6] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
@@ -55,29 +56,29 @@ pub const COLORS: [RGBColor; 6] = [
     RGBColor(230, 159, 0),
 ];
 
-/// Black text of this size.
+/// Returns the style of black text of this size.
 pub fn font(size: i32) -> TextStyle<'static> {
     ("sans-serif", size).into_font().color(&BLACK)
 }
 
-/// Text as HTML and SVG take it.
+/// Escapes text for HTML and SVG.
 pub fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
-/// Names and what they stand for, as a list.
+/// Returns names and values as an HTML list.
 pub fn facts(facts: &[(impl AsRef<str>, String)]) -> String {
     let item =
         |(name, value): &(_, String)| format!("<dt>{}</dt><dd>{}</dd>\n", escaped(AsRef::as_ref(name)), escaped(value));
     format!("<dl>\n{}</dl>\n", facts.iter().map(item).collect::<String>())
 }
 
-/// Sentences as the items of a list.
+/// Returns sentences as list items.
 pub fn items(sentences: impl IntoIterator<Item = String>) -> String {
     sentences.into_iter().map(|sentence| format!("<li>{}</li>\n", escaped(&sentence))).collect()
 }
 
-/// A row of a table, whose cells from `first_number` on are numbers.
+/// Returns a table row. Cells from `first_number` on are numbers.
 pub fn row(tag: &str, cells: &[impl AsRef<str>], first_number: usize) -> String {
     let cell = |(column, cell): (usize, &_)| {
         let class = if column < first_number { "" } else { " class=n" };
@@ -86,7 +87,7 @@ pub fn row(tag: &str, cells: &[impl AsRef<str>], first_number: usize) -> String 
     format!("<tr>{}</tr>", cells.iter().enumerate().map(cell).collect::<String>())
 }
 
-/// A table, whose columns from `first_number` on are of numbers.
+/// Returns a table. Columns from `first_number` on contain numbers.
 pub fn table<C: AsRef<str>>(
     header: &[impl AsRef<str>],
     rows: impl IntoIterator<Item = impl AsRef<[C]>>,
@@ -97,7 +98,7 @@ pub fn table<C: AsRef<str>>(
     format!("<table>\n<thead>{head}</thead>\n<tbody>\n{body}</tbody>\n</table>\n")
 }
 
-/// The page: nothing in it comes from elsewhere. The title is text, `style` and `body` are taken as they are.
+/// Returns a self-contained page. The title is escaped; `style` and `body` are inserted as they are.
 pub fn page(title: &str, style: &str, body: &str) -> String {
     format!(
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
@@ -107,7 +108,7 @@ pub fn page(title: &str, style: &str, body: &str) -> String {
     )
 }
 
-/// The style of a run's pages.
+/// Style sheet of a run's pages.
 pub const STYLE: &str = "
 body { font: 14px/1.45 sans-serif; color: #111; background: #fff; max-width: 1240px; margin: 0 auto; padding: 16px; }
 h1 { font-size: 20px; }
@@ -122,17 +123,18 @@ td { white-space: nowrap; border-bottom: 1px solid #e4e4e4; }
 .n { text-align: right; }
 ";
 
-/// An axis with marks of its own choice.
+/// Axis with custom marks.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Axis {
     pub range: Range<f64>,
     pub marks: Vec<f64>,
-    /// Digits behind the point that tell the marks apart; those of logarithms are as short as they can be.
+    /// Number of decimals that distinguishes the marks. Logarithmic axes have none and use the shortest form.
     decimals: Option<usize>,
 }
 
 impl Axis {
-    /// Values from the least to the greatest, with some `most` marks at round ones; `least_apart` keeps counts whole.
+    /// Returns an axis from the least to the greatest value, with about `most` marks at round values. `least_apart`
+    /// keeps counts whole.
     pub fn linear(range: Range<f64>, most: usize, least_apart: f64) -> Self {
         let apart = (range.end - range.start) / most as f64;
         let power = 10f64.powf(apart.log10().floor());
@@ -144,12 +146,12 @@ impl Axis {
         Axis { marks: (first..=last).map(|mark| mark as f64 * apart).collect(), range, decimals }
     }
 
-    /// An axis with these marks, for logarithms of base ten.
+    /// Returns an axis with these marks, for logarithms of base ten.
     pub fn with_marks(range: Range<f64>, marks: Vec<f64>) -> Self {
         Axis { range, marks, decimals: None }
     }
 
-    /// What a mark is called: a number, also where the axis is of its logarithm.
+    /// Returns the label of a mark, which is the number itself even on a logarithmic axis.
     pub fn label(&self, mark: f64) -> String {
         match self.decimals {
             Some(decimals) if mark.abs() < 1e6 => format!("{mark:.decimals$}"),
@@ -158,12 +160,12 @@ impl Axis {
         }
     }
 
-    /// log10 of values; at most `most` marks, at the roundest values that there is room for.
+    /// Returns an axis of log10 of the values, with at most `most` marks at the roundest values that fit.
     pub fn log10(values: impl Iterator<Item = f64>, most: usize) -> Self {
         let range = bounds(values, 0.0);
         let margin = (0.04 * (range.end - range.start)).max(0.06);
         let range = range.start - margin..range.end + margin;
-        // Within a decade at round values that are equally far apart, beyond it at round digits.
+        // Within a decade the marks are at round values with equal distances, otherwise at round digits.
         let whole: Vec<f64> = (1..10).map(f64::from).collect();
         let (low, high) = (10f64.powf(range.start), 10f64.powf(range.end));
         let even = (high < 10.0 * low && low > 0.0).then(|| {
@@ -181,21 +183,21 @@ impl Axis {
     }
 }
 
-/// A number as short as it can be said: `0.05`, `200`, `1e-9`.
+/// Formats a number in its shortest form: `0.05`, `200`, `1e-9`.
 fn plain(value: f64) -> String {
-    // Marks are round but for the last bits.
+    // Marks are round except for the last bits.
     let rounded = format!("{value:.3e}").parse().unwrap_or(value);
     if rounded == 0.0 || (1e-4..1e5).contains(&rounded.abs()) { rounded.to_string() } else { format!("{rounded:e}") }
 }
 
-/// log10 of these digits times the powers of ten, as far as they lie in the range.
+/// Returns log10 of these digits times powers of ten, within the range.
 pub fn log_marks(range: &Range<f64>, digits: &[f64]) -> Vec<f64> {
     let decades = range.start.floor() as i32..=range.end.ceil() as i32;
     let marks = decades.flat_map(|decade| digits.iter().map(move |m| f64::from(decade) + m.log10()));
     marks.filter(|mark| range.contains(mark)).collect()
 }
 
-/// From the least to the greatest, and a margin beyond; an arbitrary range where there are no values.
+/// Returns the range from the least to the greatest value with a margin, or an arbitrary range without values.
 pub fn bounds(values: impl Iterator<Item = f64>, margin: f64) -> Range<f64> {
     let none = (f64::INFINITY, f64::NEG_INFINITY);
     let (low, high) = values.fold(none, |(low, high), value| (low.min(value), high.max(value)));

@@ -1,11 +1,11 @@
-//! Work that several threads share.
+//! Work on several threads.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::{CliError, signals};
 
-/// Calls `run_at` for every index on so many threads; the results by index, or the error of the lowest index that has one. After a signal
-/// no further call begins, and there are fewer results.
+/// Calls `run_at` for every index on this many threads. Returns the results by index, or the error of the lowest index
+/// that failed. After a signal no further call begins, and there are fewer results.
 pub fn in_parallel<T: Send>(
     count: usize,
     threads: usize,

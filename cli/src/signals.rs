@@ -1,6 +1,6 @@
-//! SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, SIGALRM, SIGVTALRM and SIGXCPU. The first one ends a command after the step, case or size that is
-//! running, so that outputs are written; the second one ends it at once. SIGXFSZ does nothing: the write that it is about fails, and is
-//! told as any other.
+//! Signals: SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, SIGALRM, SIGVTALRM and SIGXCPU. The first one ends a
+//! command after the step, case or size that is running, so that outputs are written. The second one ends it at once.
+//! SIGXFSZ has no effect: the write that caused it fails and is reported like any other failed write.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock};
@@ -16,7 +16,7 @@ const HANGUP: Option<i32> = Some(signal_hook::consts::SIGHUP);
 #[cfg(not(unix))]
 const HANGUP: Option<i32> = None;
 
-/// Others by which a batch system or a person asks a program to end.
+/// Other signals by which a batch system or a user asks a program to end.
 #[cfg(unix)]
 const OTHERS: &[i32] = {
     use signal_hook::consts::{SIGALRM, SIGQUIT, SIGUSR1, SIGUSR2, SIGVTALRM, SIGXCPU};
@@ -25,13 +25,13 @@ const OTHERS: &[i32] = {
 #[cfg(not(unix))]
 const OTHERS: &[i32] = &[];
 
-/// What comes within this time is one signal: `timeout` sends it to the process and to its group.
+/// Signals within this time count as one, because `timeout` sends the signal to the process and to its group.
 const AT_ONCE: Duration = Duration::from_millis(100);
 
-/// The number of the signal that came; 0 before.
+/// Number of the received signal, 0 before.
 static RECEIVED: LazyLock<Arc<AtomicUsize>> = LazyLock::new(Arc::default);
 
-/// A signal that asks the command to end.
+/// Signal that asks the command to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Signal(i32);
 
@@ -40,28 +40,30 @@ impl Signal {
         low_level::signal_name(self.0).unwrap_or("a signal")
     }
 
-    /// As shells have it: 130 for SIGINT.
+    /// Returns the exit code that shells use, such as 130 for SIGINT.
     pub fn exit_code(self) -> u8 {
         (128 + self.0) as u8
     }
 
-    /// The error of a command that was stopped here: `where it stands` is what follows "SIGINT: ".
+    /// Returns the error of a stopped command. `where_it_stands` follows "SIGINT: " in the message.
     pub fn stopped(self, where_it_stands: impl std::fmt::Display) -> CliError {
         CliError::Stopped { signal: self, words: format!("{}: {where_it_stands}", self.name()) }
     }
 }
 
-/// Begins to wait for signals. Until then each has its usual effect: nothing is lost while data are read and devices are looked for.
+/// Begins to watch for signals. Before that each has its usual effect, because nothing is lost while data are read and
+/// devices are searched.
 pub fn watch() {
     let is_second = Arc::new(AtomicBool::new(false));
     let hangup = HANGUP.filter(|_| !is_hangup_ignored());
-    // Caught, a file that grows beyond the limit is an error of the write; its usual effect is the end of the process.
+    // If the signal is caught, a file that exceeds the limit causes an error of the write. Otherwise it would end the
+    // process.
     #[cfg(unix)]
     let _ = flag::register(signal_hook::consts::SIGXFSZ, Arc::default());
-    // SIGINT last: who sees it caught sees all of them caught.
+    // SIGINT comes last, so that once it is caught all signals are caught.
     for signal in OTHERS.iter().copied().chain([SIGTERM]).chain(hangup).chain([SIGINT]) {
         let status = i32::from(Signal(signal).exit_code());
-        // Called in this order. A signal that cannot be watched keeps its usual effect.
+        // The actions run in this order. A signal that cannot be watched keeps its usual effect.
         let _ = flag::register_conditional_shutdown(signal, status, is_second.clone());
         let _ = flag::register_usize(signal, RECEIVED.clone(), signal as usize);
     }
@@ -74,7 +76,7 @@ pub fn watch() {
     });
 }
 
-/// The signal that came, if one did.
+/// Returns the received signal, if there is one.
 pub fn received() -> Option<Signal> {
     match RECEIVED.load(Ordering::Relaxed) {
         0 => None,
@@ -82,8 +84,9 @@ pub fn received() -> Option<Signal> {
     }
 }
 
-/// Whether whoever started the program had it ignore SIGHUP, as `nohup` does, where the system tells. (Shells have jobs of scripts ignore
-/// SIGINT. Who sends it to one means it.)
+/// Returns true if the program was started with SIGHUP ignored, as with `nohup`, on systems that report it. An ignored
+/// SIGINT is not respected: shells let the background jobs of scripts ignore it, but whoever sends it wants the job to
+/// end.
 fn is_hangup_ignored() -> bool {
     let mask = std::fs::read_to_string("/proc/self/status").ok().and_then(|status| {
         let line = status.lines().find_map(|line| line.strip_prefix("SigIgn:"))?;

@@ -1,5 +1,5 @@
-//! What every command writes on the terminal: lines, tables and progress. Nothing else prints, which lints see to: `println!` and
-//! `eprintln!` panic where a stream cannot be written, and a run would be lost.
+//! Output of every command on the terminal: lines, tables and progress. Lints forbid other printing, because `println!`
+//! and `eprintln!` panic if a stream cannot be written, and a run would be lost.
 
 use std::io::Write;
 
@@ -19,8 +19,8 @@ pub fn say(line: impl std::fmt::Display) -> Result<(), CliError> {
     }
 }
 
-/// Writes a line on standard error, if that can be done: nothing ends because nobody can be told about it. What comes from elsewhere, such
-/// as the name of a file, cannot break the line or command the terminal.
+/// Writes a line on standard error. Errors are ignored, because they must not end the program. Text from elsewhere,
+/// such as the name of a file, can neither break the line nor control the terminal.
 pub fn tell(line: impl std::fmt::Display) {
     let _ = writeln!(std::io::stderr().lock(), "{}", escaped(&line.to_string()));
 }
@@ -30,7 +30,7 @@ pub fn tell_text(text: &str) {
     let _ = std::io::stderr().lock().write_all(text.as_bytes());
 }
 
-/// An empty table whose columns from `first_number` on hold numbers, aligned to the right. Add rows, then print.
+/// Empty table. Columns from `first_number` on contain numbers, aligned to the right. Add rows, then print it.
 pub struct Columns {
     table: Table,
     first_number: usize,
@@ -53,7 +53,7 @@ impl Columns {
         self.table.add_row(cells);
     }
 
-    /// Breaks long cells where the table would not fit a terminal of 80 columns.
+    /// Prints the table, and breaks long cells so that it fits a terminal of 80 columns.
     pub fn print_narrow(mut self) -> Result<(), CliError> {
         self.table.set_content_arrangement(ContentArrangement::Dynamic).set_width(80);
         self.print()
@@ -67,7 +67,7 @@ impl Columns {
     }
 }
 
-/// A bar on standard error, where that is a terminal.
+/// Returns a progress bar on standard error, if that is a terminal.
 pub fn progress_bar(length: u64, template: &str) -> ProgressBar {
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
     ProgressBar::new(length).with_style(style)

@@ -1,4 +1,4 @@
-//! Where a command runs: a device, or the CPU path and why.
+//! Target of a command: a device, or the CPU path with the reason.
 
 use std::fmt;
 
@@ -13,7 +13,7 @@ use crate::{CliError, in_options};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Backend {
-    /// A hardware GPU, else the CPU path.
+    /// A hardware GPU if there is one, else the CPU path.
     Auto,
     /// The CPU path.
     Cpu,
@@ -27,7 +27,7 @@ pub enum Backend {
     Gl,
 }
 
-/// The options every command that runs somewhere has.
+/// Options of every command that runs on a target.
 #[derive(Debug, Clone, clap::Args)]
 pub struct TargetArgs {
     /// Where to run
@@ -46,19 +46,19 @@ Environment:
   WGPU_BACKEND             backends to look at, where --backend names none
   WGPU_ADAPTER_NAME        part of the adapter's name, where --adapter names none";
 
-/// Where the kernels' geometry comes from.
+/// Source of the kernels' geometry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TuningSource {
-    /// The adapter's preset.
+    /// The preset for the adapter.
     Preset,
     /// An earlier `wgpu-optim tune`.
     Cached,
-    /// The CPU path has none.
+    /// No geometry, because the target is the CPU path.
     None,
 }
 
-/// A geometry as `--json` has it.
+/// Geometry in the form of `--json`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Geometry {
     workgroup_size: u32,
@@ -80,7 +80,7 @@ impl From<Tuning> for Geometry {
     }
 }
 
-/// A geometry in words.
+/// Formats the geometry as text.
 impl fmt::Display for Geometry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Geometry { workgroup_size, quads_per_invocation: quads, partials, finish_workgroup_size, .. } = self;
@@ -91,7 +91,7 @@ impl fmt::Display for Geometry {
     }
 }
 
-/// `2^22`, or the number where it is no large power of two.
+/// Returns `2^22`, or the number if it is not a large power of two.
 pub fn size_in_words(elements: u64) -> String {
     if elements.is_power_of_two() && elements >= 1 << 7 {
         format!("2^{}", elements.trailing_zeros())
@@ -102,14 +102,15 @@ pub fn size_in_words(elements: u64) -> String {
 
 #[derive(Debug, Clone)]
 pub enum Target {
-    /// On the host, and why, unless it was asked for.
+    /// The CPU path, with the reason unless the user asked for it.
     Cpu {
         reason: Option<String>,
     },
     Gpu(Gpu),
 }
 
-/// Refuses names in `WGPU_BACKEND` that wgpu would pass over, so that there would seem to be no device.
+/// Returns an error for names in `WGPU_BACKEND` that wgpu would ignore, because the devices would then seem to be
+/// missing.
 pub fn check_environment() -> Result<(), CliError> {
     const VARIABLE: &str = "WGPU_BACKEND";
     let named = std::env::var(VARIABLE).unwrap_or_default();
@@ -124,7 +125,7 @@ pub fn check_environment() -> Result<(), CliError> {
 }
 
 impl TargetArgs {
-    /// Refuses what this system cannot have, whatever is installed.
+    /// Returns an error for a backend that this system cannot have, whatever is installed.
     fn check_system(&self) -> Result<(), CliError> {
         let (name, home) = match self.backend {
             Backend::Metal if !cfg!(target_vendor = "apple") => ("metal", "Apple's systems"),
@@ -149,7 +150,7 @@ impl TargetArgs {
                 ));
             }
             (Backend::Auto, name) => {
-                // Who names an adapter means it, software or not.
+                // An adapter that the user names is used even if it is a software driver.
                 return match request(None, name.is_some()) {
                     Err(error) if error.kind() == ErrorKind::NoAdapter => {
                         Ok(Target::Cpu { reason: Some(in_options(&error)) })
@@ -167,8 +168,8 @@ impl TargetArgs {
 }
 
 impl Target {
-    /// Where to go on after the devices of these adapters were lost: on another adapter, else on the CPU path. A software driver will
-    /// only do after other software, the CPU path is faster.
+    /// Returns the target to use after the devices of these adapters were lost: another adapter, else the CPU path. A
+    /// software driver is only used to replace another one, because the CPU path is faster.
     pub fn instead_of(lost: &[wgpu::AdapterInfo]) -> Self {
         let is_software = |info: &wgpu::AdapterInfo| info.device_type == wgpu::DeviceType::Cpu;
         let mut others = pollster::block_on(Gpu::adapters(None));
@@ -182,8 +183,8 @@ impl Target {
         opened.map_or(Target::Cpu { reason: None }, Target::Gpu)
     }
 
-    /// The target in the geometry that is cached for about this many parameters, which it then says on standard error; as it is
-    /// where there is none.
+    /// Returns the target with the cached geometry for about this many parameters, and reports it on standard error.
+    /// Without a cached geometry the target is unchanged.
     pub fn tuned_for(self, elements: usize) -> (Self, TuningSource) {
         let Target::Gpu(gpu) = self else {
             return (self, TuningSource::None);
@@ -204,7 +205,7 @@ impl Target {
         (Target::Gpu(gpu), TuningSource::Cached)
     }
 
-    /// The backend as `--json` names it.
+    /// Returns the name of the backend in `--json`.
     pub fn backend(&self) -> String {
         match self {
             Target::Cpu { .. } => "cpu".to_owned(),
@@ -212,7 +213,7 @@ impl Target {
         }
     }
 
-    /// The adapter, or the number of threads of the CPU path.
+    /// Returns the adapter, or the number of threads of the CPU path.
     pub fn adapter(&self) -> String {
         match self {
             Target::Cpu { .. } => {
@@ -223,7 +224,7 @@ impl Target {
         }
     }
 
-    /// `the CPU path`, or the adapter.
+    /// Returns `the CPU path`, or the adapter.
     pub fn in_words(&self) -> String {
         match self {
             Target::Cpu { .. } => "the CPU path".to_owned(),
@@ -231,10 +232,10 @@ impl Target {
         }
     }
 
-    /// Says on standard error why the CPU path was taken, where nobody asked for it.
+    /// Reports on standard error why the CPU path was taken, unless the user asked for it.
     pub fn explain(&self) {
         if let Target::Cpu { reason: Some(reason) } = self {
-            // The list of them is long.
+            // The list of software drivers is long.
             let reason = match reason.contains("only software drivers") {
                 true => "there is no hardware GPU, and software drivers are slower (`wgpu-optim devices` lists them)",
                 false => reason,
@@ -244,7 +245,7 @@ impl Target {
     }
 }
 
-/// An adapter's driver with its version, as far as it tells.
+/// Returns an adapter's driver with its version, as far as they are known.
 pub fn driver_in_words(info: &wgpu::AdapterInfo) -> String {
     let texts = [info.driver.as_str(), info.driver_info.as_str()];
     texts.into_iter().filter(|text| !text.is_empty()).collect::<Vec<_>>().join(" ")

@@ -1,5 +1,5 @@
-//! `wgpu-optim train`: the main job. Forward, backward and optimizer on the device (or all on the host), a learning rate that
-//! nobody sets, and a table that says what moved it.
+//! `wgpu-optim train`: trains a model. Forward pass, backward pass and optimizer run on the device (or all on the
+//! host), the learning rate needs no setting, and a table explains its changes.
 
 mod charts;
 mod compare;
@@ -41,7 +41,7 @@ use story::Aftermaths;
 use trace::{Trace, is_trace};
 use verdict::Ending;
 
-/// Behind `-h`.
+/// Text at the end of `-h`.
 pub const EXAMPLES: &str = "\
 Examples:
   wgpu-optim train                              handwritten digits, nothing to set
@@ -51,7 +51,7 @@ Examples:
   wgpu-optim train --compare --data digits,spirals --regimes seesaw
                                                 against a grid of fixed rates";
 
-/// Behind `--help`, after the examples.
+/// Text at the end of `--help`, after the examples.
 pub const EXIT_CODES: &str = "\
 Exit code:
   0  the run ended, whatever it has learned
@@ -62,23 +62,23 @@ Exit code:
      SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, SIGALRM, SIGVTALRM or SIGXCPU ended it: after the step that was running, with
      everything printed and written as at the end. A second signal ends it at once";
 
-/// What a run looks at when its steps are done.
+/// Evaluations at the end of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Look {
-    /// The average and the last iterate, training rows and test rows.
+    /// The average and the last iterate, on training rows and test rows.
     Everything,
-    /// Only what the run is judged by: the average, or the last iterate where there is none.
+    /// Only the evaluated parameters: the average, or the last iterate if there is no average.
     Judged,
-    /// Whichever of the average and the last iterate is better on the test rows, which flatters what is chosen by them.
+    /// The better of the average and the last iterate on the test rows. Choosing on the test rows is optimistic.
     Better,
 }
 
-/// A number that was given, as it was given: without an exponent where it is neither tiny nor huge.
+/// Formats a number that the user gave, without an exponent unless it is tiny or huge.
 fn given_in_words(value: f32) -> String {
     if value == 0.0 || (1e-3..1e4).contains(&value.abs()) { value.to_string() } else { format!("{value:e}") }
 }
 
-/// A learning rate in a few characters.
+/// Formats a learning rate in a few characters.
 fn rate_in_words(rate: f32) -> String {
     number(f64::from(rate), 3)
 }
@@ -87,13 +87,13 @@ fn in_percent(share: f64) -> String {
     format!("{:.2} %", 100.0 * share)
 }
 
-/// Trains, and reports.
+/// Trains and reports.
 pub fn run(args: &Args) -> Result<(), CliError> {
     if args.compare.compare {
         return compare::run(args);
     }
     args.check_heeded(&[args.rule])?;
-    // With any numbers of steps: whether there can be such an optimizer.
+    // The numbers of steps do not matter here. This only checks whether such an optimizer can be built.
     args.settings(1, 1)?.check()?;
     let loaded = data::load_from(&args.data, args.label.as_deref())?;
     let dataset = loaded.dataset;
@@ -105,10 +105,11 @@ pub fn run(args: &Args) -> Result<(), CliError> {
     if args.lose_device.is_some() && matches!(target, Target::Cpu { .. }) {
         return CliError::usage("--lose-device: the CPU path has no device to lose, name one with --backend");
     }
-    // Before training, which a path that cannot be written should not cost. First all are looked at, then all are claimed.
+    // Outputs are checked before training, so that a path that cannot be written costs no training. All are checked
+    // before any is claimed.
     let mut check = Check::new(&loaded.files, args.force);
     let saving = Saving::new(args, &dataset, &mut check)?;
-    // A trace that a run is to go on with is looked at row by row.
+    // The trace of a run that is resumed is checked row by row later.
     let goes_on = args.resume && args.checkpoint.as_ref().is_some_and(|path| path.exists());
     let is_trace = if goes_on { |_: &Path| true } else { is_trace };
     let trace = args.trace.as_deref().map(|path| check.output("--trace", path, is_trace)).transpose()?;
@@ -147,7 +148,7 @@ pub fn run(args: &Args) -> Result<(), CliError> {
         let gpu = match &target {
             Target::Gpu(gpu) if error.is_lost_device() => gpu,
             _ => {
-                // The rows up to here may say why.
+                // The rows up to here may explain the error.
                 watch.trace = watch.trace.filter(Trace::is_worth_writing);
                 watch.finish_trace();
                 return Err(error);
@@ -167,7 +168,7 @@ pub fn run(args: &Args) -> Result<(), CliError> {
         ));
     };
     progress.finish_and_clear();
-    // What is printed does not depend on what can be written, and the other way round.
+    // A failure to print does not prevent the files from being written, and vice versa.
     let printed = if args.json { say(serde_json::json!({ "runs": [run] })) } else { report::print(args, &run, &model) };
     let mut failures: Vec<CliError> = printed.err().into_iter().collect();
     if let (Some(page), Some(history)) = (page, &watch.history) {
@@ -180,7 +181,7 @@ pub fn run(args: &Args) -> Result<(), CliError> {
     CliError::all(failures)
 }
 
-/// Where a run stands that a signal has ended.
+/// Returns the error of a run that a signal has ended, with its position.
 fn stopped(args: &Args, signal: Signal, done: u64, steps: u64) -> CliError {
     let way_out = match &args.checkpoint {
         Some(_) => "the same command with --resume goes on",
@@ -189,30 +190,30 @@ fn stopped(args: &Args, signal: Signal, done: u64, steps: u64) -> CliError {
     signal.stopped(format!("stopped after {} of {} steps; {way_out}", grouped(done), grouped(steps)))
 }
 
-/// The step that a run goes on at.
+/// Returns the step at which a run continues.
 fn step_of(resumed: &Option<Resumed>) -> u64 {
     resumed.as_ref().map_or(0, |run| run.checkpoint.step())
 }
 
-/// Who looks on while a model trains, and who interferes.
+/// Observers of a training run, and faults to inject.
 struct Watch<'a> {
-    /// Of `--report`.
+    /// History for `--report`.
     history: Option<History>,
-    /// The same when the run was last saved.
+    /// History at the time when the run was last saved.
     saved_history: Option<History>,
     progress: &'a ProgressBar,
     trace: Option<Trace>,
-    /// Why the trace is not complete.
+    /// Reason why the trace is not complete.
     trace_failure: Option<String>,
     saving: Option<&'a Saving>,
-    /// The step before which the device is to be lost.
+    /// Step before which the device is destroyed.
     lose_device: Option<u64>,
-    /// What is told of the data when all is ready.
+    /// Text about the data that is printed when everything is ready.
     about_data: Option<String>,
 }
 
 impl<'a> Watch<'a> {
-    /// Nobody but who looks at the progress.
+    /// Returns a watch that only shows the progress.
     fn new(progress: &'a ProgressBar) -> Self {
         Watch {
             history: None,
@@ -232,11 +233,11 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// Goes back to where the run was last saved, or to its start, and says from what it is to go on.
+    /// Returns to the state in which the run was last saved, or to its start, and reports where the run continues.
     fn rewind(&mut self, job: &Job) -> Result<Option<Resumed>, CliError> {
         let steps = job.args.steps(job.dataset);
         let saved = self.saving.map_or(Ok(None), |saving| saving.last(job.args, steps));
-        // Somebody may have replaced it since.
+        // The file may have been replaced in the meantime.
         let resumed = saved.unwrap_or_else(|error| {
             tell(format!("warning: the device is lost, and its checkpoint with it: {error}"));
             None
@@ -255,7 +256,7 @@ impl<'a> Watch<'a> {
     }
 }
 
-/// What is trained, and how.
+/// Training job.
 struct Job<'a> {
     args: &'a Args,
     settings: OptimizerSettings,
@@ -264,13 +265,13 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    /// One run, or the rest of one; `watch` hears of each step and of each epoch.
+    /// Runs the job, or the rest of it. `watch` is notified of each step and each epoch.
     fn train(&self, target: &Target, resumed: Option<Resumed>, watch: &mut Watch, look: Look) -> Result<Run, CliError> {
         let Job { args, settings, dataset, model } = self;
         let rows = dataset.train.rows();
         let batch = (args.batch as usize).min(rows);
         let (steps, per_epoch) = (args.steps(dataset), args.steps_per_epoch(dataset) as u64);
-        // To lose it once is enough.
+        // The device is lost only once.
         let loss_of_device = watch.lose_device.take();
         let injection = Injection { nan: args.inject_nan, spike: args.inject_spike, loss_of_device };
         let mut engine = engine::new(target, model, dataset, batch, settings, injection, args.seed)?;
@@ -291,7 +292,7 @@ impl Job<'_> {
             sofar = resumed.sofar;
         }
         let before = done;
-        // The step that the checkpoint is of.
+        // Step of the last checkpoint.
         let mut saved_at = (done > 0).then_some(done);
         let mut aftermaths = Aftermaths::new(args, done);
         let mut last_loss = None;
@@ -305,19 +306,19 @@ impl Job<'_> {
             history.start_loss = Some(engine.evaluate(Part::Train)?.loss);
         }
         let started = Instant::now();
-        // What the report costs is not the training's time.
+        // The time for the report does not count as training time.
         let mut looking_on = Duration::ZERO;
         let mut order: Vec<u32> = (0..rows as u32).collect();
-        // A stream of its own, so that the order of the rows does not depend on how many weights there are.
+        // A separate random stream keeps the order of the rows independent of the number of weights.
         let mut shuffle = ChaCha8Rng::seed_from_u64(args.seed);
         shuffle.set_stream(1);
         for epoch in 0..args.epochs() {
-            // Each order is made of the one before, those of an earlier process too.
+            // Each order derives from the previous one, including those of an earlier process.
             order.shuffle(&mut shuffle);
             let start = u64::from(epoch) * per_epoch;
-            // An optimizer of streams may end its last round early.
+            // An optimizer with streams may end its last round early.
             let end = (start + per_epoch).min(steps);
-            // A run that goes on from its last step before an epoch's end was looked at still has to do that.
+            // A run that is resumed at the last step of an epoch still has to do the evaluation at the epoch's end.
             let is_over = done > end || start >= end;
             if is_over || done == end && watch.history.is_none() {
                 continue;
@@ -331,7 +332,7 @@ impl Job<'_> {
                 let stretch = (done - start) as usize..(until - start) as usize;
                 let (losses, records) = engine.train(stretch, on_steps)?;
                 done += losses.len() as u64;
-                // As many of each step, or none.
+                // Every step has the same number of tensor records, which may be 0.
                 let per_step = records.tensors.len() / records.records.len().max(1);
                 let mut tensors = records.tensors.chunks(per_step.max(1));
                 let records = &records.records;
@@ -353,7 +354,7 @@ impl Job<'_> {
                 }
                 let is_last = done == steps || signals::received().is_some();
                 if let Some(saving) = watch.saving.filter(|saving| saving.is_due(done, is_last)) {
-                    // First the rows up to here, so that whoever goes on from here finds them.
+                    // The trace is written first, so that its rows are there when a run resumes from this checkpoint.
                     if let Some(trace) = &mut watch.trace {
                         trace.sync();
                     }
@@ -375,7 +376,7 @@ impl Job<'_> {
                 break;
             }
         }
-        // A signal may have come after the step was looked at for the last time.
+        // A signal may have arrived after the last check.
         if let Some(saving) = watch.saving.filter(|_| saved_at != Some(done)) {
             if let Some(trace) = &mut watch.trace {
                 trace.sync();
@@ -434,17 +435,17 @@ impl Job<'_> {
 }
 
 struct Figures {
-    /// The average that the figures are of; none where they are of the last iterate.
+    /// Average that the figures belong to, or `None` for the last iterate.
     evaluated: Option<AverageName>,
     train: Evaluation,
     test: Evaluation,
-    /// Of the last iterate, where it was looked at beside an average: training loss and test accuracy.
+    /// Training loss and test accuracy of the last iterate, if it was evaluated in addition to an average.
     last: Option<(Option<f64>, f64)>,
-    /// Test accuracy of the average, where it was looked at.
+    /// Test accuracy of the average, if it was evaluated.
     averaged_accuracy: Option<f64>,
 }
 
-/// Looks at what was trained, no more than once at anything.
+/// Evaluates the trained parameters. Nothing is evaluated twice.
 fn figures(engine: &mut dyn Engine, average: Option<AverageName>, look: Look) -> Result<Figures, CliError> {
     let Some(average) = average else {
         let (train, test) = (engine.evaluate(Part::Train)?, engine.evaluate(Part::Test)?);
@@ -458,7 +459,7 @@ fn figures(engine: &mut dyn Engine, average: Option<AverageName>, look: Look) ->
     let (averaged, train) = with_averages(engine, |engine| {
         let test = engine.evaluate(Part::Test)?;
         let is_worse = last.is_some_and(|(_, last)| last.accuracy > test.accuracy);
-        // The training rows are many: only those of what is chosen.
+        // Evaluating the training rows is slow, so it is done only for the parameters that are chosen.
         let train = if look == Look::Better && is_worse { None } else { Some(engine.evaluate(Part::Train)?) };
         Ok((test, train))
     })?;

@@ -1,4 +1,4 @@
-//! `wgpu-optim tune`: finds the kernels' geometry that does best on a device, and keeps it.
+//! `wgpu-optim tune`: finds the fastest kernel geometry for a device, and stores it.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -18,7 +18,8 @@ use crate::train::{RegimeName, RuleName};
 pub struct Args {
     #[command(flatten)]
     target: TargetArgs,
-    /// Sizes to tune for, as powers of two of parameters, separated by commas; each serves sizes within a factor of eight
+    /// Sizes to tune for, as powers of two of the number of parameters, separated by commas; each serves sizes within a
+    /// factor of eight
     #[arg(long, default_value = "20", value_delimiter = ',', value_name = "POWER", value_parser = clap::value_parser!(u32).range(0..=30))]
     power: Vec<u32>,
     /// Update rule whose step is measured
@@ -30,7 +31,7 @@ pub struct Args {
     /// Milliseconds to spend on each size
     #[arg(long, default_value_t = 5000, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..=3_600_000))]
     budget_ms: u64,
-    /// Replace the file that WGPU_OPTIM_TUNING_CACHE names even where it is no tuning cache
+    /// Replace the file that WGPU_OPTIM_TUNING_CACHE names even if it is not a tuning cache
     #[arg(long)]
     force: bool,
     /// Measure, but write nothing
@@ -48,7 +49,7 @@ struct Report {
     device: String,
     driver: String,
     backend: String,
-    /// The file; `None` where nothing was written.
+    /// Path of the file, or `None` if nothing was written.
     written: Option<String>,
     sizes: Vec<Size>,
 }
@@ -70,7 +71,7 @@ struct Measured {
     #[serde(flatten)]
     geometry: Geometry,
     ns_per_param: Option<f64>,
-    /// Why it is out of the question.
+    /// Reason why the geometry cannot be used.
     problem: Option<String>,
     #[serde(skip)]
     tuning: Tuning,
@@ -125,7 +126,7 @@ pub fn run(args: &Args) -> Result<(), CliError> {
         let found = gpu.tune(&options)?;
         report.sizes.push(Size::new(&options, &found, started.elapsed()));
     }
-    // What was measured is shown even where it cannot be kept.
+    // The measurements are shown even if they cannot be stored.
     let mut kept = Ok(());
     if let Some(cache) = &cache {
         kept = report.sizes.iter().try_for_each(|size| cache.put(&gpu, size.elements, size.best.tuning));
@@ -147,14 +148,14 @@ pub fn run(args: &Args) -> Result<(), CliError> {
     }
 }
 
-/// Whether a file is a tuning cache, however damaged, or is empty, or is none.
+/// Returns true if a path is a tuning cache (even a damaged one), an empty file, or not a file.
 fn may_be_replaced(path: &Path) -> bool {
     match path.metadata() {
         Ok(about) if about.is_file() && about.len() > 0 => {
             let start = start_of(path);
             start.trim_start().starts_with('{') && start.contains("\"version\"") && start.contains("\"entries\"")
         }
-        // What is no file cannot be replaced, which is told when it is tried.
+        // A path that is not a file cannot be replaced. The attempt reports that.
         _ => true,
     }
 }

@@ -1,12 +1,12 @@
-//! Numbers and texts as messages have them.
+//! Numbers and texts in messages.
 
 use std::path::Path;
 
-/// The most characters of a text that messages quote.
+/// Largest number of characters of a quoted text.
 const QUOTED: usize = 60;
 
-/// A text that may be anything, for one line of a terminal: control characters, and those that turn the direction of writing, are
-/// escaped.
+/// Escapes an arbitrary text for one line of a terminal. Control characters and characters that change the direction of
+/// writing are escaped.
 pub fn escaped(text: &str) -> String {
     let is_safe = |c: char| {
         !c.is_control()
@@ -15,7 +15,7 @@ pub fn escaped(text: &str) -> String {
     text.chars().map(|c| if is_safe(c) { c.to_string() } else { c.escape_default().to_string() }).collect()
 }
 
-/// A text of a file or a command line in quotes, cut off after some sixty characters.
+/// Returns a text of a file or a command line in quotes, cut off after about sixty characters.
 pub fn quoted(text: &str) -> String {
     match text.char_indices().nth(QUOTED) {
         None => format!("\"{}\"", escaped(text)),
@@ -23,12 +23,12 @@ pub fn quoted(text: &str) -> String {
     }
 }
 
-/// A path as messages have it.
+/// Returns a path for messages.
 pub fn path(path: &Path) -> String {
     if path.as_os_str().is_empty() { "\"\"".to_owned() } else { escaped(&path.to_string_lossy()) }
 }
 
-/// `1,797`.
+/// Formats a number with groups of digits: `1,797`.
 pub fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
@@ -41,12 +41,12 @@ pub fn grouped(number: u64) -> String {
     text
 }
 
-/// `1 step`, `1,797 steps`.
+/// Formats a count: `1 step`, `1,797 steps`.
 pub fn count(number: u64, what: &str) -> String {
     format!("{} {}", grouped(number), plural(number, what))
 }
 
-/// `step` of one, `steps` of others.
+/// Returns the singular for one and the plural otherwise.
 pub fn plural(number: u64, what: &str) -> String {
     let ending = match (number, what) {
         (1, _) => "",
@@ -56,7 +56,8 @@ pub fn plural(number: u64, what: &str) -> String {
     format!("{what}{ending}")
 }
 
-/// A number of so many significant digits, without an exponent where it is neither tiny nor huge: `0.188`, `33.1`, `1.2e-7`.
+/// Formats a number with this many significant digits, without an exponent unless it is tiny or huge: `0.188`, `33.1`,
+/// `1.2e-7`.
 pub fn number(value: f64, digits: usize) -> String {
     if value == 0.0 || !value.is_finite() {
         return value.to_string();
@@ -70,7 +71,7 @@ pub fn number(value: f64, digits: usize) -> String {
     }
 }
 
-/// A time in the unit that fits: `226 µs`, `1.72 s`, `12 min 5 s`.
+/// Formats a time in a suitable unit: `226 µs`, `1.72 s`, `12 min 5 s`.
 pub fn duration(seconds: f64) -> String {
     match seconds {
         s if s >= 60.0 => format!("{} min {:.0} s", grouped((s / 60.0) as u64), (s % 60.0).floor()),
@@ -80,7 +81,7 @@ pub fn duration(seconds: f64) -> String {
     }
 }
 
-/// As many bytes in the unit that fits: `1.5 GiB`.
+/// Formats a number of bytes in a suitable unit: `1.5 GiB`.
 pub fn bytes(bytes: f64) -> String {
     let units = ["bytes", "KiB", "MiB", "GiB", "TiB"];
     let power = ((bytes.max(1.0).log2() / 10.0) as usize).min(units.len() - 1);

@@ -1,5 +1,5 @@
-//! What is measured, by `wgpu-optim bench` and by the benches alike: the work, memory on the host and on devices that it is done over, and how its time
-//! is taken.
+//! Measurements that `wgpu-optim bench` and the benchmarks share: the work, its memory on the host and on devices, and
+//! the timing.
 
 pub mod device;
 pub mod host;

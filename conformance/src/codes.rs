@@ -1,28 +1,29 @@
-//! 8-bit state by its definition ([`State::Bits8`](wgpu_optim::State::Bits8)), in f64: what the codes in a checkpoint stand for, and whether those of
-//! moments are those of given ones. Written from the documentation, and not from the code of either path.
+//! 8-bit state in f64, from the definition of [`State::Bits8`](wgpu_optim::State::Bits8). This module decodes the codes
+//! in a checkpoint and compares them with given moments. It is written from the documentation, and not from the code of
+//! either path.
 
 use wgpu_optim::{Checkpoint, Element};
 
-/// Elements that share a scale.
+/// Number of elements that share a scale.
 const BLOCK: usize = 32;
 
-/// How far the moments of a path may be from the given ones, as a share: a few units in the last place of f32.
+/// Largest relative difference between the moments of a path and the given ones: a few units in the last place of f32.
 const ROUNDING: f64 = 1e-6;
 
-/// The momentum, or the second moment.
+/// Moment of a rule: the momentum or the second moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Moment {
     /// m.
     First,
-    /// v, of which the root is stored.
+    /// v, which is stored as its root.
     Second,
 }
 
 impl Moment {
-    /// Both.
+    /// Both moments.
     pub const ALL: [Self; 2] = [Moment::First, Moment::Second];
 
-    /// The name of the codes in a checkpoint.
+    /// Returns the name of the codes in a checkpoint.
     pub fn entry(self) -> &'static str {
         match self {
             Moment::First => "momentum_codes",
@@ -44,7 +45,7 @@ impl Moment {
         }
     }
 
-    /// What a code stands for that is this number's square, as the paths have it in f32.
+    /// Decodes a code, given its square, with the f32 rounding of the paths.
     fn value(self, code_square: f64, scale: f64) -> f64 {
         let product = f64::from((code_square * scale) as f32);
         match self {
@@ -60,7 +61,7 @@ impl Moment {
         }
     }
 
-    /// The smallest number with 8 significant bits of which the largest code is no less than a block's largest magnitude.
+    /// Returns the smallest scale of 8 significant bits for which the largest code reaches a block's largest magnitude.
     fn scale(self, largest: f64) -> f64 {
         let square = self.most() * self.most();
         let exact = match self {
@@ -75,10 +76,10 @@ impl Moment {
         scale.max(self.least_scale())
     }
 
-    /// The magnitude of a number's code, with the random number that decides between two, above 0 and up to 1.
+    /// Returns the code of a magnitude. `random`, above 0 and at most 1, decides between the two nearest codes.
     fn code(self, size: f64, scale: f64, random: f64) -> f64 {
         let root = if self == Moment::First { size } else { size.sqrt() };
-        // From above; far too large numbers have the largest code.
+        // The search starts above the result. Numbers that are far too large have the largest code.
         let mut below = ((root / scale).sqrt().floor() + 1.0).min(self.most());
         while below > 0.0 && self.value(below * below, scale) > size {
             below -= 1.0;
@@ -100,14 +101,14 @@ impl Moment {
     }
 }
 
-/// lowbias32.
+/// Hash function lowbias32.
 fn hash(mut x: u32) -> u32 {
     x = (x ^ x >> 16).wrapping_mul(0x7feb_352d);
     x = (x ^ x >> 15).wrapping_mul(0x846c_a68b);
     x ^ x >> 16
 }
 
-/// The random number of an element at a step, both counted from 0.
+/// Returns the random number of an element at a step, both counted from 0.
 fn random(moment: Moment, seed: u32, step: u64, element: u32) -> f64 {
     let key = hash(hash(hash(seed) ^ step as u32) ^ (step >> 32) as u32);
     let bits = hash((key ^ 0x5bd1_e995).wrapping_add(element.wrapping_mul(0x9e37_79b9)));
@@ -118,14 +119,14 @@ fn random(moment: Moment, seed: u32, step: u64, element: u32) -> f64 {
     f64::from(bits + 1) / 32768.0
 }
 
-/// The codes and scales of a tensor's moment in a checkpoint, if it has them.
+/// Returns the codes and scales of a tensor's moment in a checkpoint, if it contains them.
 fn stored(checkpoint: &Checkpoint, moment: Moment, tensor: &str) -> Option<(Vec<u8>, Vec<u32>)> {
     let codes = checkpoint.entry(&format!("{}/{tensor}", moment.entry()))?;
     let scales = checkpoint.entry(&format!("state_scales/{tensor}"))?;
     Some((codes.to_vec(), bytemuck::pod_collect_to_vec(scales)))
 }
 
-/// A tensor's moment as a checkpoint has it in 8 bits, if it has it.
+/// Decodes a tensor's 8-bit moment from a checkpoint, if it contains one.
 pub fn decoded(checkpoint: &Checkpoint, moment: Moment, tensor: &str) -> Option<Vec<f64>> {
     let (codes, scales) = stored(checkpoint, moment, tensor)?;
     let value = |(code, word): (&u8, u32)| {
@@ -152,24 +153,24 @@ pub fn short_masters(checkpoint: &Checkpoint, element: Element, tensor: &str) ->
     Some(stored.into_iter().zip(kept).map(value).collect())
 }
 
-/// A stored code or scale that is none of those that it could be.
+/// Stored code or scale that is not among the possible ones.
 #[derive(Debug, Clone, PartialEq)]
 pub struct WrongCode {
-    /// The element, or the first of a block.
+    /// Index of the element, or of the first element of a block.
     pub element: usize,
-    /// The scale instead of the code.
+    /// True if it is the scale and not the code.
     pub is_scale: bool,
-    /// What is stored.
+    /// Stored value.
     pub got: f64,
-    /// The nearest that could be.
+    /// Nearest possible value.
     pub expected: f64,
 }
 
-/// Compares a tensor's moment in a checkpoint of after a step with what the step made it, before it was stored. `first_element` is the tensor's place among
-/// the optimizer's elements.
+/// Compares a tensor's moment in a checkpoint after a step with the moment that the step computed before it was stored.
+/// `first_element` is the index of the tensor's first element among the optimizer's elements.
 ///
 /// # Panics
-/// Where the checkpoint has no such codes.
+/// If the checkpoint contains no such codes.
 pub fn wrong_codes(
     checkpoint: &Checkpoint,
     moment: Moment,
@@ -179,7 +180,7 @@ pub fn wrong_codes(
 ) -> Vec<WrongCode> {
     let (codes, scales) = stored(checkpoint, moment, tensor).expect("codes");
     assert_eq!((codes.len(), scales.len()), (values.len(), values.len().div_ceil(BLOCK)));
-    // As the paths have them: what f32 cannot hold is 0.
+    // The paths round to f32, so that numbers below its range are 0.
     let values: Vec<f64> = values.iter().map(|&x| f64::from(x as f32)).collect();
     let mut wrong = Vec::new();
     let mut compare = |element, is_scale, got: f64, (low, high): (f64, f64)| {
@@ -194,12 +195,12 @@ pub fn wrong_codes(
         let expected = |share: f64| moment.scale(largest * (1.0 + share));
         compare(first, true, scale, (expected(-ROUNDING), expected(ROUNDING)));
         for (element, value) in (first..).zip(values) {
-            // A device may take denormal numbers for zeros.
+            // A device may flush denormal numbers to zero.
             let may_be_zero = value.abs() < f64::from(f32::MIN_POSITIVE);
             let random = random(moment, seed, step, first_element.wrapping_add(element as u32));
             let code = |share: f64| moment.code(value.abs() * (1.0 + share), scale, random);
             let got = moment.signed(codes[element]) * if *value < 0.0 { -1.0 } else { 1.0 };
-            // The last place of sums that nearly cancel is larger than theirs. Squares do not cancel.
+            // Sums that nearly cancel have rounding errors larger than their own last place. Squares do not cancel.
             let tiny = if moment == Moment::First { largest * ROUNDING } else { 0.0 };
             let (low, high) = (code(-ROUNDING), code(ROUNDING));
             let zero = moment.code((value.abs() - tiny).max(0.0), scale, random);

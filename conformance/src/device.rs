@@ -1,14 +1,14 @@
-//! Devices, and buffers there and back.
+//! Devices, uploads and downloads.
 
 use std::sync::OnceLock;
 
 use wgpu_optim::gpu::{Partials, Tensor};
 use wgpu_optim::{Gpu, Optimizer, OptimizerBuilder, Records, wgpu};
 
-/// Every adapter with compute shaders, opened. None is a failure, never a skip.
+/// Returns every adapter with compute shaders, opened. Having none is a failure, never a skip.
 ///
-/// The tests of a binary share their devices, and with them the pipelines that were compiled. Only OpenGL is opened anew each time: its calls
-/// lock the adapter, and give up after a second of waiting for another thread.
+/// The tests of a binary share their devices and compiled pipelines. Only OpenGL devices are opened anew each time,
+/// because their calls lock the adapter and fail after waiting a second for another thread.
 pub fn adapters() -> Vec<Gpu> {
     static SHARED: OnceLock<Vec<Gpu>> = OnceLock::new();
     let on_opengl = |gpu: &Gpu| gpu.device().adapter_info().backend == wgpu::Backend::Gl;
@@ -31,13 +31,13 @@ fn open_all(backends: Option<wgpu::Backends>) -> Vec<Gpu> {
         .collect()
 }
 
-/// The kinds of partials that the device can have.
+/// Returns the kinds of partial sums that the device supports.
 pub fn kinds_of_partials(gpu: &Gpu) -> impl Iterator<Item = Partials> {
     let features = gpu.device().features();
     Partials::ALL.into_iter().filter(move |partials| partials.is_supported(features))
 }
 
-/// A buffer with these values.
+/// Creates a buffer with these values.
 pub fn upload(gpu: &Gpu, values: &[f32]) -> wgpu::Buffer {
     let buffer = gpu.device().create_buffer(&wgpu::BufferDescriptor {
         label: Some("test"),
@@ -49,7 +49,7 @@ pub fn upload(gpu: &Gpu, values: &[f32]) -> wgpu::Buffer {
     buffer
 }
 
-/// The first `len` values of a buffer.
+/// Reads the first `len` values of a buffer.
 pub fn download(gpu: &Gpu, buffer: &wgpu::Buffer, len: usize) -> Vec<f32> {
     let staging = gpu.device().create_buffer(&wgpu::BufferDescriptor {
         label: Some("staging"),
@@ -66,14 +66,14 @@ pub fn download(gpu: &Gpu, buffer: &wgpu::Buffer, len: usize) -> Vec<f32> {
     bytemuck::pod_collect_to_vec::<u8, f32>(&view)[..len].to_vec()
 }
 
-/// Submits what is recorded in one encoder.
+/// Records into one encoder and submits it.
 pub fn submit(gpu: &Gpu, record: impl FnOnce(&mut wgpu::CommandEncoder)) {
     let mut encoder = gpu.device().create_command_encoder(&Default::default());
     record(&mut encoder);
     gpu.queue().submit([encoder.finish()]);
 }
 
-/// Submits what is recorded in one pass.
+/// Records into one compute pass and submits it.
 pub fn submit_pass(gpu: &Gpu, record: impl FnOnce(&mut wgpu::ComputePass)) {
     submit(gpu, |encoder| record(&mut encoder.begin_compute_pass(&Default::default())));
 }
@@ -83,17 +83,17 @@ pub fn step(gpu: &Gpu, optimizer: &Optimizer) {
     submit(gpu, |encoder| optimizer.encode_step(encoder).expect("alive"));
 }
 
-/// All records so far.
+/// Drains all records so far.
 pub fn drain(optimizer: &mut Optimizer) -> Records {
     pollster::block_on(optimizer.drain_records()).expect("records arrive")
 }
 
-/// A builder that is known to be right.
+/// Builds an optimizer from a builder that is known to be valid.
 pub fn build(builder: OptimizerBuilder<Tensor>, gpu: &Gpu) -> Optimizer {
     builder.build(gpu).expect("builds")
 }
 
-/// The compute pipeline of a module with one entry point, with the layout that follows from its bindings.
+/// Creates the compute pipeline of a module with one entry point. The layout follows from its bindings.
 pub fn pipeline(gpu: &Gpu, source: &str) -> wgpu::ComputePipeline {
     let device = gpu.device();
     let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
@@ -110,14 +110,14 @@ pub fn pipeline(gpu: &Gpu, source: &str) -> wgpu::ComputePipeline {
     })
 }
 
-/// A kernel of the caller's: storage buffers by binding, the last one written.
+/// Kernel of a caller, with storage buffers by binding. It writes the last one.
 pub struct Kernel {
     pipeline: wgpu::ComputePipeline,
     bind_group: wgpu::BindGroup,
 }
 
 impl Kernel {
-    /// A kernel of these storage buffers, in the order of their bindings.
+    /// Creates a kernel with these storage buffers, in the order of their bindings.
     pub fn new(gpu: &Gpu, source: &str, buffers: &[&wgpu::Buffer]) -> Self {
         let device = gpu.device();
         let pipeline = pipeline(gpu, source);
@@ -137,12 +137,12 @@ impl Kernel {
         Kernel { pipeline, bind_group }
     }
 
-    /// Records one workgroup of it.
+    /// Records one workgroup of the kernel.
     pub fn dispatch(&self, pass: &mut wgpu::ComputePass) {
         self.dispatch_many(pass, 1);
     }
 
-    /// Records so many workgroups of it.
+    /// Records this many workgroups of the kernel.
     pub fn dispatch_many(&self, pass: &mut wgpu::ComputePass, workgroups: u32) {
         pass.set_pipeline(&self.pipeline);
         pass.set_bind_group(0, &self.bind_group, &[]);
@@ -150,7 +150,7 @@ impl Kernel {
     }
 }
 
-/// A storage buffer of so many bytes, with these usages beside.
+/// Creates a storage buffer of this size in bytes, with additional usages.
 pub fn storage(gpu: &Gpu, size: u64, more: wgpu::BufferUsages) -> wgpu::Buffer {
     gpu.device().create_buffer(&wgpu::BufferDescriptor {
         label: Some("storage"),
@@ -160,7 +160,7 @@ pub fn storage(gpu: &Gpu, size: u64, more: wgpu::BufferUsages) -> wgpu::Buffer {
     })
 }
 
-/// A device with changed limits on each adapter.
+/// Opens a device with changed limits on each adapter.
 pub fn limited_devices(change: impl Fn(&mut wgpu::Limits)) -> Vec<Gpu> {
     let open = |adapter: &wgpu::Adapter| {
         let mut required_limits = adapter.limits();
@@ -173,7 +173,7 @@ pub fn limited_devices(change: impl Fn(&mut wgpu::Limits)) -> Vec<Gpu> {
     pollster::block_on(Gpu::adapters(None)).iter().map(open).collect()
 }
 
-/// A device whose bindings hold only so many bytes, on each adapter.
+/// Opens a device on each adapter whose bindings are limited to this many bytes.
 pub fn small_bindings(bytes: u64) -> Vec<Gpu> {
     limited_devices(|limits| limits.max_storage_buffer_binding_size = bytes)
 }

@@ -1,14 +1,16 @@
-//! What [`wgpu_optim`] is held against, shared by its tests, its benches, `wgpu-optim check` and `wgpu-optim bench`:
+//! Reference and helpers for the tests and benchmarks of [`wgpu_optim`], for `wgpu-optim check` and for `wgpu-optim
+//! bench`:
 //!
-//! - [`oracle`] is the right answer in f64, written from the specification, with the schedules in [`schedule`].
-//! - [`spec`] states a case once, [`stored`] keeps its values in whatever elements, and [`run`] runs it on the CPU path and on devices.
-//! - [`codes`] says what 8-bit state stands for, and whether it is that of given moments.
-//! - [`vectors`] writes down what optimizers consist of, for hosts that know nothing of this crate.
-//! - `translate` (feature `translate`) asks what becomes of kernels on drivers that this machine does not have.
-//! - [`bench`](mod@bench) is the work that is measured.
+//! - [`oracle`] is the f64 reference, written from the specification, with the schedules in [`schedule`].
+//! - [`spec`] specifies a case once, [`stored`] keeps its values in any element type, and [`run`] runs it on the CPU
+//!   path and on devices.
+//! - [`codes`] decodes 8-bit state, and compares it with given moments.
+//! - [`vectors`] writes the kernels and buffers of optimizers to files, for hosts that do not use this crate.
+//! - `translate` (feature `translate`) translates kernels for drivers that this machine does not have.
+//! - [`bench`](mod@bench) is the measured work.
 //!
-//! Beside them are the helpers of device tests: every adapter there is, buffers there and back, numbers by chance, ulps. They panic where something
-//! fails, as tests should.
+//! The crate also has helpers for device tests: all adapters, uploads and downloads, random numbers, ulps. Like tests,
+//! they panic on failure.
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
@@ -34,28 +36,28 @@ pub use device::*;
 use spec::{Spec, lengths};
 use wgpu_optim::Error;
 
-/// Tensors of these lengths, of numbers by chance.
+/// Returns tensors of these lengths with random numbers.
 pub fn tensors(seed: u64, lengths: &[usize]) -> Vec<Vec<f32>> {
     let mut numbers = Numbers(seed);
     lengths.iter().map(|&len| numbers.vec(len)).collect()
 }
 
-/// Numbers by chance, as many as a case has parameters, tensor by tensor.
+/// Returns random numbers for every parameter of a case, tensor by tensor.
 pub fn noise(specs: &[Spec], seed: u64) -> Vec<Vec<f32>> {
     tensors(seed, &lengths(specs).collect::<Vec<_>>())
 }
 
-/// One number in the place of every parameter of a case.
+/// Returns one value for every parameter of a case, tensor by tensor.
 pub fn filled(specs: &[Spec], value: f32) -> Vec<Vec<f32>> {
     lengths(specs).map(|len| vec![value; len]).collect()
 }
 
-/// Every number times a factor.
+/// Multiplies every number by a factor.
 pub fn times(factor: f32, tensors: &[Vec<f32>]) -> Vec<Vec<f32>> {
     tensors.iter().map(|tensor| tensor.iter().map(|x| factor * x).collect()).collect()
 }
 
-/// The number is as near as it must be to what is expected. NaN is near to nothing.
+/// Asserts that a number is within a distance of the expected one. NaN never is.
 #[track_caller]
 pub fn assert_close(what: impl Display, got: impl Into<f64>, expected: impl Into<f64>, allowed: f64) {
     let (got, expected) = (got.into(), expected.into());
@@ -63,7 +65,7 @@ pub fn assert_close(what: impl Display, got: impl Into<f64>, expected: impl Into
     assert!(off <= allowed, "{what}: {got:e} instead of {expected:e}, off by {off:e}, allowed {allowed:e}");
 }
 
-/// All numbers are as near as they must be to what is expected, and as many.
+/// Asserts that all numbers are within a distance of the expected ones, and that there are as many.
 #[track_caller]
 pub fn assert_all_close<T: Copy + Into<f64>>(what: impl Display, got: &[f32], expected: &[T], allowed: f64) {
     assert_eq!(got.len(), expected.len(), "{what}");
@@ -72,8 +74,8 @@ pub fn assert_all_close<T: Copy + Into<f64>>(what: impl Display, got: &[f32], ex
     }
 }
 
-/// The largest distance of two numbers of one place, in units of the last place of the largest expected number, or of `least` where
-/// that is larger.
+/// Returns the largest distance of two corresponding numbers, in units of the last place of the largest expected
+/// number, or of `least` if that is larger.
 pub fn ulps_of_largest<T: Copy + Into<f64>>(got: &[f32], expected: &[T], least: f64) -> f64 {
     assert_eq!(got.len(), expected.len());
     let expected = || expected.iter().map(|&x| x.into());
@@ -82,7 +84,7 @@ pub fn ulps_of_largest<T: Copy + Into<f64>>(got: &[f32], expected: &[T], least: 
     distances.fold(0.0, |most, distance| if distance.is_nan() { f64::INFINITY } else { most.max(distance) })
 }
 
-/// A message is one line that contains every one of these words.
+/// Asserts that a message is one line that contains every one of these words.
 #[track_caller]
 pub fn assert_says(message: impl Display, words: &[&str]) {
     let message = message.to_string();
@@ -92,7 +94,8 @@ pub fn assert_says(message: impl Display, words: &[&str]) {
     }
 }
 
-/// What must be an error whose message is one line that contains every one of these words.
+/// Asserts that a result is an error whose message is one line that contains every one of these words. Returns the
+/// error.
 #[track_caller]
 pub fn assert_refused<T>(result: Result<T, Error>, words: &[&str]) -> Error {
     match result {
@@ -104,7 +107,7 @@ pub fn assert_refused<T>(result: Result<T, Error>, words: &[&str]) -> Error {
     }
 }
 
-/// Every kind of f32 that is not finite, as bits.
+/// Bits of every kind of f32 that is not finite.
 pub const NOT_FINITE: [u32; 10] = [
     0x7f80_0000, // +inf
     0xff80_0000, // -inf
@@ -118,24 +121,24 @@ pub const NOT_FINITE: [u32; 10] = [
     0xffd5_5555, // negative, a payload
 ];
 
-/// Reproducible numbers, uniform in [-1, 1): a 64-bit linear congruential generator, high bits.
+/// Reproducible uniform numbers in [-1, 1), from the high bits of a 64-bit linear congruential generator.
 pub struct Numbers(pub u64);
 
 impl Numbers {
-    /// The next number.
+    /// Returns the next number.
     #[expect(clippy::should_implement_trait, reason = "there is always a next one")]
     pub fn next(&mut self) -> f32 {
         self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         ((self.0 >> 40) as f32) / 8_388_608.0 - 1.0
     }
 
-    /// The next numbers.
+    /// Returns the next numbers.
     pub fn vec(&mut self, len: usize) -> Vec<f32> {
         (0..len).map(|_| self.next()).collect()
     }
 }
 
-/// |a - b| in units of b's last place; NaN is infinitely far.
+/// Returns |a - b| in units of b's last place. NaN is infinitely far from every number.
 pub fn ulps(a: f32, b: f64) -> f64 {
     let unit = f64::from(((b as f32).abs()).max(f32::MIN_POSITIVE)) * f64::from(f32::EPSILON);
     let distance = (f64::from(a) - b).abs() / unit;

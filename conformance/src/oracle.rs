@@ -1,5 +1,5 @@
-//! The right answer, in f64: one parameter group, one step at a time. The formulas of rules and regimes stand beside their other forms, in the
-//! files of the library, and are written from the papers.
+//! Reference in f64: one parameter group, one step at a time. The formulas of rules and regimes are in the files of the
+//! library, beside their other forms, and are written from the papers.
 
 use crate::schedule::factor_at;
 use crate::spec::shape_for;
@@ -10,24 +10,25 @@ use wgpu_optim::{AutoSgd, Averaging, Regime, Rule, Schedule, WeightDecay};
 
 /// One group in f64.
 pub struct Oracle {
-    /// Its update rule.
+    /// Update rule.
     pub rule: Rule,
-    /// Its regime.
+    /// Regime.
     pub regime: Regime,
-    /// Of the regime, from the first step on.
+    /// Reference of the regime, from the first step on.
     reference: Option<Box<dyn RegimeReference>>,
-    /// Its weight decay.
+    /// Weight decay.
     pub decay: WeightDecay,
-    /// Its clip by norm; infinite for none.
+    /// Clip by norm, infinite for none.
     pub clip: f64,
-    /// Whether it climbs.
+    /// True if the group maximizes.
     pub maximize: bool,
-    /// The parameters.
+    /// Parameters of all tensors, concatenated.
     pub w: Vec<f64>,
-    /// Of each tensor in turn, the lengths of its dimensions.
+    /// Dimensions of each tensor.
     pub shapes: Vec<Vec<usize>>,
     moments: Moments,
-    /// Momentum, and what goes into it, is zero where f32 would be denormal: for a device that takes such numbers for zeros.
+    /// True if momentum and its inputs are zero where f32 would be denormal, for devices that flush such numbers to
+    /// zero.
     pub flushes: bool,
     q: Vec<f64>,
     last_sign: Vec<f64>,
@@ -35,51 +36,51 @@ pub struct Oracle {
     mean_square: f64,
     mean_norm: f64,
     ln_first_rate: f64,
-    /// Of the next step, for regimes that go by it.
+    /// Loss of the next step, for regimes that use it.
     pub loss: f64,
-    /// Its schedule.
+    /// Schedule.
     pub schedule: Schedule,
-    /// The factor of its rate that the caller has set.
+    /// Factor of the rate that the caller has set.
     pub factor: f64,
-    /// That of the step before, also of one in which the group was frozen.
+    /// Factor of the previous step, including steps in which the group was frozen.
     pub last_factor: f64,
-    /// A factor of each element's rate; empty where all are 1.
+    /// Factor of each element's rate, empty if all are 1.
     pub rate_factors: Vec<f64>,
-    /// Where rows without a gradient are left alone, the columns of the tensor of each element; else empty.
+    /// Number of columns of each element's tensor if rows without a gradient are skipped, else empty.
     pub lazy_columns: Vec<usize>,
     /// Coefficient of the trust ratio.
     pub trust: Option<f64>,
-    /// Its smallest value.
+    /// Smallest value of the trust ratio.
     pub trust_least: Option<f64>,
     last_trust: f64,
     w_0: Vec<f64>,
     last_seen: Vec<f64>,
     last_direction: Vec<f64>,
-    /// Whether a look at the last step is still to come.
+    /// True if a look at the last step is still missing.
     is_look_due: bool,
     taken: u32,
-    /// Its averaging.
+    /// Averaging.
     pub averaging: Averaging,
-    /// The average of the parameters, once it has started.
+    /// Average of the parameters, once it has started.
     pub average: Option<Vec<f64>>,
     /// z of schedule-free training, and the sum of its weights.
     base: Option<Vec<f64>>,
     weight_sum: f64,
-    /// The largest rate of a step of schedule-free training.
+    /// Largest rate of a step of schedule-free training.
     largest_rate: f64,
-    /// [`RegimeReference::rate_size`].
+    /// Size of the rate. See [`RegimeReference::rate_size`].
     rate_size: f64,
     /// η of the last step that was not skipped, with the schedule.
     last_rate: Option<f64>,
     k: i32,
-    /// n̂, the smoothed norm that regimes go by, after the last step.
+    /// n̂, the smoothed norm that regimes use, after the last step.
     pub smoothed: f64,
     /// ln η before the schedule, once there is a rate.
     pub ln_rate: Option<f64>,
     streams: Option<Streams>,
 }
 
-/// The three streams of AutoSgd: the middle one, the slower and the faster, in the order of their turns.
+/// The three streams of AutoSgd in the order of their turns: middle, slower, faster.
 struct Streams {
     regime: AutoSgd,
     turn: usize,
@@ -89,10 +90,10 @@ struct Streams {
     lost: [bool; 3],
     start_losses: Vec<f64>,
     losses: [Option<f64>; 3],
-    /// How much higher the losses of the slower and of the faster stream are than the middle one's, round by round.
+    /// Relative differences of the slower and the faster stream's losses from the middle one's, round by round.
     slower: Vec<f64>,
     faster: Vec<f64>,
-    /// By how many factors the rate changes at the next step.
+    /// Exponent of the factor that changes the rate at the next step.
     pending: f64,
 }
 
@@ -117,12 +118,13 @@ impl Streams {
         }
     }
 
-    /// The share of η that the stream whose turn it is takes.
+    /// Returns the factor of η for the stream whose turn it is.
     fn factor(&self) -> f64 {
         f64::from(self.regime.factor).powi([0, -1, 1][self.turn])
     }
 
-    /// The turn ends with these parameters, at this loss to be made small, or with a step that is skipped. What the caller is shown next.
+    /// Ends a turn with these parameters and this loss, which is minimized. The loss is `None` for a skipped step.
+    /// Returns the parameters that the caller sees next.
     fn pass(&mut self, w: &[f64], loss: Option<f64>) -> Vec<f64> {
         let turn = self.turn;
         self.turn = (turn + 1) % 3;
@@ -179,7 +181,7 @@ impl Streams {
     }
 }
 
-/// Mean over standard error; 0 where there is nothing to tell.
+/// Returns the mean divided by the standard error, or 0 for too few values.
 fn t_value(differences: &[f64]) -> f64 {
     let k = differences.len() as f64;
     if differences.len() < 4 {
@@ -193,39 +195,39 @@ fn t_value(differences: &[f64]) -> f64 {
     mean / (square / (k - 1.0) / k).sqrt()
 }
 
-/// What a step of the oracle did.
+/// Result of a reference step.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Outcome {
-    /// Whether the gradient or the loss was not finite.
+    /// True if the gradient or the loss was not finite.
     pub skipped: bool,
-    /// Whether the gradient was zero.
+    /// True if the gradient was zero.
     pub zero: bool,
-    /// Whether it was the step that sets the first rate.
+    /// True for the step that sets the first rate.
     pub first: bool,
     /// Norm of the gradient, with coupled decay.
     pub norm: f64,
-    /// a_slow: the cosine of the gradient and the memory of directions.
+    /// a_slow, the cosine of the gradient and the memory of directions.
     pub slow: f64,
-    /// a_fast: the cosine of the gradient and the one before.
+    /// a_fast, the cosine of the gradient and the previous one.
     pub fast: f64,
-    /// Of the change of ln η, what comes from the norm.
+    /// Part of the change of ln η that comes from the norm.
     pub norm_term: f64,
-    /// What comes from a_slow, the alignment.
+    /// Part that comes from a_slow, the alignment.
     pub alignment_term: f64,
-    /// What comes from the average of a_fast, the brake.
+    /// Part that comes from the average of a_fast, the brake.
     pub brake_term: f64,
-    /// What the floor of the agreement held back of a fall.
+    /// Part of a fall that the floor of the agreement held back.
     pub held_term: f64,
-    /// What limits took away or gave back.
+    /// Part that limits took away or gave back.
     pub clamp_term: f64,
-    /// η with schedule and trust ratio, as a record has it.
+    /// η with schedule and trust ratio, as in a record.
     pub rate: f64,
-    /// What its rounding errors are in proportion to: η, or the larger terms that it is a difference of.
+    /// Size that rounding errors of the rate are relative to: η, or larger terms whose difference it is.
     pub rate_size: f64,
 }
 
 impl Oracle {
-    /// A group with these parameters and everything else as it is by default.
+    /// Creates a group with these parameters and default settings.
     pub fn new(rule: Rule, regime: Regime, w: &[f32]) -> Self {
         let w: Vec<f64> = w.iter().map(|&x| f64::from(x)).collect();
         Oracle {
@@ -276,7 +278,7 @@ impl Oracle {
         }
     }
 
-    /// The factor of each element's rate, or nothing where its row is left alone.
+    /// Returns the factor of each element's rate, or `None` if its row is skipped.
     fn factors(&self, raw: &[f64]) -> Vec<Option<f64>> {
         let mut factors: Vec<Option<f64>> = match self.rate_factors.is_empty() {
             true => vec![Some(1.0); raw.len()],
@@ -293,7 +295,7 @@ impl Oracle {
         factors
     }
 
-    /// The length of a direction that does not shrink with the gradient.
+    /// Returns the length of a direction that does not shrink with the gradient.
     fn direction_length(&self) -> f64 {
         let flat = [self.w.len()];
         let shapes = if self.rule.needs_matrices() { self.shapes.as_slice() } else { &[Vec::from(flat)] };
@@ -301,12 +303,12 @@ impl Oracle {
         squares.sum::<f64>().sqrt()
     }
 
-    /// η of the next step before the schedule; 0 before the first.
+    /// Returns η of the next step before the schedule, or 0 before the first step.
     pub fn rate(&self) -> f64 {
         self.ln_rate.map_or(0.0, f64::exp)
     }
 
-    /// One step with these gradients.
+    /// Takes one step with these gradients.
     pub fn step(&mut self, raw: &[f32]) -> Outcome {
         let sign_of_climb = if self.maximize { -1.0 } else { 1.0 };
         let coupled = f64::from(self.decay.coupled());
@@ -362,14 +364,14 @@ impl Oracle {
                 moment.iter_mut().for_each(|x| *x *= ratio);
             }
             if !reference.corrects_bias() {
-                // All powers of β are 0.
+                // This makes all powers of β 0.
                 k = f64::INFINITY;
             }
         }
         let mut step = RuleStep { g: &g, k, moments: &mut self.moments, flushes: self.flushes, shapes: &self.shapes };
         let direction = self.rule.reference(&mut step);
         let factors = self.factors(&raw);
-        // Rows that are left alone.
+        // Skipped rows keep their moments.
         let Moments { m, v, largest_v } = &mut self.moments;
         for (new, old) in [(m, last.m), (v, last.v), (largest_v, last.largest_v)] {
             let pairs = new.iter_mut().flatten().enumerate().zip(&factors);
@@ -406,17 +408,18 @@ impl Oracle {
         out
     }
 
-    /// The memory of the rule.
+    /// Returns the memory of the rule.
     pub fn moments(&self) -> &Moments {
         &self.moments
     }
 
-    /// Sets the memory of the rule, for a path that has stored another: with 8-bit state, what its codes stand for.
+    /// Replaces the memory of the rule by the one that a path has stored, such as decoded 8-bit state.
     pub fn remember(&mut self, moments: Moments) {
         self.moments = moments;
     }
 
-    /// A look at the last step, with the gradients of its batch at the parameters after it. One that is not finite is left out.
+    /// Takes a look at the last step, with the gradients of its batch at the parameters after it. A look that is not
+    /// finite is ignored.
     pub fn look(&mut self, raw: &[f32]) {
         let sign_of_climb = if self.maximize { -1.0 } else { 1.0 };
         let coupled = f64::from(self.decay.coupled());
@@ -429,11 +432,11 @@ impl Oracle {
         }
     }
 
-    /// A step of schedule-free training, with the average in memory of its own: `w` is where gradients are taken.
+    /// Takes a step of schedule-free training. The average has memory of its own, and `w` is where gradients are taken.
     fn move_schedule_free(&mut self, shrink: f64, rate: f64, direction: &[f64], factors: &[Option<f64>]) {
         self.largest_rate = self.largest_rate.max(rate);
         let counted = if self.regime.needs_schedule_free() { self.largest_rate } else { rate };
-        // Until there is a rate nothing moves, and the parameters are their average.
+        // Until there is a rate nothing moves, and the parameters equal their average.
         if counted == 0.0 {
             return;
         }
@@ -451,7 +454,7 @@ impl Oracle {
         }
     }
 
-    /// Takes the iterate of the step just taken into the average, as the papers have it.
+    /// Adds the iterate of the last step to the average, by the formulas of the papers.
     fn average_iterate(&mut self) {
         let (start, weight): (u32, &dyn Fn(f64) -> f64) = match self.averaging {
             Averaging::Running { start } => (start, &|k| 1.0 / k),
@@ -475,7 +478,7 @@ impl Oracle {
         });
     }
 
-    /// The clip's factor, by the norm of the gradient without weight decay.
+    /// Returns the factor of the clip, from the norm of the gradient without weight decay.
     fn clip_factor(&self, raw: &[f64]) -> f64 {
         (self.clip / norm(raw)).min(1.0)
     }
@@ -487,7 +490,7 @@ impl Oracle {
         self.k += 1;
         let first = self.k == 1;
         self.mean_square = beta * self.mean_square + (1.0 - beta) * n * n;
-        // Over fewer steps than the mean's longest memory.
+        // The number of steps is below the mean's longest memory.
         let counted = if first { n } else { n.min(10.0 * self.smoothed) };
         self.mean_norm += (counted - self.mean_norm) / f64::from(self.k);
         let smoothed =
@@ -518,7 +521,7 @@ impl Oracle {
         };
         let reference = self.reference.get_or_insert_with(|| self.regime.reference(&self.rule));
         let rate = reference.follow(&step);
-        // A rate that is clamped has the errors of the one before.
+        // A clamped rate has the errors of the previous one.
         self.rate_size = reference.rate_size().max(self.rate_size / 10.0);
         let limit = 1e30_f64.ln();
         match rate {
@@ -547,7 +550,7 @@ impl Oracle {
         }
     }
 
-    /// a_slow, and a_fast where there are direction counters.
+    /// Returns a_slow, and a_fast if there are direction counters.
     fn alignment(&self, g: &[f64], n: f64) -> (f64, Option<f64>) {
         let cosine = |a: f64, b: f64| if b > 0.0 { a / b } else { 0.0 };
         if !self.regime.needs_alignment() {
@@ -566,7 +569,7 @@ impl Oracle {
         (cosine(dot(g, &self.q), n * norm(&self.q)), Some(fast))
     }
 
-    /// LARS, of the parameters as they are before the step.
+    /// Computes the trust ratio of LARS from the parameters before the step.
     fn trust_ratio(&self, n: f64) -> f64 {
         let Some(coefficient) = self.trust else {
             return 1.0;
@@ -580,7 +583,7 @@ impl Oracle {
         }
     }
 
-    /// By how much schedule and controls raise ln η at this step; 0 at the first.
+    /// Returns the rise of ln η by schedule and controls at this step, which is 0 at the first step.
     fn scheduled_rise(&self) -> f64 {
         let Some(before) = self.taken.checked_sub(1) else {
             return 0.0;

@@ -1,10 +1,10 @@
-//! Schedules in f64, as their documentation has them, and a list of cases.
+//! Schedules in f64, written from their documentation, and a list of cases.
 
 use std::f64::consts::PI;
 
 use wgpu_optim::{DecayShape, Schedule};
 
-/// The factor at step `t`.
+/// Returns the factor at step `t`.
 pub fn factor_at(schedule: &Schedule, t: u32) -> f64 {
     let warmup = warmup_of(schedule);
     if t < warmup {
@@ -16,7 +16,7 @@ pub fn factor_at(schedule: &Schedule, t: u32) -> f64 {
         }
         .max(1e-6);
     }
-    // The share of a fall from one step to another that is done.
+    // Completed fraction of a fall from one step to another.
     let done = |from: u32, to: u32| (f64::from(t - from) / f64::from(to - from)).min(1.0);
     let cosine = |x: f64| (1.0 + (PI * x).cos()) / 2.0;
     let factor = match *schedule {
@@ -61,7 +61,7 @@ pub fn factor_at(schedule: &Schedule, t: u32) -> f64 {
         }
         _ => 1.0,
     };
-    // A fall by steps may rise, up to e^20.
+    // `Step` and `Exponential` schedules may rise, up to e^20.
     factor.clamp(1e-6, 20.0_f64.exp())
 }
 
@@ -84,7 +84,7 @@ fn warmup_of(schedule: &Schedule) -> u32 {
     }
 }
 
-/// Schedules of every kind for a run of so many steps, at least 6, with a warm-up and without.
+/// Returns schedules of every kind for a run of this many steps, at least 6, with and without a warm-up.
 pub fn schedules(steps: u32) -> Vec<Schedule> {
     let (warmup, half) = (steps / 3, steps / 2);
     let wsd = |shape| Schedule::WarmupStableDecay { warmup, steps, decay: half, last: 0.05, shape };

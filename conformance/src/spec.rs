@@ -1,4 +1,5 @@
-//! A case stated once, to be run on every path: groups with their settings and initial parameters, and where the tensors lie.
+//! Cases that are specified once and run on every path: groups with their settings and initial parameters, and the
+//! placement of their tensors.
 
 use crate::oracle::Oracle;
 use crate::stored::rounded;
@@ -8,55 +9,55 @@ use wgpu_optim::{
     State, TrustRatio, WeightDecay,
 };
 
-/// One group: everything a caller can say of it, and its tensors' parameters before the first step.
+/// One group: its settings, and its tensors' parameters before the first step.
 #[derive(Debug, Clone)]
 pub struct Spec {
-    /// Its name.
+    /// Name of the group.
     pub name: String,
-    /// Its update rule.
+    /// Update rule.
     pub rule: Rule,
-    /// Its regime.
+    /// Regime.
     pub regime: Regime,
-    /// Its weight decay.
+    /// Weight decay.
     pub decay: WeightDecay,
-    /// Its clip by norm; infinite for none.
+    /// Clip by norm, infinite for none.
     pub clip: f32,
-    /// Whether it climbs.
+    /// True if the group maximizes.
     pub maximize: bool,
-    /// The name of the norm that it shares with other groups, if any.
+    /// Name of the norm that the group shares with other groups, if any.
     pub norm: Option<String>,
-    /// Its schedule.
+    /// Schedule.
     pub schedule: Schedule,
-    /// Its averaging.
+    /// Averaging.
     pub averaging: Averaging,
-    /// The coefficient of its trust ratio, if it has one.
+    /// Coefficient of the trust ratio, if the group has one.
     pub trust: Option<f32>,
-    /// The smallest value of its trust ratio.
+    /// Smallest value of the trust ratio.
     pub trust_least: Option<f32>,
     /// Factors of the rate for rows or columns.
     pub rate_factors: Option<RateFactors>,
-    /// Whether rows without a gradient are left alone.
+    /// True if rows without a gradient are skipped.
     pub lazy_rows: bool,
-    /// Whether its records have the telemetry.
+    /// True if the records include telemetry.
     pub telemetry: bool,
-    /// Whether each tensor has a rate of its own.
+    /// True if each tensor has its own learning rate.
     pub per_tensor: bool,
-    /// What its parameters are stored as.
+    /// Element type of the parameters.
     pub params: Element,
-    /// What its gradients are stored as.
+    /// Element type of the gradients.
     pub grads: Element,
-    /// How parameters of 16 bits take a step.
+    /// Rounding of 16-bit parameters.
     pub rounding: Rounding,
-    /// How the rule's memory is kept.
+    /// Storage of the rule's memory.
     pub state: State,
-    /// In f32, but numbers that the parameters can be stored as.
+    /// Initial parameters in f32, rounded to the element type of the parameters.
     pub tensors: Vec<Vec<f32>>,
-    /// The lengths of the tensors' dimensions; those that are missing are [`shape_for`] the rule.
+    /// Dimensions of the tensors. Missing ones are given by [`shape_for`] the rule.
     pub shapes: Vec<Vec<usize>>,
 }
 
-/// A shape for a tensor of which nothing is said: as near to a square as can be for rules that need matrices, one dimension for others that work on
-/// whole tensors, else none.
+/// Returns the default shape of a tensor: as square as possible for rules that need matrices, one dimension for other
+/// rules that work on whole tensors, and no dimensions otherwise.
 pub fn shape_for(rule: &Rule, elements: usize) -> Vec<usize> {
     if !rule.needs_matrices() {
         return if rule.owns_passes() { vec![elements] } else { Vec::new() };
@@ -67,7 +68,7 @@ pub fn shape_for(rule: &Rule, elements: usize) -> Vec<usize> {
 }
 
 impl Spec {
-    /// A group of f32 with nothing said of it but this, and the averaging that its regime requires.
+    /// Returns an f32 group with default settings, and with the averaging that its regime requires.
     pub fn new(rule: Rule, regime: Regime, tensors: Vec<Vec<f32>>) -> Self {
         Spec {
             name: "group".to_owned(),
@@ -94,19 +95,19 @@ impl Spec {
         }
     }
 
-    /// With this name.
+    /// Returns the group with this name.
     pub fn named(mut self, name: impl Into<String>) -> Self {
         self.name = name.into();
         self
     }
 
-    /// With a norm that it shares with the others of this name.
+    /// Returns the group with a norm that it shares with other groups.
     pub fn sharing(mut self, norm: &str) -> Self {
         self.norm = Some(norm.to_owned());
         self
     }
 
-    /// With parameters and gradients in other elements; the parameters are rounded.
+    /// Returns the group with other element types. The parameters are rounded.
     pub fn stored(mut self, params: Element, grads: Element, rounding: Rounding) -> Self {
         for tensor in &mut self.tensors {
             *tensor = rounded(params, tensor);
@@ -115,7 +116,7 @@ impl Spec {
         self
     }
 
-    /// The group, without its tensors.
+    /// Returns the group without its tensors.
     pub fn group<T>(&self) -> Group<T> {
         let group = Group::new(self.name.clone())
             .rule(self.rule)
@@ -147,20 +148,20 @@ impl Spec {
         }
     }
 
-    /// The lengths of a tensor's dimensions.
+    /// Returns the dimensions of a tensor.
     pub fn shape(&self, index: usize) -> Vec<usize> {
         let elements = self.tensors[index].len();
-        // A case that is made smaller cuts tensors.
+        // Shrinking a case cuts its tensors, so that a given shape may no longer fit.
         let given = self.shapes.get(index).filter(|shape| shape.iter().product::<usize>() == elements);
         given.cloned().unwrap_or_else(|| shape_for(&self.rule, elements))
     }
 
-    /// True if every tensor has rows; those of a case that is made smaller may have none.
+    /// Returns true if every tensor has rows. Tensors of a shrunk case may have none.
     fn has_rows(&self) -> bool {
         self.all_shapes().iter().all(|shape| shape.len() >= 2)
     }
 
-    /// The factors of rows or columns, where the tensors have as many.
+    /// Returns the factors of rows or columns, if they match the tensors.
     fn factors(&self) -> Option<&RateFactors> {
         if !self.has_rows() {
             return None;
@@ -175,12 +176,12 @@ impl Spec {
         self.rate_factors.as_ref().filter(|_| fits)
     }
 
-    /// The lengths of all tensors' dimensions.
+    /// Returns the dimensions of all tensors.
     pub fn all_shapes(&self) -> Vec<Vec<usize>> {
         (0..self.tensors.len()).map(|index| self.shape(index)).collect()
     }
 
-    /// The right answer for it, with its tensors end to end.
+    /// Returns the reference of the group, with its tensors concatenated.
     pub fn oracle(&self) -> Oracle {
         let mut oracle = Oracle::new(self.rule, self.regime, &self.tensors.concat());
         oracle.shapes = self.all_shapes();
@@ -211,47 +212,50 @@ impl Spec {
         oracle
     }
 
-    /// The name of one of its tensors.
+    /// Returns the name of a tensor.
     pub fn tensor_name(&self, index: usize) -> String {
         format!("{}/{index}", self.name)
     }
 }
 
-/// DoG from a distance whose steps are not lost in the rounding of the parameters, as those of the usual 1e-6 are.
+/// DoG with an initial distance whose steps are not lost in the rounding of the parameters. Those of the default 1e-6
+/// are.
 pub const DOG: Regime = Regime::DoG(DoG { initial_distance: 1e-2 });
 
-/// Every regime, with constants that show something in a few steps.
+/// Returns every regime, with constants that have an effect within a few steps.
 pub fn regimes() -> impl Iterator<Item = Regime> {
     Regime::all().into_iter().map(|regime| match regime {
         Regime::DoG(_) => DOG,
         Regime::DoWG(_) => Regime::DoWG(DoWG { initial_distance: 1e-2 }),
-        // As DoG: in f32 a distance of 1e-6 is rounding.
+        // In f32 an estimate of 1e-6 is lost in rounding, as for DoG.
         Regime::Prodigy(_) => Regime::Prodigy(Prodigy { initial_estimate: 1e-2, ..Prodigy::default() }),
-        // The scale has grown by then.
+        // The scale grows within a few steps.
         Regime::Mechanic(_) => Regime::Mechanic(Mechanic { initial_scale: 1e-2, ..Mechanic::default() }),
-        // Some stream wins after five rounds.
+        // A stream wins after five rounds.
         Regime::AutoSgd(_) => Regime::AutoSgd(AutoSgd { rounds: 4, ..AutoSgd::default() }),
         regime => regime,
     })
 }
 
-/// Where a tensor lies on the device: buffer and first element, of its parameters and of its gradients. All of a buffer are stored alike.
+/// Placement of a tensor on the device: buffer and first element of its parameters and of its gradients. All tensors in
+/// a buffer have the same element type.
 #[derive(Debug, Clone, Copy)]
 pub struct Place {
-    /// Of the parameters.
+    /// Buffer and first element of the parameters.
     pub params: (usize, usize),
-    /// Of the gradients.
+    /// Buffer and first element of the gradients.
     pub grads: (usize, usize),
 }
 
-/// Tensors one after the other in an arena of parameters and an arena of gradients, `gap` elements apart, from `start`.
+/// Places tensors one after the other in one buffer of parameters and one of gradients, from `start` and `gap` elements
+/// apart.
 pub fn packed(specs: &[Spec], start: usize, gap: usize) -> Vec<Place> {
     let mut at = start;
     specs
         .iter()
         .flat_map(|spec| spec.tensors.iter().map(move |tensor| (spec, tensor.len())))
         .map(|(spec, len)| {
-            // Two elements of 16 bits share a word.
+            // Two 16-bit elements share a word.
             let words = [spec.params, spec.grads] == [Element::F32; 2];
             at = at.next_multiple_of(if words { 1 } else { 2 });
             let place = Place { params: (0, at), grads: (1, at) };
@@ -261,17 +265,17 @@ pub fn packed(specs: &[Spec], start: usize, gap: usize) -> Vec<Place> {
         .collect()
 }
 
-/// Each tensor in two buffers of its own.
+/// Places each tensor in two buffers of its own.
 pub fn separate(specs: &[Spec]) -> Vec<Place> {
     (0..lengths(specs).count()).map(|i| Place { params: (2 * i, 0), grads: (2 * i + 1, 0) }).collect()
 }
 
-/// The lengths of all tensors.
+/// Returns the lengths of all tensors.
 pub fn lengths(specs: &[Spec]) -> impl Iterator<Item = usize> + '_ {
     specs.iter().flat_map(|spec| spec.tensors.iter().map(Vec::len))
 }
 
-/// What a skipped step may change in a state: what is counted of steps, and nothing else.
+/// Returns the states without the step counts, which are all that a skipped step may change.
 pub fn without_counts(states: &[GroupState]) -> Vec<GroupState> {
     states
         .iter()

@@ -1,10 +1,10 @@
-//! Values in whatever elements, for cases that are stated in f32.
+//! Values in any element type, for cases that are specified in f32.
 
 use half::{bf16, f16};
 use wgpu_optim::Element;
 use wgpu_optim::cpu::{Values, ValuesMut};
 
-/// Values as they are stored.
+/// Values in the element type in which they are stored.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Stored {
     /// 32 bits.
@@ -26,7 +26,7 @@ macro_rules! each {
 }
 
 impl Stored {
-    /// The nearest to these.
+    /// Rounds these values to an element type.
     pub fn new(element: Element, values: &[f32]) -> Self {
         let values = values.iter().copied();
         match element {
@@ -37,7 +37,7 @@ impl Stored {
         }
     }
 
-    /// What bytes stand for, of which there may be more than whole elements.
+    /// Reads values from bytes. Bytes after the last whole element are ignored.
     pub fn from_bytes(element: Element, bytes: &[u8]) -> Self {
         match element {
             Element::F32 => Stored::F32(bytemuck::pod_collect_to_vec(bytes)),
@@ -47,7 +47,7 @@ impl Stored {
         }
     }
 
-    /// As f32, exactly.
+    /// Converts to f32 exactly.
     pub fn values(&self) -> Vec<f32> {
         match self {
             Stored::F32(values) => values.clone(),
@@ -56,17 +56,17 @@ impl Stored {
         }
     }
 
-    /// As the CPU path reads them.
+    /// Returns the values as the CPU path reads them.
     pub fn slice(&self) -> &dyn Values {
         each!(self, values => values)
     }
 
-    /// As the CPU path changes them.
+    /// Returns the values as the CPU path writes them.
     pub fn slice_mut(&mut self) -> &mut dyn ValuesMut {
         each!(self, values => values)
     }
 
-    /// The values, if they are stored in f32.
+    /// Returns the values if they are stored in f32.
     pub fn floats(&self) -> Option<&[f32]> {
         match self {
             Stored::F32(values) => Some(values),
@@ -74,18 +74,18 @@ impl Stored {
         }
     }
 
-    /// As they lie in memory.
+    /// Returns the bytes in memory.
     pub fn bytes(&self) -> &[u8] {
         each!(self, values => bytemuck::cast_slice(values))
     }
 }
 
-/// The nearest values in an element.
+/// Rounds values to an element type.
 pub fn rounded(element: Element, values: &[f32]) -> Vec<f32> {
     Stored::new(element, values).values()
 }
 
-/// Half a unit in the last place of an element of this size.
+/// Returns half a unit in the last place of an element of this size.
 pub fn half_ulp(element: Element, size: f64) -> f64 {
     let (bits, least) = match element {
         Element::F32 => (24, f64::from(f32::MIN_POSITIVE)),

@@ -1,7 +1,8 @@
-//! Kernels for drivers that this machine does not have: translated to HLSL and MSL as wgpu asks for it on Windows and on Apple's systems, and looked at for the
-//! forms that compilers there are known to refuse.
+//! Translation of kernels for drivers that this machine does not have. They are translated to HLSL and MSL as wgpu does
+//! on Windows and on Apple's systems, and searched for forms that the compilers there are known to refuse.
 //!
-//! With `WGPU_OPTIM_TRANSLATED=FOLDER` the tests that use this leave their translations in that folder, for `tests/dxc` and `tests/metal`.
+//! If `WGPU_OPTIM_TRANSLATED` names a folder, the tests write their translations there, for `tests/dxc` and
+//! `tests/metal`.
 
 use std::path::{Path, PathBuf};
 
@@ -13,19 +14,19 @@ use naga::{ScalarKind, StorageAccess, TypeInner, UnaryOperator};
 use rayon::prelude::*;
 use serde_json::Value;
 
-/// A kernel whose override constants have their values.
+/// Kernel with values for its override constants.
 pub struct Kernel {
-    /// Its name, which is also that of its file.
+    /// Name of the kernel and of its file.
     pub name: String,
-    /// Its entry point.
+    /// Name of the entry point.
     pub entry: String,
-    /// The module, with nothing but what the entry point needs to know.
+    /// Module with nothing but the entry point and its dependencies.
     pub module: Module,
     info: ModuleInfo,
 }
 
 impl Kernel {
-    /// A kernel with these values of its constants. Panics where naga refuses it.
+    /// Creates a kernel with these values of its constants. Panics if naga refuses it.
     pub fn new(name: String, wgsl: &str, entry: &str, constants: &[(&str, f64)]) -> Self {
         let constants: PipelineConstants = constants.iter().map(|&(name, value)| (name.to_owned(), value)).collect();
         let module =
@@ -39,11 +40,11 @@ impl Kernel {
         Kernel { entry: entry.to_owned(), module: module.into_owned(), info: info.into_owned(), name }
     }
 
-    /// One that is listed among [`Kernels`](crate::vectors::Kernels).
+    /// Creates a kernel from a list of [`Kernels`](crate::vectors::Kernels).
     pub fn listed(number: usize, kernel: &Value) -> Self {
         let entry = kernel["entry"].as_str().expect("an entry point");
         let wgsl = kernel["wgsl"].as_str().expect("a module");
-        // What browsers want and naga refuses.
+        // Browsers require this directive, and naga refuses it.
         let wgsl = wgsl.replace("enable subgroups;", "");
         let constants = kernel["constants"].as_object().expect("constants");
         let constants: Vec<(&str, f64)> =
@@ -51,7 +52,7 @@ impl Kernel {
         Kernel::new(format!("{number:04}-{entry}"), &wgsl, entry, &constants)
     }
 
-    /// Whether it has operations of subgroups.
+    /// Returns true if the kernel has subgroup operations.
     pub fn has_subgroups(&self) -> bool {
         let functions = self.module.functions.iter().map(|(_, function)| function);
         functions.chain([&self.entry_point().function]).any(|function| {
@@ -63,12 +64,12 @@ impl Kernel {
         })
     }
 
-    /// Its entry point, as naga has it.
+    /// Returns naga's entry point of the kernel.
     pub fn entry_point(&self) -> &naga::EntryPoint {
         &self.module.entry_points[0]
     }
 
-    /// Its storage and uniform buffers in the order of groups and bindings, and whether they are written.
+    /// Returns the storage and uniform buffers in the order of groups and bindings, and whether they are written.
     pub fn buffers(&self) -> Vec<(naga::ResourceBinding, bool)> {
         let mut buffers: Vec<_> = self
             .module
@@ -87,10 +88,10 @@ impl Kernel {
         buffers
     }
 
-    /// Its HLSL and the name of its entry point there, as wgpu-hal's dx12/device.rs asks for it.
+    /// Returns the HLSL and the name of its entry point, with the options of wgpu-hal's dx12/device.rs.
     ///
     /// # Errors
-    /// What naga says.
+    /// Returns naga's message.
     pub fn hlsl(&self, shader_model: hlsl::ShaderModel) -> Result<(String, String), String> {
         let mut registers = [0; 2];
         let binding_map = self
@@ -108,7 +109,7 @@ impl Kernel {
             binding_map,
             fake_missing_bindings: false,
             special_constants_binding: Some(hlsl::BindTarget::default()),
-            // As src/gpu/pass.rs says.
+            // These options are those of src/gpu/pass.rs.
             zero_initialize_workgroup_memory: false,
             restrict_indexing: true,
             force_loop_bounding: true,
@@ -124,10 +125,10 @@ impl Kernel {
         Ok((text, entry.map_err(|error| error.to_string())?))
     }
 
-    /// Its MSL, as wgpu-hal's metal/device.rs asks for it.
+    /// Returns the MSL, with the options of wgpu-hal's metal/device.rs.
     ///
     /// # Errors
-    /// What naga says.
+    /// Returns naga's message.
     pub fn msl(&self, lang_version: (u8, u8)) -> Result<String, String> {
         let buffers = self.buffers();
         let resources = (0..)
@@ -166,7 +167,7 @@ impl Kernel {
     }
 }
 
-/// Every statement of a block, those within others too.
+/// Visits every statement of a block, including nested ones.
 fn walk(block: &Block, visit: &mut impl FnMut(&Statement)) {
     for statement in block {
         visit(statement);
@@ -197,8 +198,8 @@ fn is_subgroup_built_in(binding: Option<&Binding>) -> bool {
     )
 }
 
-/// Whether built-ins of subgroups are known to the entry point only as members of a struct: naga's HLSL leaves these without a semantic, which DXC
-/// refuses (docs/upstream-naga.md).
+/// Returns true if the entry point has subgroup built-ins only as members of a struct. naga's HLSL then lacks their
+/// semantics, which DXC refuses (docs/upstream-naga.md).
 fn has_subgroup_built_ins_in_structs_alone(module: &Module) -> bool {
     let arguments = &module.entry_points[0].function.arguments;
     let plain = arguments.iter().any(|argument| is_subgroup_built_in(argument.binding.as_ref()));
@@ -211,8 +212,8 @@ fn has_subgroup_built_ins_in_structs_alone(module: &Module) -> bool {
     in_structs && !plain
 }
 
-/// Where the bits of a float are taken that was given a minus on the way, in the same function or by its caller: FXC folds the minus into what is
-/// done with the bits, and stops (docs/upstream-naga.md).
+/// Returns the places where the bits of a negated float are taken, in the same function or through its caller. FXC
+/// folds the minus into the operation on the bits and fails (docs/upstream-naga.md).
 fn negated_bits(module: &Module, info: &ModuleInfo) -> Vec<String> {
     let functions: Vec<(String, &Function, &naga::valid::FunctionInfo)> = module
         .functions
@@ -262,7 +263,7 @@ fn negated_bits(module: &Module, info: &ModuleInfo) -> Vec<String> {
     found
 }
 
-/// What is wrong with a kernel.
+/// Returns the faults of a kernel.
 pub fn faults(kernel: &Kernel) -> Vec<String> {
     let mut faults = Vec::new();
     if has_subgroup_built_ins_in_structs_alone(&kernel.module) {
@@ -273,7 +274,7 @@ pub fn faults(kernel: &Kernel) -> Vec<String> {
     }
     let subgroups = kernel.has_subgroups();
     for shader_model in SHADER_MODELS {
-        // wgpu does not offer subgroups below 6.0.
+        // wgpu does not offer subgroups below shader model 6.0.
         if !(subgroups && shader_model < hlsl::ShaderModel::V6_0) {
             match kernel.hlsl(shader_model) {
                 Ok((hlsl, _)) => faults.extend(zero_value_written_twice(&hlsl)),
@@ -282,7 +283,7 @@ pub fn faults(kernel: &Kernel) -> Vec<String> {
         }
     }
     for version in METAL_VERSIONS {
-        // Metal has them on Apple's GPUs from 2.1 on, and wgpu asks for that.
+        // Metal has subgroups on Apple's GPUs from version 2.1 on, which wgpu requests for them.
         if !(subgroups && version < (2, 1))
             && let Err(error) = kernel.msl(version)
         {
@@ -292,7 +293,8 @@ pub fn faults(kernel: &Kernel) -> Vec<String> {
     faults
 }
 
-/// naga writes one function for each type of which a zero value is taken, named after the type's HLSL. A type and its alias have one name there.
+/// Finds a zero-value function that occurs twice. naga writes one for each type, named after the type's HLSL name,
+/// which a type and its alias share.
 fn zero_value_written_twice(hlsl: &str) -> Option<String> {
     let mut functions: Vec<&str> =
         hlsl.lines().filter(|line| line.contains(" ZeroValue") && line.ends_with('{')).collect();
@@ -301,22 +303,22 @@ fn zero_value_written_twice(hlsl: &str) -> Option<String> {
     Some(format!("HLSL: two functions \"{}\"", twice[0].trim_end_matches(" {")))
 }
 
-/// The oldest that wgpu asks for, FXC's; the oldest with subgroups, the newest, and one between.
+/// Shader models: the oldest that wgpu requests (FXC's), the oldest with subgroups, one in between, and the newest.
 const SHADER_MODELS: [hlsl::ShaderModel; 4] =
     [hlsl::ShaderModel::V5_1, hlsl::ShaderModel::V6_0, hlsl::ShaderModel::V6_5, hlsl::ShaderModel::V6_7];
 
-/// From macOS 10.13 to 26.
+/// MSL versions from macOS 10.13 to 26.
 const METAL_VERSIONS: [(u8, u8); 4] = [(2, 0), (2, 4), (3, 2), (4, 0)];
 
-/// The version of MSL that tests/metal compiles.
+/// MSL version that tests/metal compiles.
 pub const METAL: (u8, u8) = (2, 4);
 
-/// Where the translations are to be left, if anywhere.
+/// Returns the folder for the translations, if one is set.
 pub fn folder() -> Option<PathBuf> {
     std::env::var_os("WGPU_OPTIM_TRANSLATED").map(PathBuf::from)
 }
 
-/// Those of the kernels that are faulty, a line for each.
+/// Returns a line for each faulty kernel.
 pub fn faulty(kernels: &[Kernel]) -> Vec<String> {
     let lines = kernels.par_iter().map(|kernel| (&kernel.name, faults(kernel)));
     lines
@@ -325,11 +327,11 @@ pub fn faulty(kernels: &[Kernel]) -> Vec<String> {
         .collect()
 }
 
-/// Leaves the translations of kernels without faults in a folder: in `hlsl/` HLSL, of which the first line is a comment with the entry point and the model;
-/// in `msl/` MSL.
+/// Writes the translations of kernels without faults to a folder. `hlsl/` gets HLSL, with a comment on the first line
+/// that has the entry point and the shader model. `msl/` gets MSL.
 ///
 /// # Errors
-/// Where the folder cannot be written to.
+/// Returns an error if the folder cannot be written.
 pub fn write_out(folder: &Path, kernels: &[Kernel]) -> std::io::Result<()> {
     for name in ["hlsl", "msl"] {
         std::fs::create_dir_all(folder.join(name))?;
@@ -337,7 +339,7 @@ pub fn write_out(folder: &Path, kernels: &[Kernel]) -> std::io::Result<()> {
     for kernel in kernels {
         let mut texts = SHADER_MODELS.into_iter().skip(1).map(|model| kernel.hlsl(model).expect("translated before"));
         let (text, entry) = texts.next().expect("shader models");
-        // What one shader model's compiler says goes for all.
+        // The HLSL is the same for all shader models, so that one compiler run covers all.
         assert!(texts.all(|(other, _)| other == text), "{}", kernel.name);
         let path = folder.join(format!("hlsl/{}.hlsl", kernel.name));
         std::fs::write(path, format!("// {entry} cs_6_0\n{text}"))?;

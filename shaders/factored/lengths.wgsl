@@ -1,6 +1,6 @@
-// The squared length of each block's direction, before it is limited.
+// Computes the squared length of each block's direction, before it is limited.
 //
-// `squares`: second moments are kept for each element. `factored`: for rows and columns.
+// `squares`: second moments are kept for each element. `factored`: second moments are kept for rows and columns.
 //
 // Reads:  updates, blocks, gradients, second moments, parameters with coupled decay, tensors.
 // Writes: squares, the sum of squares of each block. Nothing of groups that take no step and of tensors without gradients.

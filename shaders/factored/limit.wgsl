@@ -1,7 +1,7 @@
-// The factor that brings the root mean square of each tensor's direction within its limit.
+// Computes the factor that brings the root mean square of each tensor's direction within its limit.
 //
 // Reads:  updates, tiles, blocks, squares.
-// Writes: tensors. Nothing of groups that take no step and of tensors without gradients.
+// Writes: tensors, except for groups that take no step and tensors without gradients.
 // Grid:   workgroups of 64 invocations, one for each tensor.
 
 import package::factored::tiles::{number_of_tiles, tile_at};

@@ -1,7 +1,7 @@
-// The mean of the second moments of each matrix's rows.
+// Computes the mean of the second moments of each matrix's rows.
 //
 // Reads:  tiles, tensors.
-// Writes: moments, behind those that it reads.
+// Writes: moments, after the second moments that it reads.
 // Grid:   workgroups of 64 invocations, one for each matrix: number `row` of the stack of a tile.
 
 import package::factored::tiles::{number_of_tiles, tile_at};
@@ -17,7 +17,8 @@ var<workgroup> sums: array<f32, MATRIX_TILE>;
 fn average_rows(tile: Tile, lane: u32) {
     let t = tensors[tile.matrix];
     let first = t.rows_first + tile.row * t.rows;
-    // In parts: for the sake of rounding, and because some drivers end a loop after 65,535 trips.
+    // The sum is computed in parts, which reduces rounding errors. Some drivers also stop a loop after 65,535
+    // iterations.
     var sum = 0.0;
     for (var start = lane; start < t.rows; start += PART * MATRIX_TILE) {
         var part = 0.0;

@@ -1,7 +1,7 @@
-// Second moments of rows and columns, from the sums of tiles.
+// Computes second moments of rows and columns from the sums of tiles.
 //
 // Reads:  updates, tiles, blocks, tensors, partials.
-// Writes: moments. Nothing of groups that take no step and of tensors without gradients.
+// Writes: moments, except for groups that take no step and tensors without gradients.
 // Grid:   workgroups of 64 invocations, one for each moment of a stretch of 64. A tile of the table is such a stretch: of rows from `row` on where
 //         its column is 0, of columns from `row` on where it is 1.
 
@@ -43,7 +43,8 @@ fn follow_moment(tile: Tile, lane: u32) {
     if entry >= number {
         return;
     }
-    // In parts: for the sake of rounding, and because some drivers end a loop after 65,535 trips.
+    // The sum is computed in parts, which reduces rounding errors. Some drivers also stop a loop after 65,535
+    // iterations.
     var sum = 0.0;
     for (var first = 0u; first < terms; first += PART) {
         var part = 0.0;

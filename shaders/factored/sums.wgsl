@@ -1,4 +1,4 @@
-// First of the passes that Adafactor owns, after pass 3: sums of squares of the rows and columns of each tile of a matrix.
+// First of Adafactor's passes, after pass 3: sums of squares of the rows and columns of each tile of a matrix.
 //
 // Reads:  updates, blocks, gradients, parameters with coupled decay, tensors, tiles.
 // Writes: partials: of a tensor, for each column of tiles a sum of each row of the stack, then for each row of tiles a sum of each column. Nothing
@@ -18,13 +18,13 @@ import package::update::step_gradient::step_gradient;
 @group(2) @binding(0) var<storage, read_write> partials: array<f32>;
 
 const HALF: u32 = MATRIX_TILE / 2u;
-// One more than a row has, so that the invocations that add up rows do not meet in one bank of memory.
+// The stride is one more than a row, so that invocations that sum rows access different memory banks.
 const STRIDE: u32 = MATRIX_TILE + 1u;
 
 var<workgroup> squares: array<f32, HALF * STRIDE>;
 var<workgroup> halves: array<f32, MATRIX_TILE>;
 
-// An element of the tensor that the block stands for.
+// Returns an element of the tensor that the block stands for.
 fn gradient_at(block: Block, update: Update, element: u32) -> f32 {
     let quad = element / 4u;
     let w = load_parameters(block, quad);
@@ -34,7 +34,7 @@ fn gradient_at(block: Block, update: Update, element: u32) -> f32 {
 
 fn sum_tile(tile: Tile, lane: u32) {
     let t = tensors[tile.matrix];
-    // The whole tensor as a block.
+    // This block stands for the whole tensor.
     var block = blocks[tile.matrix];
     let update = updates[block.group];
     if update.skip != 0u || block.present == 0u {
@@ -58,7 +58,7 @@ fn sum_tile(tile: Tile, lane: u32) {
             squares[i * STRIDE + lane] = square;
         }
         workgroupBarrier();
-        // Two invocations add up a row.
+        // Two invocations sum a row.
         let start = lane / 2u * STRIDE + lane % 2u * HALF;
         var half = 0.0;
         for (var i = 0u; i < HALF; i++) {

@@ -1,22 +1,22 @@
-// What the passes that Adafactor owns have in common, and what the update pass has of them.
+// Declarations that Adafactor's passes and the update pass share.
 //
 // `factored`: second moments are kept for rows and columns.
 //
-// A tensor with factored moments is a stack of matrices. In `moments` lie the second moments of the rows of all tensors, then those of their columns,
-// and then the mean of each matrix's rows.
+// A tensor with factored moments is a stack of matrices. `moments` holds the second moments of the rows of all tensors,
+// then those of their columns, then the mean of each matrix's rows.
 
 import package::layout::{Block, FactoredTensor};
 
-// At the index of a tensor's first block.
+// A tensor's entry is at the index of its first block.
 @group(1) @binding(6) var<storage, read> tensors: array<FactoredTensor>;
 @if(factored) @group(1) @binding(3) var<storage, read> moments: array<f32>;
 
-// The second moments of four elements of a tensor, from number `first` on.
+// Returns the second moments of four elements of a tensor, from element `first` on.
 @if(factored)
 fn second_moments(t: FactoredTensor, epsilon: f32, first: u32) -> vec4<f32> {
     var v = vec4<f32>();
     for (var i = 0u; i < 4u; i++) {
-        // Behind the last element there is nothing that is stored.
+        // Indices past the last element are clamped.
         let at = min(first + i, t.elements - 1u);
         let row = at / t.columns;
         let matrix = row / t.rows;

@@ -1,4 +1,5 @@
-// Tables of tiles for passes whose workgroups take one tile after another. Their number stands in the first entry.
+// Tables of tiles for passes whose workgroups process one tile after another. The first entry holds the number of
+// tiles.
 
 import package::layout::Tile;
 

@@ -1,5 +1,6 @@
-// The end of a Newton–Schulz iteration, for orthogonalize/multiply.wgsl: the product P X, with P = b A + c A² as orthogonalize/gram.wgsl leaves it,
-// from which a X + P X is stored. `last`: times the factor of the direction.
+// End of a Newton–Schulz iteration, for orthogonalize/multiply.wgsl. It computes the product P X, with P = b A + c A²
+// from orthogonalize/gram.wgsl, and stores a X + P X. With the feature `last`, the result is multiplied by the factor
+// of the direction.
 
 import package::layout::Matrix;
 import package::orthogonalize::matrices::{Number, place_of};
@@ -13,7 +14,7 @@ fn inner_length(m: Matrix) -> u32 {
     return m.rows;
 }
 
-// Symmetric: its columns are read, whose elements lie side by side for the quads.
+// The matrix is symmetric. Its columns are read, because their elements are adjacent for the quads.
 fn polynomial_element(m: Matrix, row: u32, step: u32) -> f32 {
     if row < m.rows && step < m.rows {
         return f32(polynomial[m.gram_first + step * m.rows + row]);

@@ -1,7 +1,8 @@
-// Products of a matrix and its transpose, for orthogonalize/multiply.wgsl. They are symmetric: only tiles on and above the diagonal are computed,
-// and each element above it is stored on both sides.
+// Products of a matrix and its transpose, for orthogonalize/multiply.wgsl. They are symmetric: only tiles on and above
+// the diagonal are computed, and each element above it is stored on both sides.
 //
-// Without `polynomial`: source is X, and A = X Xᵀ is stored. With it: source is A, and b A + c A Aᵀ is stored, which is b A + c A².
+// Without `polynomial`, source is X, and A = X Xᵀ is stored. With `polynomial`, source is A, and b A + c A Aᵀ is
+// stored, which is b A + c A².
 
 import package::layout::Matrix;
 import package::orthogonalize::matrices::Number;
@@ -18,7 +19,7 @@ fn inner_length(m: Matrix) -> u32 {
 fn element(m: Matrix, row: u32, step: u32) -> f32 {
     if row < m.rows && step < inner_length(m) {
         @if(!polynomial) return f32(source[place_of(m, row, step)]);
-        // Symmetric: its columns are read, whose elements lie side by side for the quads.
+        // The matrix is symmetric. Its columns are read, because their elements are adjacent for the quads.
         @if(polynomial) return f32(source[m.gram_first + step * m.rows + row]);
     }
     return 0.0;

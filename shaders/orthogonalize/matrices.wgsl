@@ -1,7 +1,7 @@
-// What the passes over matrices have in common. A matrix X of `rows` × `columns`, with no more rows than columns, lies in a buffer as its tensor
-// does, row by row, or is the transpose of what lies there.
+// Declarations that the passes over matrices share. A matrix X of `rows` × `columns`, with no more rows than columns,
+// is stored like its tensor, row by row, or is the transpose of the stored matrix.
 //
-// `halves`: what is kept between two products is in f16. Sums are in f32.
+// `halves`: matrices between two products are stored in f16. Sums are in f32.
 
 import package::layout::{Block, Matrix, Tile, Update};
 
@@ -15,15 +15,15 @@ import package::layout::{Block, Matrix, Tile, Update};
 @group(0) @binding(2) var<storage, read> matrices: array<Matrix>;
 @group(0) @binding(3) var<storage, read> tiles: array<Tile>;
 
-// Invocations of a workgroup.
+// Number of invocations of a workgroup.
 const INVOCATIONS: u32 = 64u;
 
-// Whether nothing is to be made of the matrix: its group takes no step, or its tensor has no gradients.
+// Returns true if nothing is computed for the matrix, because its group takes no step or its tensor has no gradients.
 fn is_idle(m: Matrix) -> bool {
     return updates[m.group].skip != 0u || blocks[m.lead].present == 0u;
 }
 
-// Where an element of X lies.
+// Returns the index of an element of X.
 fn place_of(m: Matrix, row: u32, column: u32) -> u32 {
     return m.first + select(row * m.columns + column, column * m.rows + row, m.transposed != 0u);
 }

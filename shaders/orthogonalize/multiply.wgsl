@@ -1,12 +1,14 @@
-// A product of two matrices for each of many matrices, which orthogonalize/gram.wgsl or orthogonalize/advance.wgsl reads and stores. A workgroup
-// of 64 invocations makes a tile of 64 × 64: each invocation 8 × 8 elements of it, as four squares of 4 × 4 that lie 32 apart. Per step of the
-// inner dimension an invocation reads 16 numbers from workgroup memory for 64 multiplications. The order of addition is that of the inner
-// dimension, so that the same matrices give the same bits.
+// Multiplies two matrices, for each of many matrices. orthogonalize/gram.wgsl or orthogonalize/advance.wgsl reads the
+// factors and stores the product. A workgroup of 64 invocations computes a tile of 64 × 64. Each invocation computes 8
+// × 8 of its elements, as four squares of 4 × 4 that are 32 apart. Per step of the inner dimension an invocation reads
+// 16 numbers from workgroup memory for 64 multiplications. The order of addition is that of the inner dimension, so
+// that the same matrices give the same bits.
 //
-// Left and right are read by quads: four elements of a step of the inner dimension, side by side in the tile's rows (left) or columns (right).
+// Left and right factors are read in quads: four elements of one step of the inner dimension, adjacent in the tile's
+// rows (left) or columns (right).
 //
 // Reads:  updates, blocks, matrices, tiles, and the two factors.
-// Writes: the product, or what is made of it.
+// Writes: the product, or a function of it.
 // Grid:   one workgroup of 64 invocations per tile.
 
 import package::layout::{Matrix, MATRIX_TILE};
@@ -18,15 +20,16 @@ import package::orthogonalize::matrices::{INVOCATIONS, Number, is_idle, matrices
     inner_length, left_quad, left_steps_are_neighbours, right_quad, right_steps_are_neighbours, store,
 };
 
-// Steps of the inner dimension between two barriers.
+// Number of steps of the inner dimension between two barriers.
 const DEPTH: u32 = 16u;
-// Quads of a step, and one more so that those of successive steps lie in different banks of workgroup memory.
+// Number of quads of a step, plus one so that quads of successive steps are in different banks of workgroup memory.
 const STRIDE: u32 = 17u;
 
 var<workgroup> left_quads: array<vec4<Number>, DEPTH * STRIDE>;
 var<workgroup> right_quads: array<vec4<Number>, DEPTH * STRIDE>;
 
-// 8 × 8 sums. A column of each matrix is a row of the product: rows 4y .. 4y + 4 and 32 more, columns 4x .. 4x + 4 and 32 more.
+// 8 × 8 sums. A column of each matrix is a row of the product. The rows are 4y .. 4y + 4 and the same plus 32, the
+// columns 4x .. 4x + 4 and the same plus 32.
 struct Sums {
     upper_left: mat4x4<f32>,
     upper_right: mat4x4<f32>,
@@ -38,7 +41,7 @@ fn outer(rows: vec4<f32>, columns: vec4<f32>) -> mat4x4<f32> {
     return mat4x4<f32>(rows.x * columns, rows.y * columns, rows.z * columns, rows.w * columns);
 }
 
-// Adds what lies in workgroup memory.
+// Adds the products of the quads in workgroup memory.
 fn add_products(sums: ptr<function, Sums>, x: u32, y: u32) {
     for (var k = 0u; k < DEPTH; k++) {
         let upper = vec4<f32>(left_quads[k * STRIDE + y]);
@@ -52,8 +55,8 @@ fn add_products(sums: ptr<function, Sums>, x: u32, y: u32) {
     }
 }
 
-// Where an invocation's i-th of four quads of a tile lies, of 16 steps of 16 quads: as step and quad. Neighbouring invocations take neighbouring
-// steps where those lie side by side in memory, else neighbouring quads.
+// Returns the step and the quad of an invocation's i-th of four quads of a tile, which has 16 steps of 16 quads.
+// Adjacent invocations take adjacent steps if those are adjacent in memory, else adjacent quads.
 fn quad_of(lane: u32, i: u32, steps_are_neighbours: bool) -> vec2<u32> {
     let at = lane + i * INVOCATIONS;
     return select(vec2<u32>(at / 16u, at % 16u), vec2<u32>(at % 16u, at / 16u), steps_are_neighbours);

@@ -22,7 +22,7 @@ fn normalize_matrices(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(loca
     }
     let norm = norm_of_blocks(m.lead, m.blocks, lane);
     let factor = quotient(scaled(1.0, 0), larger(norm, scaled(m.epsilon, 0)));
-    // In two powers of two, since one factor may be outside the range of f32.
+    // The factor is split into two powers of two, because it may be outside the range of f32.
     let half = factor.exponent / 2;
     let first = factor.mantissa * power_of_two(half);
     let second = power_of_two(factor.exponent - half);
@@ -30,7 +30,7 @@ fn normalize_matrices(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(loca
     let lane_column = lane % 8u;
     for (var i = lane_row; i < MATRIX_TILE; i += 8u) {
         for (var j = lane_column; j < MATRIX_TILE; j += 8u) {
-            // Neighbouring invocations take neighbouring elements, however the matrix lies.
+            // Adjacent invocations take adjacent elements, whether the matrix is transposed or not.
             let row = tile.row + select(i, j, m.transposed != 0u);
             let column = tile.column + select(j, i, m.transposed != 0u);
             if row < m.rows && column < m.columns {

@@ -1,5 +1,5 @@
-// First of the passes that Muon owns, after pass 3: the matrix that is made orthogonal, from gradient and momentum. The momentum itself is
-// changed by pass 4.
+// First of Muon's passes, after pass 3: computes the matrix to be orthogonalized from gradient and momentum. Pass 4
+// updates the momentum.
 //
 // Reads:  updates, blocks, gradients, momentum, parameters with coupled decay.
 // Writes: directions; squares, the sum of squares of each block. Nothing of groups that take no step and of tensors without gradients.

@@ -9,7 +9,7 @@ import package::learning_rate::first_rate::set_first_rate;
 import package::learning_rate::gradient::{Gradient, Turn, differ, hold_rate};
 import package::scaled::{larger, ln_ratio, quotient, scaled, smaller, times};
 
-// Only an episode's outcome changes the rate after the first step.
+// Sets the first rate. Later only the outcome of an episode changes the rate.
 fn follow_regime(c: GroupConstants, g: Gradient, s: ptr<function, GroupState>, r: ptr<function, RawRecord>) {
     if g.first {
         set_first_rate(c, g, s, r);
@@ -33,7 +33,7 @@ fn begin_step(
     return take_turn(c, loss, skip, s, r);
 }
 
-// The outcome of the last episode changes the rate, at the first step that is taken after it.
+// Changes the rate by the outcome of the last episode, at the first step after it.
 fn enter_episode(c: GroupConstants, s: ptr<function, GroupState>, r: ptr<function, RawRecord>) {
     let outcome = (*s).regime.outcome;
     (*s).regime.outcome = UNDECIDED;
@@ -55,7 +55,7 @@ fn enter_episode(c: GroupConstants, s: ptr<function, GroupState>, r: ptr<functio
     hold_rate(rate, s);
 }
 
-// The turn of one stream: what its loss says, and whose turn is next.
+// Takes one stream's turn: uses its loss, and selects the next stream.
 fn take_turn(
     c: GroupConstants,
     loss: f32,
@@ -76,7 +76,7 @@ fn take_turn(
     }
     let had_moved = (s.moved & bit) != 0u;
     if skip {
-        // Where the loss scale fell, it may be all that was wrong.
+        // If the loss scale fell, it may have been the only cause.
         if had_moved && ((*r).flags & SCALE_CHANGED) == 0u {
             s.lost |= bit;
             (*r).flags |= STREAM_LOST;
@@ -88,24 +88,24 @@ fn take_turn(
             hear(c, stream, loss, &s);
         } else {
             let count = f32(countOneBits(s.moved));
-            // Neither quotient overflows.
+            // Dividing each term keeps both quotients from overflowing.
             let change = loss / count - s.start_loss / count;
             s.start_loss = select(s.start_loss + change, loss, count == 1.0);
         }
     }
     if s.moved != 0u {
-        // The streams whose turn it is not are in two slots; that of the next one is found where this one's will be. One that has
-        // not moved is at the start.
+        // The two waiting streams are in two slots. The slot of the next stream is also where this stream goes. A
+        // stream that has not moved is at the start.
         let slot = 1u + s.turn % 2u;
         let next = (stream + 1u) % STREAM_SLOTS;
         turn.skip = SKIP_STEP;
-        // What a lost stream was is of no more use.
+        // The parameters of a lost stream are not needed any more.
         turn.put = select(slot, NO_SLOT, skip);
         turn.take = found(s, next, slot);
         if stream == FASTER {
             let outcome = decide(c, s);
             if outcome != UNDECIDED {
-                // After STAY the middle stream's turn comes next anyway.
+                // After STAY the middle stream is the next one anyway.
                 turn.put = NO_SLOT;
                 if outcome == INCREASE {
                     turn.take = NO_SLOT;
@@ -131,12 +131,12 @@ fn take_turn(
     return turn;
 }
 
-// Where a stream is, whose slot is this one once it has moved.
+// Returns the slot of a stream: this slot once the stream has moved, else the start.
 fn found(s: AutoSgdState, stream: u32, slot: u32) -> u32 {
     return select(START_SLOT, slot, (s.moved & (1u << stream)) != 0u);
 }
 
-// (a - b)/(|a| + |b|): from -1 to 1, the same at any scale of the loss, and 0 where both are 0.
+// Computes (a - b)/(|a| + |b|), from -1 to 1. It does not depend on the loss's scale, and is 0 if both are 0.
 fn relative_difference(a: f32, b: f32) -> f32 {
     let magnitude = 0.5 * abs(a) + 0.5 * abs(b);
     if magnitude > 0.0 {
@@ -145,7 +145,7 @@ fn relative_difference(a: f32, b: f32) -> f32 {
     return 0.0;
 }
 
-// The loss of a stream that has moved. With the last one of a round all are compared.
+// Takes the loss of a stream that has moved. The last one of a round compares all of them.
 fn hear(c: GroupConstants, stream: u32, loss: f32, s: ptr<function, AutoSgdState>) {
     (*s).heard |= 1u << stream;
     if stream == MIDDLE {
@@ -163,7 +163,7 @@ fn hear(c: GroupConstants, stream: u32, loss: f32, s: ptr<function, AutoSgdState
     }
 }
 
-// Whether the mean difference is at least `certainty` standard errors.
+// Returns true if the mean difference is at least `certainty` standard errors.
 fn is_certain(c: GroupConstants, sum: f32, squares: f32, rounds: u32) -> bool {
     if rounds < FIRST_LOOK {
         return false;
@@ -178,7 +178,7 @@ fn is_lost(s: AutoSgdState, stream: u32) -> bool {
     return (s.lost & (1u << stream)) != 0u;
 }
 
-// How the episode ends, if it does, after a round.
+// Returns the outcome of the episode after a round.
 fn decide(c: GroupConstants, s: AutoSgdState) -> u32 {
     let k = s.rounds;
     let is_look = s.heard == ALL_STREAMS && k >= FIRST_LOOK && (countOneBits(k) == 1u || k >= c.regime_constants.rounds);

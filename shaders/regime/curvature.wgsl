@@ -1,4 +1,4 @@
-// Curvature: src/regime/curvature.rs. The curvature itself comes from looks (look.wgsl).
+// Curvature: src/regime/curvature.rs. Looks measure the curvature (look.wgsl).
 
 import package::layout::{
     GroupConstants, GroupState, RawRecord, Scaled, CLAMPED_CHANGE, CURVATURE_TERM, LOOK_GEOMETRIC, LOOK_MEASURED, LOOK_MISSING, LOOK_NEWTON,
@@ -38,7 +38,7 @@ fn follow_regime(c: GroupConstants, g: Gradient, s: ptr<function, GroupState>, r
     set_rate(product((*s).regime.rate, share), MAX_FACTOR, RATE_MAX, g, s, r);
 }
 
-// A/B, for A and B above 0.
+// Computes A/B, or its root in the geometric form, for A and B above 0.
 fn wanted_rate(c: GroupConstants, s: ptr<function, GroupState>) -> Scaled {
     let rate = quotient(excess_over((*s).regime.along, (*s).regime.against), (*s).regime.bend);
     return choose(rate, root(rate), c.regime_constants.form == LOOK_GEOMETRIC);

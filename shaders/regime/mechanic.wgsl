@@ -49,12 +49,12 @@ fn follow_regime(c: GroupConstants, g: Gradient, s: ptr<function, GroupState>, r
     hold_rate(rate, s);
 }
 
-// s of one β.
+// Computes s for one β.
 fn scale_of(k: MechanicConstants, m: f32, root: f32, reward: f32) -> f32 {
     return min((k.initial / f32(MECHANIC_BETAS) * m + max(reward, 0.0)) / (root + k.epsilon), MOST_SCALE);
 }
 
-// √(a² + b²) of numbers of 0 and above.
+// Computes √(a² + b²) for non-negative numbers.
 fn root_of_squares(a: f32, b: f32) -> f32 {
     let more = max(a, b);
     if more == 0.0 {
@@ -64,7 +64,7 @@ fn root_of_squares(a: f32, b: f32) -> f32 {
     return more * sqrt(1.0 + ratio * ratio);
 }
 
-// h
+// Computes h.
 fn product_of(c: GroupConstants, g: Gradient, scale: f32) -> f32 {
     let k = c.regime_constants;
     let zero = Scaled(0.0, 0);
@@ -81,7 +81,7 @@ fn product_of(c: GroupConstants, g: Gradient, scale: f32) -> f32 {
     return more - less;
 }
 
-// The displacement goes on with the new scale.
+// Scales the displacement to the new scale.
 fn amend_update(c: GroupConstants, s: ptr<function, GroupState>, u: ptr<function, Update>) {
     (*u).memory_keep = (*s).regime.keep;
     (*s).regime.keep = 1.0;

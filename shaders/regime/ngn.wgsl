@@ -27,7 +27,7 @@ fn follow_regime(c: GroupConstants, g: Gradient, s: ptr<function, GroupState>, r
     set_rate(wanted, MAX_FACTOR, RATE_MAX, g, s, r);
 }
 
-// 1 + σ n²/(2 f) for f above 0.
+// Computes 1 + σ n²/(2 f) for f above 0.
 fn ngn_divisor(rate: f32, square: Scaled, loss: f32) -> Scaled {
     return sum(Scaled(1.0, 0), quotient(times(square, rate), scaled(2.0 * loss, 0)));
 }

@@ -1,4 +1,4 @@
-// Prodigy: src/regime/prodigy.rs. What is summed up is divided by d², so that it stays in range when d grows.
+// Prodigy: src/regime/prodigy.rs. Sums are stored divided by d², so that they stay in range when d grows.
 
 import package::layout::{GroupConstants, GroupState, ProdigyRecord, RawRecord, Scaled, Update, DISTANCE_TERM, RATE_MAX};
 import package::learning_rate::formula::set_rate;
@@ -39,7 +39,7 @@ fn follow_regime(c: GroupConstants, g: Gradient, s: ptr<function, GroupState>, r
     set_rate(times(scaled(estimate, 0), k.rate), RATE_MAX, RATE_MAX, g, s, r);
 }
 
-// Takes the step's gradient into r, once its η is known with schedule and controls.
+// Adds the step's gradient to r. The step's η is final, with schedule and controls.
 fn settle_estimate(c: GroupConstants, g: Gradient, s: ptr<function, GroupState>) {
     var correction = 1.0;
     @if(squares) if c.regime_constants.corrects_bias != 0u {
@@ -57,13 +57,13 @@ fn settle_estimate(c: GroupConstants, g: Gradient, s: ptr<function, GroupState>)
     }
 }
 
-// Moments and s are divided by d, so that their shares change with it.
+// Adjusts the weights of momentum, second moment and s, which are stored divided by d.
 fn amend_update(c: GroupConstants, s: ptr<function, GroupState>, u: ptr<function, Update>) {
     let ratio = (*s).regime.ratio;
     (*u).momentum_keep *= ratio;
     (*u).square_keep *= ratio * ratio;
     if ratio < 1.0 && c.rule.epsilon <= 0.0 {
-        // Lion mixes gradient and momentum to a sign, which a factor of both does not change.
+        // Lion takes the sign of a mixture of gradient and momentum. A common factor does not change it.
         let share = (*u).momentum * ratio;
         (*u).momentum = share / (share + (1.0 - (*u).momentum));
     }

@@ -18,12 +18,12 @@ fn follow_regime(c: GroupConstants, g: Gradient, s: ptr<function, GroupState>, r
     set_rate(wanted, MAX_FACTOR, RATE_MAX, g, s, r);
 }
 
-// a, or 0 where it is below.
+// Computes a, at least 0.
 fn gap_of(c: GroupConstants, g: Gradient) -> Scaled {
     let zero = Scaled(0.0, 0);
     let excess = g.sums.loss - c.regime_constants.optimum;
     let along = select(0.0, g.sums.slow_dot, is_finite(g.sums.slow_dot));
-    // Of either sign, their magnitudes.
+    // `scaled` returns the magnitudes of these numbers of either sign.
     let of_loss = scaled(excess, 0);
     let of_way = scaled(along, g.scale_of_sums);
     let more = sum(choose(zero, of_loss, excess > 0.0), choose(zero, of_way, along < 0.0));
@@ -38,7 +38,7 @@ fn divisor_of(c: GroupConstants, g: Gradient) -> Scaled {
     return choose(g.square, of_signs, (c.flags & SIGN_RULE) != 0u);
 }
 
-// The largest η so far, by which steps count in the average.
+// Returns the largest η so far, which weights steps in the average.
 fn averaged_rate(s: ptr<function, GroupState>) -> f32 {
     (*s).regime.largest_rate = max((*s).regime.largest_rate, (*s).learning_rate);
     return (*s).regime.largest_rate;

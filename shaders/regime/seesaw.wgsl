@@ -2,7 +2,7 @@
 //
 // The state holds η_0, the first smoothed norm n̂_1 and the agreement A:
 //     ln η_t = ln η_0 + p ln(n̂_1 / n̂_t) + A_t
-// NormRatio has no A, Hypergradient p = 0, Fixed neither.
+// NormRatio has no A, Hypergradient has p = 0, and Fixed has neither.
 
 import package::layout::{
     Fixed, GroupConstants, GroupState, RawRecord, Scaled, ALIGNMENT_TERM, BRAKE, BRAKE_TERM, CLAMPED_CHANGE, CLAMPED_RATE,
@@ -41,7 +41,7 @@ fn follow_regime(c: GroupConstants, g: Gradient, s: ptr<function, GroupState>, r
     let ln_rate = add_fixed(ln_first, total);
     let limit = add_float(Fixed(0, 0u), select(LN_RATE_LIMIT, -LN_RATE_LIMIT, ln_rate.whole < 0));
     let excess = fixed_to_float(subtract_fixed(ln_rate, limit));
-    // Closer than f32 can tell is not beyond.
+    // A difference within the rounding of f32 does not count as beyond the limit.
     if (ln_rate.whole < 0 && excess < -1e-5) || (ln_rate.whole >= 0 && excess > 1e-5) {
         (*r).flags |= CLAMPED_RATE;
         total = subtract_fixed(limit, ln_first);
@@ -54,18 +54,20 @@ fn follow_regime(c: GroupConstants, g: Gradient, s: ptr<function, GroupState>, r
     ));
     (*s).regime_rate = clamp(rate, RATE_MIN, RATE_MAX);
 
-    // η hangs on its first value, so that a later step gives back what a clamp takes away now.
+    // η is anchored to its first value, so that a later step gives back what a clamp takes away now.
     let taken_before = subtract_fixed(before, wanted_before);
     (*r).terms[CLAMP_TERM] = fixed_to_float(subtract_fixed(subtract_fixed(total, wanted), taken_before)) - lost;
 }
 
-// What the smoothed norm has changed ln η by since the first step: p ln(n̂_1 / n̂), with a p of its own where the norm has risen.
+// Returns p ln(n̂_1 / n̂), the change of ln η by the smoothed norm since the first step. p differs while the norm has
+// risen.
 fn from_norm_ratio(c: GroupConstants, fallen: Fixed) -> Fixed {
     return times_fixed(fallen, select(c.regime_constants.exponent, c.regime_constants.exponent_above, fallen.whole < 0));
 }
 
-// Steps that agree raise A. Steps that contradict each other take back what agreement gave; what would carry A below its least value so
-// far counts only while n̂ stands above twice its first value, and in full at four times. Returns what the bounds of A took away.
+// Adds the alignment to A, within its floor. Steps that agree raise A, and steps that contradict each other lower it. A
+// falls below its least value so far only while n̂ is above twice its first value, and in full only from four times on.
+// Returns what the bounds of A took away.
 fn follow_alignment(
     c: GroupConstants,
     g: Gradient,
@@ -76,14 +78,14 @@ fn follow_alignment(
     let norm_in_sums = to_float(quotient(g.norm, Scaled(1.0, g.scale_of_sums)));
     // Before the third gradient y equals z up to rounding, so that their difference has no direction yet.
     let compared = (c.flags & ITERATES) == 0u || (*s).mean_steps > 2u;
-    // Of the sum as it was loaded: reduction/sweep_again.wgsl says why.
+    // The test uses the sum as it was loaded. reduction/sweep_again.wgsl explains why.
     if compared && is_finite(g.sums.direction_square) {
         (*r).regime.slow_alignment = cosine(g.sums.slow_dot, norm_in_sums * sqrt(g.sums.direction_square));
     }
     var brake = 0.0;
     if (c.flags & BRAKE) != 0u {
         (*r).regime.fast_alignment = cosine(g.sums.fast_dot, g.sums.absolute);
-        // The brake goes by an average. One step's value is noisy, and noise in a brake only ever lowers the rate.
+        // The brake uses an average. One step's value is noisy, and noise in a brake only ever lowers the rate.
         (*s).regime.mean_fast = FAST_KEEP * (*s).regime.mean_fast + (1.0 - FAST_KEEP) * (*r).regime.fast_alignment;
         (*s).regime.mean_fast_weight = FAST_KEEP * (*s).regime.mean_fast_weight + (1.0 - FAST_KEEP);
         brake = min(0.0, (*s).regime.mean_fast / (*s).regime.mean_fast_weight + c.regime_constants.brake_slack);
@@ -91,7 +93,7 @@ fn follow_alignment(
     let weight = gain(c, (*s).mean_steps) * to_float(quotient(g.norm, g.smoothed));
     let agreement = weight * (*r).regime.slow_alignment;
     (*r).terms[BRAKE_TERM] = weight * brake;
-    // A schedule that rises takes back what agreement gave while it was lower.
+    // A rising schedule takes back the agreement that was gained while its factor was lower.
     let ahead = select(0.0, max((*s).regime.ahead + (agreement + weight * brake), 0.0), g.scheduled_rise > 0.0);
     let taken_back = min(ahead, g.scheduled_rise);
     (*s).regime.ahead = ahead - taken_back;
@@ -105,14 +107,15 @@ fn follow_alignment(
         let held = 1.0 - clamp(doublings - 1.0, 0.0, 1.0);
         (*r).terms[HELD_TERM] = held * below;
         if held == 1.0 {
-            // Where all of the fall is held, A is exactly its floor, so that rounding cannot wear the floor down.
+            // If the whole fall is held, A is exactly its floor, so that rounding cannot wear the floor down.
             next = least;
         } else {
             next = add_float(next, (*r).terms[HELD_TERM]);
         }
         (*s).regime.least_agreement = next;
     }
-    // Beyond this the rate is at its limit whatever the norm does, and a rate that is clamped for long must not take as long to come back.
+    // Beyond this bound the rate is at its limit whatever the norm does. Without the bound a rate that was clamped for
+    // long would recover slowly.
     let bound = clamp(fixed_to_float(next), -AGREEMENT_LIMIT, AGREEMENT_LIMIT);
     let lost = fixed_to_float(next) - bound;
     if lost != 0.0 {
@@ -123,14 +126,14 @@ fn follow_alignment(
     return lost;
 }
 
-// κ_t = max(κ, h/(h + k - 2)) at the k-th gradient, which is 1 at the first that can be compared with another: as in stochastic
-// approximation the first steps, which know least, move the rate most.
+// Computes κ_t = max(κ, h/(h + k - 2)) at the k-th gradient. It is 1 at the second gradient, the first that can be
+// compared with another. As in stochastic approximation, the first steps move the rate most.
 fn gain(c: GroupConstants, k: u32) -> f32 {
     let steps = c.regime_constants.early_steps + (f32(k) - 2.0);
     return max(c.regime_constants.gain, c.regime_constants.early_steps / max(1.0, steps));
 }
 
-// numerator / denominator as a cosine: 0 where there is nothing to compare, or where a sum left the range of f32.
+// Returns numerator / denominator as a cosine, or 0 if the denominator is 0 or a sum overflows f32.
 fn cosine(numerator: f32, denominator: f32) -> f32 {
     if !is_finite(numerator) || !is_finite(denominator) || denominator <= 0.0 {
         return 0.0;

@@ -15,12 +15,12 @@ import package::rows::table::{rows, word_of};
 
 var<workgroup> touched: array<atomic<u32>, MATRIX_TILE>;
 
-// Quads that an invocation looks at in one loop: some drivers end a loop after 65,535 trips.
+// Number of quads that an invocation checks in one loop. Some drivers stop a loop after 65,535 iterations.
 const TRIPS: u32 = 4096u;
 
 fn mark_stretch(tile: Tile, lane: u32) {
     let lead = tile.matrix;
-    // The whole tensor as a block.
+    // This block stands for the whole tensor.
     var block = blocks[lead];
     if updates[block.group].skip != 0u || block.present == 0u {
         return;

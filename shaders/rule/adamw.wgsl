@@ -1,4 +1,4 @@
-// AdamW: src/rule/adamw.rs. With β₁ = 0 there is no `momentum`, and the gradient stands for it.
+// AdamW: src/rule/adamw.rs. With β₁ = 0 the feature `momentum` is off, and the gradient takes the place of m.
 
 import package::layout::Update;
 import package::rule::{LastStep, admitted, preconditioned};

@@ -1,4 +1,4 @@
-// AMSGrad: src/rule/amsgrad.rs. Its v is the largest mean of squares so far.
+// AMSGrad: src/rule/amsgrad.rs. v is the largest mean of squares so far.
 
 import package::layout::Update;
 import package::rule::{LastStep, preconditioned};

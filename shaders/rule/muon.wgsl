@@ -1,4 +1,4 @@
-// Muon: src/rule/muon.rs. The passes in orthogonalize/ make the direction.
+// Muon: src/rule/muon.rs. The passes in orthogonalize/ compute the direction.
 
 import package::layout::Update;
 

@@ -13,7 +13,7 @@ fn last_direction(step: LastStep) -> vec4<f32> {
     return preconditioned(ahead, step.v, 1.0, step.second_correction, step.numbers.epsilon);
 }
 
-// β₁ m/(1-β₁ᵏ⁺¹) + (1-β₁) g/(1-β₁ᵏ), of the correction c = 1/(1-β₁ᵏ): 1-β₁ᵏ⁺¹ is (1-β₁) + β₁/c.
+// Computes β₁ m/(1-β₁ᵏ⁺¹) + (1-β₁) g/(1-β₁ᵏ). With `correction` c = 1/(1-β₁ᵏ), 1-β₁ᵏ⁺¹ is (1-β₁) + β₁/c.
 fn momentum_ahead(beta_1: f32, correction: f32, m: vec4<f32>, g: vec4<f32>) -> vec4<f32> {
     let rest = 1.0 - beta_1;
     return (beta_1 / (rest + beta_1 / correction)) * m + (rest * correction) * admitted(g);

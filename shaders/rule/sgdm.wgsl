@@ -1,4 +1,4 @@
-// SGD with momentum: src/rule/sgdm.rs. `nesterov`: with Nesterov momentum.
+// SGD with momentum: src/rule/sgdm.rs. The feature `nesterov` selects Nesterov momentum.
 
 import package::layout::Update;
 import package::rule::LastStep;

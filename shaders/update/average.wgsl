@@ -1,11 +1,12 @@
-// The average of the parameters, for the passes that keep it. Four bytes per parameter, in quads as the momentum is.
+// Average of the parameters, for the passes that keep it. It takes 4 bytes per parameter, in quads like the momentum.
 
 import package::layout::Update;
 
 @group(2) @binding(0) var<storage, read_write> averages: array<vec4<f32>>;
 
-// w̄ ← w̄ + weight (w - w̄). In this form a parameter that rests leaves its average at rest, and a small weight has no rounding of
-// 1 - weight to pay for; a weight of 1 is not computed at all, so that the average is w, bit for bit. 0: there is no average yet.
+// Computes w̄ ← w̄ + weight (w - w̄). In this form the average of a constant parameter stays constant, and a small
+// weight causes no rounding of 1 - weight. With a weight of 1 nothing is computed, so that the average is a bit-exact
+// copy of w. A weight of 0 means that there is no average yet.
 fn average(update: Update, at: u32, w: vec4<f32>) {
     if update.average_weight == 1.0 {
         averages[at] = w;

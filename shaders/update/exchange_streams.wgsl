@@ -1,5 +1,5 @@
-// Exchanges the streams of parameters of AutoSgd: the stream that took the step goes to a slot of the memory, and the caller gets that of the
-// stream whose turn comes next, or that won. The memory holds STREAM_SLOTS slots one after the other.
+// Exchanges AutoSgd's streams of parameters. The stream that took the step goes to a slot of the memory, and the
+// caller's buffer gets the next stream or the winner. The memory holds STREAM_SLOTS slots one after the other.
 
 import package::layout::{Update, NO_SLOT, STREAM_SLOTS};
 import package::update_parameters::memory;

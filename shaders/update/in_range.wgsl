@@ -1,8 +1,9 @@
-// Keeps infinities out of the parameters and the momentum. An element takes no step where its new value, or that of its momentum, would be
-// outside the range of its type: finite gradients can do that by their size, by a rate or a decay that does not fit, or in 16 bits. The
-// record of the step names the first such element.
+// Keeps infinities out of the parameters and the momentum. An element takes no step if its new value or its new
+// momentum would be outside the range of its type. Finite gradients can cause this if they, the rate or the decay are
+// too large, or in 16 bits. The record of the step names the first such element.
 //
-// `measures_step`: the partial sums of the step carry it to pass 5, which writes it to the record. Otherwise this pass does.
+// `measures_step`: the partial sums of the step carry this element to pass 5, which writes it to the record. Otherwise
+// this pass does.
 
 import package::layout::{Block, Update, LARGEST_F32, NO_ELEMENT};
 import package::update::moved::Moved;
@@ -10,11 +11,13 @@ import package::elements::parameters::largest_parameter;
 
 @if(!measures_step) @group(2) @binding(1) var<storage, read_write> record_words: array<atomic<u32>>;
 
-// Of the elements that this invocation left as they were, the largest of NO_ELEMENT minus the index, by their place in the quad; 0 for none.
+// Largest value of NO_ELEMENT minus the index over the elements that this invocation left unchanged, by their place in
+// the quad; 0 for none.
 var<private> outside: vec4<u32>;
 
-// Comparisons with a finite number, and not of bits: a compiler that takes computed numbers to be finite cannot leave them out. There is no
-// branch, which software drivers pay for in every quad.
+// The numbers are compared with a finite number, and not by their bits. A compiler that assumes that computed numbers
+// are finite cannot remove these comparisons. There is no branch, because software drivers pay for a branch in every
+// quad.
 fn in_range(block: Block, quad: u32, moved: Moved) -> vec4<bool> {
     let fits = (abs(moved.parameters) <= vec4<f32>(largest_parameter())) & (abs(moved.beside) <= vec4<f32>(LARGEST_F32));
     let keys = vec4<u32>(NO_ELEMENT - block.first_element - 4u * quad) - vec4<u32>(0u, 1u, 2u, 3u);
@@ -22,7 +25,7 @@ fn in_range(block: Block, quad: u32, moved: Moved) -> vec4<bool> {
     return fits;
 }
 
-// As RawRecord.overflow_key, for the elements of this invocation.
+// Returns the overflow key (RawRecord.overflow_key) for the elements of this invocation.
 fn overflow_key() -> u32 {
     return max(max(outside.x, outside.y), max(outside.z, outside.w));
 }

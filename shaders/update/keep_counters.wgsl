@@ -1,4 +1,4 @@
-// Keeps the direction counters for the alignment.
+// Stores the direction counters for the alignment.
 
 import package::layout::{Update, COUNTER_LIMIT};
 import package::measure::counters::{counters_of, pack_counters};

@@ -1,4 +1,5 @@
-// Keeps the parameters from before the first step, and behind them the weighted sum s of the gradients as the first pass saw them: for Prodigy.
+// Stores the parameters before the first step, followed by the weighted sum s of the gradients that pass 1 measured,
+// for Prodigy.
 
 import package::layout::{Update, LARGEST_F32};
 import package::update::seen_gradient::seen_gradient;

@@ -1,4 +1,4 @@
-// Keeps the gradient as the first pass saw it, without the clip, for the secant regimes.
+// Stores the gradient that pass 1 measured, without the clip, for the secant regimes.
 
 import package::layout::Update;
 import package::update::seen_gradient::seen_gradient;

@@ -1,4 +1,4 @@
-// Keeps the parameters from before the first step, or with streams from before the first step of each episode.
+// Stores the parameters before the first step. With streams it stores those before the first step of each episode.
 
 import package::layout::Update;
 import package::update_parameters::memory;

@@ -1,5 +1,5 @@
-// Measures a step: ‖w‖² of the new parameters and ‖s‖² of the difference from the old ones, block by block. Both are in registers, so that
-// nothing else is read.
+// Measures a step, block by block: ‖w‖² of the new parameters, and ‖s‖² of their difference from the old ones. Both are
+// in registers, so that nothing else is read.
 
 import package::layout::{Block, Squares, StepSums, INFINITY_BITS};
 import package::geometry::WORKGROUP;
@@ -25,7 +25,7 @@ fn watch(w: vec4<f32>, next: vec4<f32>) {
     seen = Measured(parameters, step);
 }
 
-// What is not finite is not hidden, whatever a compiler makes of sums with it: the exponent says so.
+// The exponent marks sums that are not finite, because a compiler may assume that computed sums are finite.
 fn total_of(squares: ScaledSquares) -> Squares {
     let largest = largest_of(squares.largest);
     if largest >= INFINITY_BITS {
@@ -34,7 +34,7 @@ fn total_of(squares: ScaledSquares) -> Squares {
     return trusted(squares);
 }
 
-// Every invocation gets here, or none of the workgroup. Without gradients the parameters have the norm that they had.
+// Either every invocation of a workgroup or none calls this function. Without gradients the parameters keep their norm.
 fn leave(block: Block, lane: u32, present: bool) {
     step_tree[lane] = StepSums(total_of(seen.parameters), total_of(seen.step), overflow_key());
     for (var half = WORKGROUP / 2u; half > 0u; half /= 2u) {

@@ -1,4 +1,4 @@
-// Where a step leads, before it is known whether the numbers are in the range of their types.
+// Result of a step, before it is known whether the numbers are in the range of their types.
 
 struct Moved {
     parameters: vec4<f32>,

@@ -1,5 +1,6 @@
-// Schedule-free training (src/averaging.rs): the parameters are y = x + 0.15 (z - x), where gradients are taken. z is kept, in quads as the
-// momentum is; the average x follows from both. CPU twin: src/cpu/schedule_free.rs, operation by operation.
+// Schedule-free training (src/averaging.rs): the parameters are y = x + 0.15 (z - x), where gradients are taken. z is
+// kept, in quads like the momentum, and the average x is computed from both. CPU twin: src/cpu/schedule_free.rs,
+// operation by operation.
 
 import package::layout::{Update, TOWARDS_BASE, BEYOND};
 import package::update::moved::Moved;
@@ -7,25 +8,26 @@ import package::update::stepped::stepped;
 
 @group(2) @binding(0) var<storage, read_write> base: array<vec4<f32>>;
 
-// y
+// Computes y from x and z.
 fn between(x: vec4<f32>, z: vec4<f32>) -> vec4<f32> {
     return x + TOWARDS_BASE * (z - x);
 }
 
-// x, as a step recovers it: to about one unit in the last place of the largest of the three.
+// Computes x from y and z in a step, to about one unit in the last place of the largest of the three.
 fn beyond(y: vec4<f32>, z: vec4<f32>) -> vec4<f32> {
     return y + BEYOND * (y - z);
 }
 
-// The next number so many units in the last place away; the smallest stay, whose neighbours may be on the other side of zero.
+// Returns the number that is `units` units in the last place away. The smallest numbers stay unchanged, because their
+// neighbours may have the other sign.
 fn units_away(x: vec4<f32>, units: i32) -> vec4<f32> {
     let bits = bitcast<vec4<i32>>(x);
     let small = (bits & vec4<i32>(0x7fffffff)) <= vec4<i32>(2);
     return bitcast<vec4<f32>>(select(bits + vec4<i32>(units), bits, small));
 }
 
-// x, as it is evaluated: close by, and such that y comes of it, bit for bit, if there is such an x. There nearly always is, for y was
-// made from one.
+// Computes the x that is evaluated. It is chosen such that y can be recovered from it bit for bit, if there is such an
+// x. There nearly always is, because y was computed from one.
 fn average_of(y: vec4<f32>, z: vec4<f32>) -> vec4<f32> {
     var x = beyond(y, z);
     for (var i = 0; i < 2; i++) {
@@ -41,9 +43,9 @@ fn average_of(y: vec4<f32>, z: vec4<f32>) -> vec4<f32> {
     return x;
 }
 
-// A step: z moves along the direction, the average towards z, and the parameters are between them.
+// Takes a step: z moves along the direction, the average moves towards z, and the parameters are between them.
 fn moved_schedule_free(update: Update, old: vec4<f32>, w: vec4<f32>, direction: vec4<f32>) -> Moved {
-    // No rate yet: nothing moves.
+    // There is no rate yet, so nothing moves.
     if update.average_weight == 0.0 {
         return Moved(w, old);
     }

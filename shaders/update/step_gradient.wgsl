@@ -1,10 +1,10 @@
-// The gradient as the rule takes it: without the loss scale, with clip, sign, micro-batches and coupled decay.
+// Gradient that the rule receives: without the loss scale, with clip, sign, micro-batches and coupled decay.
 
 import package::layout::Update;
 
 override COUPLED_DECAY: bool;
 
-// `raw`: the gradient without the loss scale.
+// Returns the gradient for the rule. `raw` is the gradient without the loss scale.
 fn step_gradient(update: Update, raw: vec4<f32>, w: vec4<f32>) -> vec4<f32> {
     var g = update.gradient_factor * raw;
     if COUPLED_DECAY {

@@ -1,8 +1,8 @@
-// The parameters after a step along a direction, with decoupled weight decay.
+// Computes the parameters after a step along a direction, with decoupled weight decay.
 
 import package::layout::Update;
 
-// Factors of the quad's rates.
+// Factors of the rates of the quad's elements.
 @if(rates) var<private> rate_factors: vec4<f32>;
 
 fn stepped(update: Update, w: vec4<f32>, direction: vec4<f32>) -> vec4<f32> {

@@ -1,4 +1,4 @@
-//! What a checkpoint says of the optimizer it belongs to, and how two of them differ.
+//! Description of an optimizer in a checkpoint, and the differences of two descriptions.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -12,27 +12,27 @@ use crate::group::GroupConfig;
 use crate::plan::Plan;
 use crate::regime::Kernel;
 
-/// An optimizer, and where it is.
+/// Description of an optimizer and its progress.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct About {
     version: u32,
     written_by: String,
-    /// Steps attempted.
+    /// Number of steps attempted.
     pub(super) step: u64,
-    /// What all groups have in common, by name.
+    /// Settings that all groups have in common, by name.
     pub(super) settings: BTreeMap<String, String>,
-    /// Whether the parameters are there too.
+    /// True if the checkpoint contains the parameters.
     pub(super) parameters: bool,
     pub(super) groups: Vec<AboutGroup>,
     pub(super) tensors: Vec<AboutTensor>,
-    /// The words of each table's rows, in their order: `name: kind` with commas between them. Beside them those of each regime's state, which
-    /// stand for the words `regime.0`, `regime.1`, … of the groups that have it.
+    /// Fields of each table's rows, in their order, as `name: kind` separated by commas. The fields of each regime's
+    /// state are listed as well. They replace the fields `regime.0`, `regime.1`, … of the groups with that regime.
     pub(super) tables: BTreeMap<String, String>,
     pub(super) notes: Notes,
 }
 
-/// A group's settings by name, `regime.gain` and the like.
+/// Settings of a group by name, such as `regime.gain`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct AboutGroup {
@@ -46,18 +46,18 @@ pub(super) struct AboutTensor {
     pub(super) name: String,
     pub(super) group: usize,
     pub(super) elements: u64,
-    /// What its parameters are stored as, whether they are there or not: what 16 bits lack of f32 is of one kind of them. Its gradients
-    /// leave no trace of what they were.
+    /// Element type of the parameters, whether the checkpoint contains them or not. The rounding remainders of 16-bit
+    /// parameters depend on it. The type of the gradients leaves no trace.
     #[serde(default = "f32")]
     pub(super) params: String,
 }
 
-/// What parameters were before they could be anything else.
+/// Returns the element type of parameters in files without one: f32.
 fn f32() -> String {
     Element::F32.name().to_owned()
 }
 
-/// The version of an [`About`], whatever else is in it.
+/// Reads the version of an [`About`], whatever else it contains.
 pub(super) fn version(json: &str) -> Result<u32, String> {
     #[derive(Deserialize)]
     struct Version {
@@ -72,7 +72,7 @@ fn unreadable(error: serde_json::Error) -> String {
 }
 
 impl About {
-    /// Of an optimizer before its first step.
+    /// Returns the description of an optimizer before its first step.
     pub(super) fn of(plan: &Plan, parameters: bool) -> Self {
         About {
             version: VERSION,
@@ -113,21 +113,21 @@ impl About {
     }
 
     pub(super) fn to_json(&self) -> String {
-        // Strings and numbers: this cannot fail.
+        // Serializing strings and numbers cannot fail.
         serde_json::to_string(self).unwrap_or_default()
     }
 
-    /// The words of a table's rows in this checkpoint.
+    /// Returns the fields of a table's rows in this checkpoint.
     pub(super) fn fields_of(&self, table: Table) -> Vec<Field> {
         from_text(self.tables.get(table.name()).map_or("", String::as_str))
     }
 
-    /// Whether this checkpoint has a table: files of before the fifth version have no controls.
+    /// Returns true if this checkpoint has a table. Files before the fifth version have no controls.
     pub(super) fn has(&self, table: Table) -> bool {
         table != Table::Controls || self.tables.contains_key(table.name())
     }
 
-    /// The words of a row, of a group with such a regime, under the names of this version.
+    /// Returns the fields of a row of a group with this regime, under the names of this version.
     pub(super) fn fields_of_row(&self, table: Table, kernel: &Kernel) -> Vec<Field> {
         let mut fields = self.fields_of(table);
         if self.version < FIRST_WITH_STRUCTS {
@@ -145,13 +145,13 @@ impl About {
         }
     }
 
-    /// Makes the words of all rows those of another checkpoint of the same groups.
+    /// Replaces the fields of all rows by those of another checkpoint of the same groups.
     pub(super) fn take_fields_of(&mut self, other: About) {
         self.version = other.version;
         self.tables = other.tables;
     }
 
-    /// Refuses fields that this version does not know.
+    /// Returns an error if this version does not know a field.
     pub(super) fn check_fields<'k>(
         &self,
         table: Table,
@@ -162,7 +162,7 @@ impl About {
             let found = self.fields_of_row(table, kernel);
             for (index, field) in found.iter().enumerate() {
                 let what = format!("the field \"{}\" of \"{}\"", field.name, table.name());
-                // What an old file has for other regimes is known, and not read.
+                // Old files have fields of other regimes, which are known but not read.
                 let is_old = |other: &&Field| self.version < FIRST_WITH_STRUCTS && old_name(&other.name) == field.name;
                 let of_name = |other: &&Field| other.name == field.name;
                 let known = of_all.iter().find(|other| of_name(other) || is_old(other));
@@ -175,7 +175,8 @@ impl About {
         Ok(())
     }
 
-    /// The group that a group of the optimizer `here` goes on from: the one of its name, or else one that is gone and had the same tensors.
+    /// Returns, for each group of the optimizer `here`, the group whose state it continues: the one of the same name,
+    /// or else one that is gone and had the same tensors.
     pub(super) fn origins(&self, here: &About) -> Vec<Option<usize>> {
         let named = by_name(self.groups.iter().map(|group| &group.name));
         let kept = by_name(here.groups.iter().map(|group| &group.name));
@@ -191,7 +192,7 @@ impl About {
             .collect()
     }
 
-    /// The names of each group's tensors.
+    /// Returns the names of each group's tensors.
     fn tensors_by_group(&self) -> Vec<BTreeSet<&str>> {
         let mut groups = vec![BTreeSet::new(); self.groups.len()];
         for tensor in &self.tensors {
@@ -202,7 +203,7 @@ impl About {
         groups
     }
 
-    /// All that differs in the optimizer `here`.
+    /// Returns all differences from the optimizer `here`.
     pub(super) fn differences(&self, here: &About) -> Vec<Found> {
         let mut all = Vec::new();
         differing_settings(&self.settings, &here.settings, "the optimizer", &mut all);
@@ -220,7 +221,7 @@ impl About {
                 differing_settings(&self.groups[*origin].settings, &group.settings, &owner, &mut all);
             }
         }
-        // A stream would have no parameters of a new tensor.
+        // A stream would have no parameters for a new tensor.
         let has_streams =
             here.groups.iter().any(|group| group.settings.get(REGIME).is_some_and(|regime| regime == STREAMS));
         let kind_of_new = |is_new: bool| if is_new && has_streams { Kind::Never } else { Kind::Tensors };
@@ -252,7 +253,7 @@ impl About {
     }
 }
 
-/// The index of each name; of one that is there twice, that of the last.
+/// Returns the index of each name. If a name occurs twice, it is the last index.
 pub(super) fn by_name<'a>(names: impl Iterator<Item = &'a String>) -> HashMap<&'a str, usize> {
     names.enumerate().map(|(index, name)| (name.as_str(), index)).collect()
 }
@@ -285,7 +286,7 @@ fn names<'a>(
     let before: Vec<&String> = found.filter(|name| here.contains_key(name.as_str())).collect();
     let now: Vec<&String> = expected.filter(|name| there.contains_key(name.as_str())).collect();
     if before.len() != now.len() {
-        // A file that has a name twice.
+        // The file has a name twice.
         all.push(Found {
             kind: Kind::Never,
             what: format!("the number of {what}s"),
@@ -298,7 +299,7 @@ fn names<'a>(
     }
 }
 
-/// Returns an error if a word of a file is not known as it is.
+/// Returns an error if a field of a file has another value than expected.
 fn same(what: &str, found: &str, expected: &str) -> Result<(), Found> {
     if found == expected {
         return Ok(());
@@ -306,27 +307,27 @@ fn same(what: &str, found: &str, expected: &str) -> Result<(), Found> {
     Err(Found { kind: Kind::Never, what: what.to_owned(), found: found.to_owned(), expected: expected.to_owned() })
 }
 
-/// The setting that says which rank of several the optimizer is.
+/// Setting with the rank of the optimizer.
 const RANK: &str = "rank";
-/// That setting where there is one rank.
+/// Value of that setting for a single rank.
 const ALONE: &str = "none";
-/// The settings that old files do not have, with what they would say.
+/// Settings that old files do not have, with their implied values.
 const USUAL: [(&str, &str); 2] = [(RANK, ALONE), (STATE, "F32")];
-/// The setting that says how a group keeps the memory of its rule.
+/// Setting with the storage of a group's rule memory.
 const STATE: &str = "state";
-/// The setting that says how many micro-batches the builder was told of.
+/// Setting with the number of micro-batches given to the builder.
 pub(super) const MICRO_BATCHES: &str = "micro_batches";
-/// The settings that say what rule and what regime a group has.
+/// Settings with the rule and the regime of a group.
 pub(super) const RULE: &str = "rule";
 pub(super) const REGIME: &str = "regime";
-/// The setting that says which norm a group shares, and its value where that is none.
+/// Setting with the norm that a group shares, and its value if the group shares none.
 pub(super) const NORM: &str = "the norm";
 pub(super) const OWN_NORM: &str = "its own";
-/// The regime whose streams take turns in the parameters.
+/// Regime whose streams take turns in the parameters.
 const STREAMS: &str = "AutoSgd";
 
-/// Adds the settings that differ; a kind before its numbers, which are left out where the kind differs. A setting that the file does not know
-/// was added to this crate after the file was written. It does not matter.
+/// Adds the settings that differ. A kind comes before its numbers, which are left out if the kind differs. Settings
+/// that the file does not have are ignored, because they were added to this crate after the file was written.
 fn differing_settings(
     found: &BTreeMap<String, String>,
     expected: &BTreeMap<String, String>,
@@ -338,7 +339,7 @@ fn differing_settings(
     keys.dedup();
     let mut outer: Vec<String> = Vec::new();
     for key in keys {
-        // What an optimizer was before it could be anything else.
+        // Implied value of a setting that the file does not have.
         let usual = USUAL.iter().find(|(setting, _)| key == setting && !found.contains_key(key));
         if !(knows(found, key) || usual.is_some()) || outer.iter().any(|outer| key.starts_with(outer)) {
             continue;
@@ -359,13 +360,13 @@ fn differing_settings(
     }
 }
 
-/// Whether settings have one of this name, or settings within it.
+/// Returns true if the settings contain this name, or settings within it.
 fn knows(settings: &BTreeMap<String, String>, key: &str) -> bool {
     let inner = format!("{key}.");
     settings.contains_key(key) || settings.keys().any(|known| known.starts_with(&inner))
 }
 
-/// A setting in words, or those within it.
+/// Returns a setting, or all settings within it, as text.
 fn value_of(settings: &BTreeMap<String, String>, key: &str) -> String {
     if let Some(value) = settings.get(key) {
         return value.clone();
@@ -375,7 +376,8 @@ fn value_of(settings: &BTreeMap<String, String>, key: &str) -> String {
     if inner.is_empty() { "nothing".to_owned() } else { inner.join(", ") }
 }
 
-/// Whether a setting, and all within it, is the same in a file and here. One that the file does not know is.
+/// Returns true if a setting, with all within it, is the same in a file and here. A setting that the file does not have
+/// counts as the same.
 pub(super) fn is_same(found: &BTreeMap<String, String>, expected: &BTreeMap<String, String>, key: &str) -> bool {
     let inner = format!("{key}.");
     let of = |settings: &BTreeMap<String, String>| -> Vec<(String, String)> {
@@ -389,10 +391,10 @@ fn in_words<T>(thing: Option<T>, words: impl FnOnce(T) -> String) -> String {
     thing.map_or_else(|| "nothing".to_owned(), words)
 }
 
-/// The version from which on structs within a row keep their names, and regimes their own words.
+/// First version in which structs within a row keep their names, and regimes have their own fields.
 const FIRST_WITH_STRUCTS: u32 = 4;
 
-/// The name of a word before that version.
+/// Returns the name of a field before that version.
 fn old_name(name: &str) -> String {
     if let Some(field) = name.strip_prefix("auto_sgd.") {
         return format!("streams.{field}");
@@ -402,7 +404,7 @@ fn old_name(name: &str) -> String {
     name.replace("parameter_norm", "parameter").replace(".whole", "_int").replace('.', "_")
 }
 
-/// All words that a row of a table can have, of one regime or of all.
+/// Returns all fields that a row of a table can have, for one regime or for all.
 fn known_fields(table: Table, kernel: Option<&Kernel>) -> Vec<Field> {
     let mut known = table.fields();
     if table == Table::States {
@@ -412,13 +414,13 @@ fn known_fields(table: Table, kernel: Option<&Kernel>) -> Vec<Field> {
     known
 }
 
-/// The words of a regime's own state.
+/// Returns the fields of a regime's own state.
 pub(super) fn state_of(kernel: &Kernel) -> Vec<Field> {
     let fields = kernel.state.map_or_else(Vec::new, |state| (state.fields)()).into_iter();
     fields.map(|field| Field { name: format!("{}.{}", kernel.name, field.name), ..field }).collect()
 }
 
-/// A row's words with the names that those of the regime's state have in that regime.
+/// Renames the regime fields of a row to their names in that regime's state.
 pub(super) fn with_regime(mut fields: Vec<Field>, state: Vec<Field>) -> Vec<Field> {
     let words = fields.iter_mut().filter(|field| field.name.starts_with("regime."));
     for (field, own) in words.zip(state) {
@@ -427,7 +429,7 @@ pub(super) fn with_regime(mut fields: Vec<Field>, state: Vec<Field>) -> Vec<Fiel
     fields
 }
 
-/// The inverse of [`in_text`].
+/// Parses fields from text. It is the inverse of [`in_text`].
 fn from_text(text: &str) -> Vec<Field> {
     let fields = text.split(", ").filter(|field| !field.is_empty());
     fields
@@ -438,7 +440,7 @@ fn from_text(text: &str) -> Vec<Field> {
         .collect()
 }
 
-/// The fields of a table's rows as text.
+/// Formats the fields of a table's rows as text.
 pub(super) fn in_text(fields: &[Field]) -> String {
     let fields = fields.iter().map(|field| format!("{}: {}", field.name, field.kind));
     fields.collect::<Vec<_>>().join(", ")
@@ -447,7 +449,7 @@ pub(super) fn in_text(fields: &[Field]) -> String {
 impl AboutGroup {
     fn of(config: &GroupConfig) -> Self {
         let mut settings = settings_of(config);
-        // The name has its own place, and a norm may be called anything.
+        // The name is stored elsewhere, and a norm may have any name.
         settings.remove("name");
         settings.remove("scope");
         let norm = match &config.scope {
@@ -459,18 +461,19 @@ impl AboutGroup {
     }
 }
 
-/// The kind of a rule or a regime as settings have it.
+/// Returns the kind of a rule or a regime as it appears in settings.
 pub(super) fn kind_of(thing: &impl Serialize) -> String {
     let mut settings = BTreeMap::new();
-    // As in `settings_of`.
+    // Serializing plain structs and enums cannot fail.
     flatten(String::new(), serde_json::to_value(thing).unwrap_or_default(), &mut settings);
     settings.remove("").unwrap_or_default()
 }
 
-/// The fields of a struct, and what is in them, by name.
+/// Returns the fields of a struct and their values by name.
 fn settings_of(fields: &impl Serialize) -> BTreeMap<String, String> {
     let mut settings = BTreeMap::new();
-    // By way of the text, in which an f32 is as short as it can be. Plain structs and enums: this cannot fail.
+    // The conversion goes through text, which writes an f32 with as few digits as possible. Serializing plain structs
+    // and enums cannot fail.
     let json = serde_json::to_string(fields).unwrap_or_default();
     if let Ok(Value::Object(fields)) = serde_json::from_str(&json) {
         for (name, value) in fields {
@@ -480,14 +483,14 @@ fn settings_of(fields: &impl Serialize) -> BTreeMap<String, String> {
     settings
 }
 
-/// Writes a setting and all within it by name. A variant is the value of its enum, and what it holds lies below that.
+/// Writes a setting and all within it by name. A variant is the value of its enum, and its fields are nested below.
 fn flatten(name: String, value: Value, settings: &mut BTreeMap<String, String>) {
     match value {
         Value::Object(fields) => {
             for (field, value) in fields {
                 let is_variant = field.starts_with(|first: char| first.is_ascii_uppercase());
                 match (is_variant, value) {
-                    // The constants of a struct without any.
+                    // A variant whose struct has no fields.
                     (true, Value::Null) => {
                         settings.insert(name.clone(), field);
                     }
@@ -503,7 +506,7 @@ fn flatten(name: String, value: Value, settings: &mut BTreeMap<String, String>) 
                 }
             }
         }
-        // Infinity too.
+        // JSON also writes infinity as null.
         Value::Null => {
             settings.insert(name, "none".to_owned());
         }

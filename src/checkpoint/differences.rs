@@ -1,11 +1,13 @@
-//! What a load may differ in, and what it tells of it.
+//! Differences that a restore accepts, and its report on them.
 
 use std::fmt;
 
-/// Differences between a checkpoint and an optimizer that [`Optimizer::restore_with`](crate::Optimizer::restore_with) accepts. By default none.
+/// Differences between a checkpoint and an optimizer that [`Optimizer::restore_with`](crate::Optimizer::restore_with)
+/// accepts. The default accepts none.
 ///
-/// Groups and tensors are matched by their names. A tensor of another length or element type, another rank, and a change to or from
-/// [`AutoSgd`](crate::AutoSgd), whose streams take turns in the parameters, are refused in any case.
+/// Groups and tensors are matched by their names. Some differences are always refused: a tensor of another length or
+/// element type, another rank, and a change to or from [`AutoSgd`](crate::AutoSgd), whose streams take turns in the
+/// parameters.
 ///
 /// ```
 /// use wgpu_optim::{Differences, Group, Notes, OptimizerBuilder, Regime, Rule};
@@ -39,7 +41,7 @@ pub struct Differences {
 }
 
 impl Differences {
-    /// Accepts no difference, as [`Optimizer::restore`](crate::Optimizer::restore).
+    /// Accepts no difference, like [`Optimizer::restore`](crate::Optimizer::restore).
     pub fn none() -> Self {
         Differences::default()
     }
@@ -49,18 +51,21 @@ impl Differences {
         Differences::none().settings().rules().tensors()
     }
 
-    /// Accepts other settings: numbers of the same rule and regime, schedule, decay, clip, average, trust ratio, telemetry, rounding, the storage
-    /// of the rule's memory, `maximize`, shared norms, micro-batches, and the optimizer's loss scaler and policies. They hold from the next step on, and all state
-    /// goes on, with these exceptions:
+    /// Accepts other settings: numbers of the same rule and regime, schedule, decay, clip, average, trust ratio,
+    /// telemetry, rounding, the storage of the rule's memory, `maximize`, shared norms, micro-batches, and the
+    /// optimizer's loss scaler and policies. They apply from the next step on. All state is kept, with these
+    /// exceptions:
     ///
-    /// - The learning rate of a group starts anew where it is given and is another ([`Regime::fixed`](crate::Regime::fixed)), where the group
-    ///   shares another norm, and where a trust ratio is added or removed.
-    /// - A new average starts at its `start`. Where that is past, an exponential or polynomial one starts from the parameters, which the
-    ///   checkpoint must contain, and a running one is refused. The base iterates of schedule-free training start from the parameters.
-    /// - Decay, clip, `maximize` and micro-batches that are built otherwise replace what [`Controls`](crate::Controls) have set.
-    /// - A loss scale is brought within the limits of the new scaler.
-    /// - Momentum and second moment are converted between f32 and [`State::Bits8`](crate::State::Bits8), to the nearest code, and
-    ///   remainders of master weights between 16 and 8 bits.
+    /// - The learning rate of a group starts anew if it is given and differs ([`Regime::fixed`](crate::Regime::fixed)),
+    ///   if the group shares another norm, and if a trust ratio is added or removed.
+    /// - A new average starts at its `start`. If that step has passed, an exponential or polynomial average starts from
+    ///   the parameters, which the checkpoint must contain, and a running average is refused. The base iterates of
+    ///   schedule-free training start from the parameters.
+    /// - Decay, clip, `maximize` and micro-batches that differ in the builder replace the values set by
+    ///   [`Controls`](crate::Controls).
+    /// - A loss scale is clamped to the limits of the new scaler.
+    /// - Momentum and second moment are converted between f32 and [`State::Bits8`](crate::State::Bits8), rounded to the
+    ///   nearest code. Remainders of master weights are converted between 16 and 8 bits.
     pub fn settings(mut self) -> Self {
         self.settings = true;
         self
@@ -68,11 +73,13 @@ impl Differences {
 
     /// Accepts another rule or regime.
     ///
-    /// Momentum and second moments go on under another rule that keeps the same ones: `Sgdm` and its Nesterov form, `Signum` and `Lion`,
-    /// `AdamW` and `NAdamW`, `RmsProp` and `AdamW` without momentum. Otherwise (also from
-    /// `AdamW` to `AmsGrad`) they start anew, and with them the learning rate and the counts that bias corrections and averages go
-    /// by. Under another regime the learning rate starts anew, as at the first step, and what regimes remember of each parameter too; the
-    /// schedule goes on. Groups under one norm start anew together.
+    /// Momentum and second moments are kept under another rule with the same memory: `Sgdm` and its Nesterov form,
+    /// `Signum` and `Lion`, `AdamW` and `NAdamW`, `RmsProp` and `AdamW` without momentum. Otherwise (for example from
+    /// `AdamW` to `AmsGrad`) they start anew, and so do the learning rate and the step counts of bias corrections and
+    /// averages.
+    ///
+    /// Under another regime the learning rate and the regime's memory per parameter start anew, as at the first step.
+    /// The schedule continues. Groups that share a norm start anew together.
     pub fn rules(mut self) -> Self {
         self.rules = true;
         self
@@ -80,14 +87,17 @@ impl Differences {
 
     /// Accepts groups and tensors that are added, removed, renamed, reordered or moved to another group.
     ///
-    /// - The other groups go on as they are. Where they share a norm with what is added or removed, the norm changes with it, and their
-    ///   learning rate goes on from what it is.
-    /// - A new group starts anew, at the step of the others, and schedules follow that step. If it shares the norm of groups with the same rule
-    ///   and regime, it takes over their learning rate; with another, all groups under the norm find theirs anew. A group with exactly the
-    ///   tensors of one that is gone goes on from it.
-    /// - What is remembered of a tensor moves with it. The parameters of a new tensor are those in the caller's buffer.
-    /// - Rules with bias corrections count the steps of a group: a tensor that has taken more or fewer is refused in it.
-    /// - [`Rounding::Stochastic`](crate::Rounding::Stochastic) draws its bits by the order of declaration, and draws others in another order.
+    /// - The other groups continue. If they share a norm with groups that are added or removed, the norm changes, and
+    ///   their learning rate continues from its present value.
+    /// - A new group starts anew at the step of the others, which its schedule follows. If it shares the norm of groups
+    ///   with the same rule and regime, it takes over their learning rate. With another rule or regime, the learning
+    ///   rate of all groups under the norm starts anew. A group with exactly the tensors of a removed group continues
+    ///   its state.
+    /// - The memory of a tensor moves with it. The parameters of a new tensor are those in the caller's buffer.
+    /// - Rules with bias corrections count the steps of a group. A tensor that has taken a different number of steps is
+    ///   refused in such a group.
+    /// - [`Rounding::Stochastic`](crate::Rounding::Stochastic) derives its random bits from the order of declaration.
+    ///   Another order gives other bits.
     pub fn tensors(mut self) -> Self {
         self.tensors = true;
         self
@@ -113,7 +123,7 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    /// What a caller can do about such a difference.
+    /// Returns advice on such a difference.
     pub(super) fn way_out(self) -> &'static str {
         match self {
             Kind::Settings => {
@@ -130,7 +140,7 @@ impl Kind {
     }
 }
 
-/// What is one thing in a checkpoint and another here.
+/// Difference between a checkpoint and an optimizer.
 pub(super) struct Found {
     pub(super) kind: Kind,
     pub(super) what: String,
@@ -138,8 +148,8 @@ pub(super) struct Found {
     pub(super) expected: String,
 }
 
-/// Difference between a checkpoint and an optimizer that [`Optimizer::restore_with`](crate::Optimizer::restore_with) has accepted, or what
-/// follows from one: a line of text, which [`Display`](fmt::Display) writes.
+/// Difference between a checkpoint and an optimizer that [`Optimizer::restore_with`](crate::Optimizer::restore_with)
+/// has accepted, or a consequence of one. [`Display`](fmt::Display) writes it as a line of text.
 ///
 /// ```text
 /// regime of group "biases": Seesaw in the checkpoint, NormRatio here

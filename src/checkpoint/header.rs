@@ -1,5 +1,5 @@
-//! The head of a safetensors file: its length, then JSON. The format's own crate checks offsets, types and shapes; what is added here is that
-//! nothing in it is believed before it is checked: no length, no number of dimensions.
+//! Header of a safetensors file: its length, then JSON. The format's own crate checks offsets, types and shapes. This
+//! module also checks every length and number of dimensions before it is used.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
@@ -9,16 +9,16 @@ use serde::de::{Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde::ser::{SerializeMap, Serializer};
 use serde::{Deserialize, Serialize};
 
-/// Bytes of the header's length.
+/// Number of bytes of the header's length.
 pub(super) const LENGTH_BYTES: usize = size_of::<u64>();
-/// The longest header that readers of the format accept.
+/// Length of the longest header that readers of the format accept.
 const MOST_BYTES: u64 = 100_000_000;
-/// The most dimensions that a tensor of ours has.
+/// Largest number of dimensions of a tensor that this crate writes.
 const MOST_DIMENSIONS: usize = 2;
-/// The format's name for what is no tensor.
+/// Key of the format's metadata, which is not a tensor.
 const METADATA: &str = "__metadata__";
 
-/// Refuses a file without room for a header's length.
+/// Returns an error if a file has no room for a header's length.
 pub(super) fn check_size(size: u64) -> Result<(), String> {
     if size < LENGTH_BYTES as u64 {
         return Err(format!("{size} bytes are too few for a header"));
@@ -26,7 +26,7 @@ pub(super) fn check_size(size: u64) -> Result<(), String> {
     Ok(())
 }
 
-/// The header's length, if a file of this size has so many bytes.
+/// Returns the header's length, or an error if a file of this size is too short for it.
 pub(super) fn checked_length(length: [u8; LENGTH_BYTES], size: u64) -> Result<usize, String> {
     let length = u64::from_le_bytes(length);
     let left = size - LENGTH_BYTES as u64;
@@ -41,7 +41,7 @@ pub(super) fn checked_length(length: [u8; LENGTH_BYTES], size: u64) -> Result<us
     Ok(length as usize)
 }
 
-/// Refuses to write a header that no reader would accept.
+/// Returns an error if no reader would accept the header.
 pub(super) fn check_written(header: &[u8]) -> Result<(), String> {
     let length = (header.len() - LENGTH_BYTES) as u64;
     if length > MOST_BYTES {
@@ -52,15 +52,15 @@ pub(super) fn check_written(header: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
-/// A header that was found to be in order.
+/// Header that has been checked.
 pub(super) struct Header {
-    /// The metadata: texts by key.
+    /// Metadata texts by key.
     pub(super) texts: BTreeMap<String, String>,
     /// The tensors.
     pub(super) metadata: Metadata,
 }
 
-/// Reads a header.
+/// Reads and checks a header.
 pub(super) fn parse(text: &[u8]) -> Result<Header, String> {
     let Listing { texts, mut tensors } =
         serde_json::from_slice(text).map_err(|error| format!("its header cannot be read: {error}"))?;
@@ -69,12 +69,12 @@ pub(super) fn parse(text: &[u8]) -> Result<Header, String> {
     if let Some((name, _)) = tensors.iter().find(|(name, _)| !seen.insert(name.as_str())) {
         return Err(format!("its header names \"{name}\" twice"));
     }
-    // Checks that the tensors lie one after the other, without gaps, each as long as its shape says.
+    // Checks that the tensors follow each other without gaps, and that each is as long as its shape says.
     let metadata = Metadata::new(None, tensors).map_err(|error| format!("its header contradicts itself: {error}"))?;
     Ok(Header { texts, metadata })
 }
 
-/// What is in a header.
+/// Contents of a header.
 #[derive(Default)]
 struct Listing {
     texts: BTreeMap<String, String>,
@@ -117,7 +117,8 @@ impl<'de> Deserialize<'de> for Listing {
     }
 }
 
-/// A shape of few dimensions: two characters of text must not become eight bytes of memory, again and again.
+/// Shape with few dimensions. The limit keeps two characters of text from becoming eight bytes of memory many times
+/// over.
 struct Shape(Vec<usize>);
 
 impl<'de> Deserialize<'de> for Shape {
@@ -145,7 +146,7 @@ impl<'de> Deserialize<'de> for Shape {
     }
 }
 
-/// The head of a file: the same bytes for the same content.
+/// Returns the header of a file. The same content gives the same bytes.
 pub(super) fn write(texts: &BTreeMap<&str, String>, metadata: &Metadata) -> Vec<u8> {
     struct Out<'a> {
         texts: &'a BTreeMap<&'a str, String>,
@@ -162,9 +163,9 @@ pub(super) fn write(texts: &BTreeMap<&str, String>, metadata: &Metadata) -> Vec<
         }
     }
     let out = Out { texts, metadata };
-    // Maps by strings, of strings and numbers: this cannot fail.
+    // Serializing maps of strings and numbers cannot fail.
     let text = serde_json::to_vec(&out).unwrap_or_default();
-    // The data is to begin at a multiple of eight.
+    // The data must begin at a multiple of eight bytes.
     let padded = text.len().next_multiple_of(8);
     let mut head = Vec::with_capacity(LENGTH_BYTES + padded);
     head.extend_from_slice(&(padded as u64).to_le_bytes());

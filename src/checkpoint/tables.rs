@@ -1,25 +1,25 @@
-//! The tables of a checkpoint: rows of words with names, one for each group or tensor.
+//! Tables of a checkpoint, with rows of named fields for each group or tensor.
 
 use super::{about, recorded_tensors};
 use crate::layout::{Field, GroupControls, GroupState, MEAN_STEPS, RawTensorRecord, Update};
 use crate::plan::Plan;
 use crate::regime::Kernel;
 
-/// Table of the state of each group or tensor, with one row for each.
+/// Table with one row of state for each group or tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Table {
     /// [`GroupState`] of each group, word by word.
     States,
-    /// [`Update`] of each group, word by word: averages go by it.
+    /// [`Update`] of each group, word by word. Averages need it.
     Updates,
     /// [`GroupControls`] of each group, word by word.
     Controls,
-    /// The last [`RawTensorRecord`] of each tensor with telemetry, word by word: that of a skipped step takes its norm from it.
+    /// Last [`RawTensorRecord`] of each tensor with telemetry, word by word. A skipped step takes its norm from it.
     TensorRecords,
 }
 
 impl Table {
-    /// The tables that a plan has.
+    /// Returns the tables that a plan has.
     pub(crate) fn all(plan: &Plan) -> impl Iterator<Item = Table> + use<> {
         let records = (recorded_tensors(plan) > 0).then_some(Table::TensorRecords);
         let always = [Table::States, Table::Updates, Table::Controls];
@@ -55,7 +55,7 @@ impl Table {
         self.row_bytes() / size_of::<u32>()
     }
 
-    /// The rows of before the first step, word by word.
+    /// Returns the rows before the first step, word by word.
     pub(super) fn first_rows(self, plan: &Plan) -> Vec<u32> {
         match self {
             Table::States => {
@@ -74,7 +74,8 @@ impl Table {
         }
     }
 
-    /// The words of a row. Those of a group's regime have numbers here, and names in [`Table::fields_of_row`].
+    /// Returns the fields of a row. Fields of a group's regime have numbers here, and names in
+    /// [`Table::fields_of_row`].
     pub(super) fn fields(self) -> Vec<Field> {
         let declared = match self {
             Table::States => GroupState::DECLARED,
@@ -85,7 +86,7 @@ impl Table {
         (declared.fields)()
     }
 
-    /// The words of one row.
+    /// Returns the fields of one row.
     pub(super) fn fields_of_row(self, plan: &Plan, row: usize) -> Vec<Field> {
         let fields = self.fields();
         if self != Table::States {
@@ -94,15 +95,15 @@ impl Table {
         about::with_regime(fields, about::state_of(self.kernel_of_row(plan, row)))
     }
 
-    /// The regime's kernel of a group's row; some kernel for a tensor's.
+    /// Returns the kernel of the regime in a group's row. For a tensor's row it returns an arbitrary kernel.
     pub(super) fn kernel_of_row(self, plan: &Plan, row: usize) -> &'static Kernel {
         let group = if self == Table::TensorRecords { 0 } else { row };
         plan.configs[group].regime.regime().kernel()
     }
 }
 
-/// Returns the reason why a word is impossible in a field. Exponents and sums of logarithms must be far from the limits of their types,
-/// where adding two would overflow.
+/// Returns the reason why a field cannot have this value, if there is one. Exponents and sums of logarithms must be so
+/// far from the limits of their types that adding two does not overflow.
 pub(super) fn impossible(field: &Field, word: u32) -> Option<String> {
     const MOST: i32 = 4096;
     let largest = match field.name.as_str() {
@@ -114,7 +115,7 @@ pub(super) fn impossible(field: &Field, word: u32) -> Option<String> {
         "started" | "momentum_started" | "halted" | "frozen" | "present" => 1,
         "mean_steps" => MEAN_STEPS,
         "good_steps" | "auto_sgd.rounds" => u32::MAX / 2 - 1,
-        // Three streams, two turns each.
+        // Three streams with two turns each.
         "auto_sgd.turn" => 5,
         "curvature.look" => 3,
         "auto_sgd.moved" | "auto_sgd.lost" | "auto_sgd.heard" => 7,

@@ -1,6 +1,7 @@
-//! The average of the parameters: twin of `shaders/update/average.wgsl`.
+//! Average of the parameters. Twin of `shaders/update/average.wgsl`.
 
-/// w̄ ← w̄ + weight (w - w̄), and w̄ ← w where the weight is 1, bit for bit. Inlined, so that the caller chooses the vector instructions.
+/// Computes w̄ ← w̄ + weight (w - w̄), and copies w bit for bit if the weight is 1. It is inlined, so that the caller
+/// chooses the vector instructions.
 #[inline(always)]
 pub(crate) fn average(weight: f32, averages: &mut [f32], params: &[f32]) {
     if weight == 1.0 {

@@ -1,10 +1,11 @@
-//! What the host sets from step to step: twin of `shaders/learning_rate/controls.wgsl`.
+//! Settings that the host changes between steps. Twin of `shaders/learning_rate/controls.wgsl`.
 
 use crate::layout::numbers::{LARGEST_FACTOR_BITS, RATE_MAX};
 use crate::layout::terms::CONTROL_TERM;
 use crate::layout::{GroupConstants, GroupState, RawRecord, Scaled, record_flags};
 
-/// The caller's factor and its logarithm. Of 0 there is none: the next other factor is compared with the last.
+/// Returns the caller's factor and its logarithm. If the factor is 0, the logarithm is the last one, with which the
+/// next factor is compared.
 pub(crate) fn control_at(c: &GroupConstants, s: &GroupState) -> (f32, f32) {
     let factor = c.controls.learning_rate_factor;
     if factor == 0.0 || factor.to_bits() > LARGEST_FACTOR_BITS {
@@ -13,7 +14,7 @@ pub(crate) fn control_at(c: &GroupConstants, s: &GroupState) -> (f32, f32) {
     (factor, Scaled::new(factor, 0).ln_ratio(Scaled::ONE))
 }
 
-/// The factor, over what regime, schedule and trust ratio say.
+/// Multiplies the rate of regime, schedule and trust ratio by the factor.
 pub(crate) fn follow_controls((factor, ln_factor): (f32, f32), s: &mut GroupState, r: &mut RawRecord) {
     if r.flags & record_flags::FIRST == 0 {
         r.terms[CONTROL_TERM as usize] = ln_factor - s.ln_control;
@@ -22,7 +23,7 @@ pub(crate) fn follow_controls((factor, ln_factor): (f32, f32), s: &mut GroupStat
     s.learning_rate = (s.learning_rate * factor).min(RATE_MAX);
 }
 
-/// The flags of a group that takes no part in the step; 0 where it does.
+/// Returns the flags of a group that takes no part in the step, else 0.
 pub(crate) fn absence_of(c: &GroupConstants) -> u32 {
     let flag = |set: bool, bit| if set { bit } else { 0 };
     flag(c.controls.frozen != 0, record_flags::FROZEN) | flag(c.controls.present == 0, record_flags::ABSENT)

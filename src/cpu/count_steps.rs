@@ -1,15 +1,17 @@
-//! Pass 3, what follows from the exact number of steps that were taken: twin of `average_share.wgsl` and `second_moment.wgsl` in `shaders/learning_rate/`.
+//! Values of pass 3 that depend on the exact number of steps taken. Twin of `average_share.wgsl` and
+//! `second_moment.wgsl` in `shaders/learning_rate/`.
 
 use crate::layout::{GroupConstants, GroupState, Scaled, average_kinds};
 use crate::scaled::{LN_2_HIGH, LN_2_LOW, power_of_two};
 
-/// Steps that were not skipped, this one not counted; the largest u32 where there are more.
+/// Returns the number of previous steps that were not skipped, at most the largest u32.
 pub(crate) fn steps_taken(s: &GroupState) -> u32 {
     let (low, borrow) = s.steps_low.overflowing_sub(s.skipped);
     if s.steps_high > u32::from(borrow) { u32::MAX } else { low }
 }
 
-/// Those of them that moved the group: all but those in which it was frozen, had no gradients, or was left out as an outlier.
+/// Returns the number of previous steps that moved the group. Skipped steps do not count, and neither do steps in which
+/// the group was frozen, had no gradients, or was left out as an outlier.
 pub(crate) fn steps_moved(s: &GroupState) -> u32 {
     match steps_taken(s) {
         u32::MAX => u32::MAX,
@@ -17,8 +19,9 @@ pub(crate) fn steps_moved(s: &GroupState) -> u32 {
     }
 }
 
-/// The share of this step's parameters in their average ([`Averaging`](crate::Averaging)): all of it at the first step that counts,
-/// bit for bit, and nothing before. With j = k - 1 steps since, (1 + η)/(k + η) = (1 + η)/(j + (1 + η)).
+/// Returns the weight of this step's parameters in their average ([`Averaging`](crate::Averaging)). It is 0 before the
+/// first step that counts and exactly 1 at that step. With j = k - 1 steps since, (1 + η)/(k + η) = (1 + η)/(j + (1 +
+/// η)).
 pub(crate) fn average_weight(c: &GroupConstants, taken: u32) -> f32 {
     match taken.checked_sub(c.average_start) {
         _ if c.average == average_kinds::OFF => 0.0,
@@ -29,9 +32,10 @@ pub(crate) fn average_weight(c: &GroupConstants, taken: u32) -> f32 {
     }
 }
 
-/// The share c_k of z in the average of schedule-free training ([`Averaging::ScheduleFree`](crate::Averaging::ScheduleFree)):
-/// w_k = (η_k k)² at the k-th step that is not skipped, over the sum of all so far. All of it at the first step with a rate, nothing
-/// before, and above 0 from then on.
+/// Returns the weight c_k of z in the average of schedule-free training
+/// ([`Averaging::ScheduleFree`](crate::Averaging::ScheduleFree)): w_k = (η_k k)² at the k-th step that is not skipped,
+/// divided by the sum of all weights so far. It is 0 before the first step with a rate, 1 at that step, and above 0
+/// afterwards.
 pub(crate) fn schedule_free_weight(s: &mut GroupState, rate: f32, taken: u32) -> f32 {
     let length = Scaled::new(rate, 0).times(taken.saturating_add(1) as f32);
     let weight = length.product(length);
@@ -40,20 +44,20 @@ pub(crate) fn schedule_free_weight(s: &mut GroupState, rate: f32, taken: u32) ->
     if total.is_zero() {
         0.0
     } else if total == weight {
-        // Not left to a division, which need not be exact on a device.
+        // This case avoids a division, which need not be exact on a device.
         1.0
     } else {
         weight.quotient(total).to_float().max(power_of_two(-126))
     }
 }
 
-/// 1/(1 - β₁ᵏ) and 1/√(1 - β₂ᵏ) of AdamW, which make up for moments that began at zero.
+/// Returns 1/(1 - β₁ᵏ) and 1/√(1 - β₂ᵏ) of AdamW, which correct moments that began at zero.
 pub(crate) fn bias_corrections(c: &GroupConstants, taken: u32) -> (f32, f32) {
     let k = taken.saturating_add(1);
     (1.0 / one_less_power(c.rule.first_decay, k), 1.0 / one_less_power(c.rule.second_decay, k).sqrt())
 }
 
-/// The shares of the old v and of g² in v: those of the rule, or with k^-c for g².
+/// Returns the weights of the old v and of g² in v: those of the rule, or with k^-c for g².
 pub(crate) fn square_shares(c: &GroupConstants, taken: u32) -> (f32, f32) {
     if c.rule.square_fall == 0.0 {
         return (c.rule.square_keep, c.rule.square_share);
@@ -63,11 +67,12 @@ pub(crate) fn square_shares(c: &GroupConstants, taken: u32) -> (f32, f32) {
     (1.0 - share, share)
 }
 
-/// 1 - βᵏ with decay = -ln β, to about two ulps also where βᵏ is close to 1: with k ln β = -(h ln 2 + r) it is (1 - 2^-h) + 2^-h (1 - e^-r).
+/// Computes 1 - βᵏ with decay = -ln β, to about two ulps even if βᵏ is close to 1. With k ln β = -(h ln 2 + r) it is (1
+/// - 2^-h) + 2^-h (1 - e^-r).
 fn one_less_power(decay: f32, k: u32) -> f32 {
-    // Beyond 2^24 k is rounded, as the product is anyway.
+    // Above 2^24 k is rounded, as the product is in any case.
     let x = k as f32 * decay;
-    // Less than half a unit in the last place is missing.
+    // The error is less than half a unit in the last place.
     if x > 18.0 {
         return 1.0;
     }

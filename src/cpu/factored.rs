@@ -1,4 +1,4 @@
-//! The passes that Adafactor owns: twins of `shaders/factored/`, with sums in f64.
+//! Adafactor's passes. Twins of `shaders/factored/`, with sums in f64.
 
 use std::ops::Range;
 
@@ -13,30 +13,30 @@ const LANES: usize = 16;
 /// Memory for the passes over one tensor.
 #[derive(Debug, Default)]
 pub(crate) struct FactorMemory {
-    /// Sums of squares of rows and of columns.
+    /// Sums of squares of rows, and of columns.
     pub(crate) sums: [Vec<f64>; 2],
-    /// The mean of the second moments of each matrix's rows.
+    /// Mean of the second moments of each matrix's rows.
     pub(crate) means: Vec<f32>,
 }
 
-/// Second moments of rows and columns, from an element of the tensor on.
+/// Second moments of rows and columns, seen from an element of the tensor on.
 #[derive(Clone, Copy)]
 pub(crate) struct Factors<'a> {
     pub(crate) tensor: &'a FactoredTensor,
-    /// Of rows and of columns.
+    /// Second moments of rows, and of columns.
     pub(crate) moments: [&'a [f32]; 2],
     pub(crate) means: &'a [f32],
     pub(crate) first: usize,
 }
 
-/// Elements of a row that lie side by side.
+/// Adjacent elements of a row.
 struct Segment {
-    /// Of the stack.
+    /// Index of the row in the stack.
     row: usize,
     matrix: usize,
-    /// The first column.
+    /// Index of the first column.
     column: usize,
-    /// Its elements, counted from the first of the range.
+    /// Range of the elements, counted from the first of the range that was split.
     elements: Range<usize>,
 }
 
@@ -58,7 +58,7 @@ fn segments(t: &FactoredTensor, range: Range<usize>) -> impl Iterator<Item = Seg
 }
 
 impl Factors<'_> {
-    /// Returns the factors as seen from an element that is so many elements further on.
+    /// Returns the factors as seen from a later element, `elements` further on.
     pub(crate) fn behind(self, elements: usize) -> Self {
         Factors { first: self.first + elements, ..self }
     }
@@ -79,7 +79,7 @@ impl Factors<'_> {
     }
 }
 
-/// Adds up the squares of rows and columns, and brings their second moments up to date.
+/// Sums the squares of rows and columns, and updates their second moments.
 #[inline(always)]
 pub(crate) fn follow_moments(
     kernel: Kernel,
@@ -149,12 +149,12 @@ pub(crate) fn limit_of(
     if norm > allowed { (allowed / norm) as f32 } else { 1.0 }
 }
 
-/// The squared length of a direction.
+/// Measures the squared length of a direction.
 struct Measure<'a, T> {
     kernel: Kernel,
     update: &'a Update,
     elements: &'a mut T,
-    /// Second moments of the elements; empty where there are factors.
+    /// Second moments of the elements, empty if there are factors.
     squares: &'a [f32],
     factors: Option<Factors<'a>>,
 }

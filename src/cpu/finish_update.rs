@@ -1,21 +1,22 @@
-//! Pass 5: twin of `shaders/finish_update.wgsl`.
+//! Pass 5. Twin of `shaders/finish_update.wgsl`.
 
 use crate::cpu::finish_reduction::{add_squares, as_a_workgroup};
 use crate::layout::{
     GroupState, NO_TENSOR, RawTensorRecord, Scaled, Squares, StepSums, StepUnit, Update, record_flags,
 };
 
-/// The rows of a tensor or a group, added up: one after the other, thousands of blocks would lose digits.
+/// Adds the rows of a tensor or a group in the order of a workgroup. Adding thousands of blocks one after the other
+/// would lose digits.
 fn sums_of(rows: &[StepSums]) -> StepSums {
     as_a_workgroup(rows, StepSums::default(), add_step_sums)
 }
 
-/// Both sums of squares.
+/// Adds both sums of squares.
 pub(crate) fn add_step_sums(a: &StepSums, b: &StepSums) -> StepSums {
     StepSums {
         parameters: add_squares(a.parameters, b.parameters),
         step: add_squares(a.step, b.step),
-        // Kept by the whole pass, on the host.
+        // The host keeps this once for the whole pass.
         overflow_key: 0,
     }
 }
@@ -24,7 +25,7 @@ fn norm_of(squares: Squares) -> f32 {
     if squares.sum.is_finite() { Scaled::of_squares(squares).root().to_float() } else { squares.sum }
 }
 
-/// Adds up what pass 4 left in `partials`. `ring` holds the records of `tensors` tensors, step after step.
+/// Sums the partials of pass 4. `ring` holds the records of `tensors` tensors, step after step.
 pub(crate) fn finish_update(
     units: &[StepUnit],
     partials: &[StepSums],
@@ -44,7 +45,7 @@ pub(crate) fn finish_update(
             }
             continue;
         }
-        // Pass 3 has counted the step, and moved on in the ring.
+        // Pass 3 has already counted the step and moved on in the ring.
         let ring_steps = ring.len() / tensors;
         let slot = state.record_slot as usize - 1;
         let (step, borrow) = state.steps_low.overflowing_sub(1);
@@ -57,7 +58,7 @@ pub(crate) fn finish_update(
             ..RawTensorRecord::default()
         };
         if skipped {
-            // Nothing moved: the norm is that of the step before.
+            // Nothing moved, so the norm is that of the previous step.
             record.flags |= record_flags::SKIPPED;
             let before = ring[(slot + ring_steps - 1) % ring_steps * tensors + column];
             if before.flags & record_flags::WRITTEN == 0 {
@@ -78,7 +79,8 @@ pub(crate) fn finish_update(
 mod tests {
     use super::*;
 
-    /// 2^26 parameters are 16,384 blocks. A row of this size is rounded the same way for long when it is added to a large sum.
+    /// 2^26 parameters are 16,384 blocks. When a row of this size is added to a large sum, it is rounded the same way
+    /// many times.
     #[test]
     fn many_rows_lose_no_digits() {
         let square = |sum| Squares { sum, exponent: 0 };

@@ -1,4 +1,4 @@
-//! The passes over matrices that Muon owns: twins of `shaders/orthogonalize/`, with the products of a library.
+//! Muon's passes over matrices. Twins of `shaders/orthogonalize/`, with the matrix products of a library.
 
 use ndarray::linalg::general_mat_mul;
 use ndarray::{ArrayView2, ArrayViewMut2, Axis};
@@ -6,21 +6,21 @@ use rayon::prelude::*;
 
 use crate::layout::Matrix;
 
-/// Rows of a product that are computed at once, whatever the number of threads.
+/// Number of rows of a product that are computed at once. It does not depend on the number of threads.
 const ROWS: usize = 128;
 
-/// Memory for the matrix of one tensor.
+/// Memory for one tensor's matrix.
 #[derive(Debug, Default)]
 pub(crate) struct MatrixMemory {
-    /// What the first pass writes, and then the direction.
+    /// Output of the first pass, and then the direction.
     pub(crate) directions: Vec<f32>,
-    /// Every second iterate.
+    /// Every second iterate of the iteration.
     pub(crate) others: Vec<f32>,
-    /// The product of the matrix and its transpose, and a polynomial of it.
+    /// Product of the matrix and its transpose, and a polynomial of that product.
     pub(crate) grams: [Vec<f32>; 2],
 }
 
-/// Makes the direction from what the first pass has left in its place.
+/// Computes the direction, in place, from the output of the first pass.
 pub(crate) fn orthogonalize(m: &Matrix, iterations: u32, memory: &mut MatrixMemory, parallel: bool) {
     let MatrixMemory { directions, others, grams: [gram, polynomial] } = memory;
     let norm = directions.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();
@@ -59,7 +59,8 @@ fn matrix_mut<'a>(m: &Matrix, elements: &'a mut [f32]) -> ArrayViewMut2<'a, f32>
     if m.transposed != 0 { lying.reversed_axes() } else { lying }
 }
 
-/// `c ← factor left right + kept c`, in stretches of rows, so that the bits do not depend on the number of threads.
+/// Computes `c ← factor left right + kept c` in chunks of rows, so that the bits do not depend on the number of
+/// threads.
 fn multiply(
     factor: f32,
     left: &ArrayView2<f32>,

@@ -1,10 +1,10 @@
-//! Norms that are outliers: twin of `shaders/learning_rate/outliers.wgsl`.
+//! Outliers of the gradient norm. Twin of `shaders/learning_rate/outliers.wgsl`.
 
 use crate::layout::numbers::LEAST_DEVIATION;
 use crate::layout::{Fixed, GroupConstants, GroupState, Scaled};
 
-/// Judges a norm by those before it, and remembers it. Returns the norm at which outliers begin where it is one. An outlier is remembered as
-/// that limit, so that a lasting change is followed.
+/// Judges a norm by the previous norms, and remembers it. Returns the limit if the norm is an outlier above it. An
+/// outlier is remembered as the limit, so that the limit follows a lasting change.
 pub(crate) fn judge_norm(c: &GroupConstants, norm: Scaled, s: &mut GroupState) -> Option<Scaled> {
     if c.outlier_deviations <= 0.0 || norm.is_zero() {
         return None;

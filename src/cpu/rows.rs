@@ -1,29 +1,29 @@
-//! Rows and columns with rates of their own, and rows that are left alone: twin of `shaders/rows/`.
+//! Rows and columns with their own rates, and rows that are skipped. Twin of `shaders/rows/`.
 
 use crate::cpu::half::Number;
 use crate::cpu::values::Slice;
 
-/// What a tensor's rows and columns have for themselves, from an element of the tensor on.
+/// Per-row and per-column data of a tensor, seen from an element of the tensor on.
 #[derive(Clone, Copy)]
 pub(crate) struct Rows<'a> {
     pub(crate) columns: usize,
-    /// A factor for each row; empty where there are none.
+    /// Factor of each row, empty if the rows have none.
     pub(crate) of_rows: &'a [f32],
-    /// A factor for each column; empty where there are none.
+    /// Factor of each column, empty if the columns have none.
     pub(crate) of_columns: &'a [f32],
-    /// Whether each row has a gradient; empty where none is left alone.
+    /// True for each row with a gradient, empty if no row is skipped.
     pub(crate) touched: &'a [bool],
     pub(crate) first: usize,
 }
 
 impl Rows<'_> {
-    /// Returns the rows as seen from an element that is so many elements further on.
+    /// Returns the rows as seen from a later element, `elements` further on.
     pub(crate) fn behind(self, elements: usize) -> Self {
         Rows { first: self.first + elements, ..self }
     }
 
-    /// Finds the longest stretch of elements from `start` on, up to `end` at most, that have one factor. Returns its end and the factor, or
-    /// `None` for elements that are left alone.
+    /// Finds the longest stretch of elements from `start`, up to `end` at most, that have the same factor. Returns its
+    /// end and the factor, or `None` for elements that are skipped.
     pub(crate) fn stretch(self, start: usize, end: usize) -> (usize, Option<f32>) {
         let at = self.first + start;
         let (row, column) = (at / self.columns, at % self.columns);

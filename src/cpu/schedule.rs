@@ -1,14 +1,14 @@
-//! Schedules: twin of `shaders/learning_rate/schedule.wgsl` and `table.wgsl`.
+//! Schedules. Twin of `shaders/learning_rate/schedule.wgsl` and `table.wgsl`.
 
 use crate::layout::{Fixed, GroupConstants, Scaled, schedule_kinds};
 use crate::schedule::Schedule;
 
-/// part / whole of two step counts.
+/// Returns part / whole of two step counts.
 fn share_of(part: u32, whole: u32) -> f32 {
     part as f32 / whole as f32
 }
 
-/// sin²(π z / 2) for z in `[0, 1]`, to a few ulps; WGSL's own sine is only good to 2^-11.
+/// Computes sin²(π z / 2) for z in `[0, 1]`, to a few ulps. WGSL's own sine is only accurate to 2^-11.
 fn half_cosine(z: f32) -> f32 {
     let x = std::f32::consts::FRAC_PI_2 * z;
     let y = x * x;
@@ -20,7 +20,7 @@ fn half_cosine(z: f32) -> f32 {
     sine * sine
 }
 
-/// The factor at step t. `factors` are those of all tables.
+/// Returns the factor at step t. `factors` are those of all tables.
 pub fn schedule_factor(c: &GroupConstants, factors: &[f32], t: u32) -> f32 {
     let factor = if c.schedule == schedule_kinds::TABLE {
         table_factor(c, factors, t)
@@ -32,7 +32,7 @@ pub fn schedule_factor(c: &GroupConstants, factors: &[f32], t: u32) -> f32 {
     factor.max(Schedule::FLOOR)
 }
 
-/// During the warm-up.
+/// Returns the factor during the warm-up.
 fn risen(c: &GroupConstants, t: u32) -> f32 {
     if c.schedule == schedule_kinds::ONE_CYCLE {
         return c.schedule_first + (1.0 - c.schedule_first) * half_cosine(share_of(t, c.schedule_rise));
@@ -40,7 +40,7 @@ fn risen(c: &GroupConstants, t: u32) -> f32 {
     share_of(t + 1, c.schedule_rise)
 }
 
-/// After the warm-up.
+/// Returns the factor after the warm-up.
 fn fallen(c: &GroupConstants, t: u32) -> f32 {
     let left = (c.schedule_steps - t.min(c.schedule_steps)).min(c.schedule_fall);
     let share_left = || share_of(left, c.schedule_fall);
@@ -60,7 +60,7 @@ fn fallen(c: &GroupConstants, t: u32) -> f32 {
     c.schedule_last + (1.0 - c.schedule_last) * above_last
 }
 
-/// (part / whole)^power
+/// Computes (part / whole)^power.
 fn power_of_share(part: u32, whole: u32, power: f32) -> f32 {
     if power == 1.0 || part == 0 {
         return share_of(part, whole);
@@ -68,18 +68,18 @@ fn power_of_share(part: u32, whole: u32, power: f32) -> f32 {
     Scaled::new(part as f32, 0).ln_ratio_fixed(Scaled::new(whole as f32, 0)).times(power).exp().to_float()
 }
 
-/// The share that is left, at step t, of the cycle that it lies in. The first cycle has `period` steps, and each of the others `growth` times as
-/// many as the one before.
+/// Returns the remaining fraction, at step t, of the cycle that contains t. The first cycle has `period` steps, and
+/// each later one `growth` times as many as the one before.
 fn left_of_cycle(t: u32, period: u32, growth: u32) -> f32 {
     if growth == 1 {
         return share_of(period - t % period, period);
     }
     let (mut since, mut length) = (t, period);
-    // At most 32 times: the lengths at least double.
+    // The loop runs at most 32 times, because the lengths at least double.
     while since >= length {
         since -= length;
         if length > u32::MAX / growth {
-            // It ends after the last step that can be counted.
+            // The cycle ends after the last step that can be counted.
             return 1.0 - since as f32 / (length as f32 * growth as f32);
         }
         length *= growth;
@@ -87,7 +87,8 @@ fn left_of_cycle(t: u32, period: u32, growth: u32) -> f32 {
     share_of(length - since, length)
 }
 
-/// The factor after so many falls: e^(n ln), with ln in two parts, of which the upper one has 8 bits, so that its products are exact.
+/// Returns the factor after n falls, e^(n ln). ln has two parts. The upper one has 8 bits, so that its products are
+/// exact.
 fn after_falls(c: &GroupConstants, n: u32) -> f32 {
     let (upper, rest) = (c.schedule_first, c.schedule_last);
     let rough = n as f32 * upper;
@@ -102,13 +103,13 @@ fn after_falls(c: &GroupConstants, n: u32) -> f32 {
     ln.exp().to_float()
 }
 
-/// The caller's factors, with straight lines between them.
+/// Interpolates the caller's factors linearly.
 fn table_factor(c: &GroupConstants, factors: &[f32], t: u32) -> f32 {
     let last = c.schedule_rise + c.schedule_fall - 1;
     let at = c.schedule_rise + (t / c.schedule_steps).min(c.schedule_fall - 1);
     let (factor, next) = (factors[at as usize], factors[(at + 1).min(last) as usize]);
     let done = t % c.schedule_steps;
-    // From the nearer of the two, so that a factor near 0 keeps its digits.
+    // Interpolating from the nearer of the two keeps the digits of a factor near 0.
     if at == last || done <= c.schedule_steps / 2 {
         return factor + (next - factor) * share_of(done, c.schedule_steps);
     }

@@ -1,23 +1,24 @@
-//! Schedule-free training: twin of `shaders/update/schedule_free.wgsl`, operation by operation.
+//! Schedule-free training. Twin of `shaders/update/schedule_free.wgsl`, operation by operation.
 //!
-//! The caller's parameters are y = x + 0.15 (z - x), z is kept, and the average x follows from both.
+//! The caller's parameters are y = x + 0.15 (z - x). z is kept, and the average x is computed from both.
 
 use crate::layout::numbers::{BEYOND, LARGEST_F32, TOWARDS_BASE};
 use crate::layout::{NO_ELEMENT, Update};
 
-/// y
+/// Computes y from x and z.
 #[inline(always)]
 pub(crate) fn between(x: f32, z: f32) -> f32 {
     x + TOWARDS_BASE * (z - x)
 }
 
-/// x, as a step recovers it: to about one unit in the last place of the largest of the three.
+/// Computes x from y and z in a step, to about one unit in the last place of the largest of the three.
 #[inline(always)]
 fn beyond(y: f32, z: f32) -> f32 {
     y + BEYOND * (y - z)
 }
 
-/// The next number so many units in the last place away; the smallest stay, whose neighbours may be on the other side of zero.
+/// Returns the number that is `units` units in the last place away. The smallest numbers stay unchanged, because their
+/// neighbours may have the other sign.
 fn units_away(x: f32, units: i32) -> f32 {
     let bits = x.to_bits().cast_signed();
     if bits & 0x7fff_ffff <= 2 {
@@ -26,8 +27,8 @@ fn units_away(x: f32, units: i32) -> f32 {
     f32::from_bits(bits.wrapping_add(units).cast_unsigned())
 }
 
-/// x, as it is evaluated: close by, and such that y comes of it, bit for bit, if there is such an x. There nearly always is, for y was
-/// made from one.
+/// Computes the x that is evaluated. It is chosen such that y can be recovered from it bit for bit, if there is such an
+/// x. There nearly always is, because y was computed from one.
 pub(crate) fn average_of(y: f32, z: f32) -> f32 {
     let mut x = beyond(y, z);
     for _ in 0..2 {
@@ -45,9 +46,9 @@ pub(crate) fn average_of(y: f32, z: f32) -> f32 {
     x
 }
 
-/// A step: z moves along the direction, the average towards z, and the new parameters are between them. `before` are the parameters
-/// as they were. An element of which y or z would be out of range keeps both; returns the index of the first, [`NO_ELEMENT`] for none.
-/// Inlined, so that the caller chooses the vector instructions.
+/// Takes a step: moves z along the direction and the average towards z, and sets the new parameters between them.
+/// `before` are the old parameters. An element keeps y and z if either would be out of range. Returns the index of the
+/// first such element, or [`NO_ELEMENT`]. The function is inlined, so that the caller chooses the vector instructions.
 #[inline(always)]
 pub(crate) fn move_schedule_free(
     update: &Update,
@@ -61,7 +62,7 @@ pub(crate) fn move_schedule_free(
         base.copy_from_slice(before);
     }
     let weight = update.average_weight;
-    // No rate yet: nothing moves.
+    // There is no rate yet, so nothing moves.
     if weight == 0.0 {
         params.copy_from_slice(before);
         return NO_ELEMENT;
@@ -86,7 +87,7 @@ pub(crate) fn move_schedule_free(
 mod tests {
     use super::*;
 
-    /// Numbers of every size beside each other, drawn by a linear congruential generator.
+    /// Returns pairs of numbers of every size, drawn by a linear congruential generator.
     fn pairs() -> impl Iterator<Item = (f32, f32)> {
         let mut state = 1u64;
         let mut next = move || {
@@ -100,7 +101,7 @@ mod tests {
         })
     }
 
-    /// What a step made of an average and z comes back from them, bit for bit, after the average was evaluated.
+    /// Parameters that a step computed from an average and z are recovered bit for bit after the average was evaluated.
     #[test]
     fn parameters_come_back_from_their_average() {
         for (x, z) in pairs() {

@@ -1,4 +1,4 @@
-//! A tensor on the host: only its lengths are kept, the slices are handed to each step.
+//! Tensor on the host. Only its length and element type are kept; the slices are passed to each step.
 
 use crate::cpu::values::Values;
 use crate::element::Element;

@@ -1,4 +1,4 @@
-//! Buffers, whole and in part.
+//! Creation and copies of buffers.
 
 use bytemuck::Pod;
 
@@ -14,7 +14,7 @@ pub(crate) fn part(buffer: &wgpu::Buffer, region: Region) -> wgpu::BufferBinding
     wgpu::BufferBinding { buffer, offset: region.start_bytes(), size: wgpu::BufferSize::new(region.bytes()) }
 }
 
-/// A buffer of at least one item, so that it can be bound; wgpu fills it with zeros.
+/// Creates a buffer of at least one item, so that it can be bound. wgpu fills it with zeros.
 pub(crate) fn zeroed<T>(gpu: &Gpu, label: &str, items: u64) -> wgpu::Buffer {
     #[cfg(test)]
     let items = crate::faults::asked_for(items);
@@ -26,7 +26,8 @@ pub(crate) fn zeroed<T>(gpu: &Gpu, label: &str, items: u64) -> wgpu::Buffer {
     })
 }
 
-/// The uniform buffer of the tables of schedules, of which only kernels with a table read. Without a table it is as small as a buffer can be.
+/// Creates the uniform buffer of the schedule tables. Only kernels with a table read it. Without a table it has the
+/// smallest possible size.
 pub(crate) fn table_factors(gpu: &Gpu, factors: &[f32]) -> wgpu::Buffer {
     let size = if factors.is_empty() { 4 } else { u64::from(TABLE_FACTORS) * 4 };
     let buffer = gpu.device().create_buffer(&wgpu::BufferDescriptor {

@@ -1,4 +1,4 @@
-//! `Gpu`: a device to run on, the caller's or one that is found here.
+//! `Gpu`: a device with its queue, either the caller's or one opened by this crate.
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -7,8 +7,8 @@ use crate::error::{DeviceError, Error};
 use crate::gpu::pass::Pipelines;
 use crate::gpu::tuning::Tuning;
 
-/// A device, its queue, the kernels' geometry for it, and the pipelines that were compiled for it. Cheap to clone; clones share the pipelines,
-/// so that a second optimizer of the same kind compiles nothing.
+/// Device with its queue, the geometry of its kernels, and the pipelines compiled for it. It is cheap to clone. Clones
+/// share the pipelines, so that a second optimizer of the same kind compiles nothing.
 #[derive(Debug, Clone)]
 pub struct Gpu {
     device: wgpu::Device,
@@ -19,28 +19,31 @@ pub struct Gpu {
     lost: Arc<Mutex<Option<String>>>,
 }
 
-/// Default of [`Gpu::with_readback_timeout`]: 30 seconds, longer than any driver lets a kernel run before it resets the device.
+/// Default of [`Gpu::with_readback_timeout`], 30 seconds. It is longer than any driver lets a kernel run before it
+/// resets the device.
 const DEFAULT_READBACK_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Options of [`Gpu::request`].
 #[derive(Debug, Clone, Default)]
 pub struct GpuOptions {
-    /// Backends to search. `None` uses the environment variable `WGPU_BACKEND`, or all backends.
+    /// Backends to search. `None` uses the environment variable `WGPU_BACKEND` or, if that is not set, all backends.
     pub backends: Option<wgpu::Backends>,
-    /// Part of the adapter's name, in upper or lower case. `None` uses the environment variable `WGPU_ADAPTER_NAME`, or any adapter.
+    /// Part of the adapter's name, in upper or lower case. `None` uses the environment variable `WGPU_ADAPTER_NAME` or,
+    /// if that is not set, any adapter.
     pub adapter_name: Option<String>,
-    /// True to accept software drivers (lavapipe, SwiftShader, WARP).
+    /// True to accept software drivers, such as lavapipe, SwiftShader and WARP.
     pub allow_software: bool,
 }
 
 impl Gpu {
     /// Uses the caller's device and queue.
     ///
-    /// Request the adapter's own limits when you create the device, because wgpu's default limits bind at most 128 MiB, and
-    /// [`wgpu::Features::SUBGROUP`] if the adapter has it, which makes sums faster.
+    /// Create the device with the adapter's own limits, because wgpu's default limits allow bindings of at most 128
+    /// MiB. Also request [`wgpu::Features::SUBGROUP`] if the adapter has it, which makes sums faster.
     ///
-    /// No device-lost callback is installed on the caller's device. Call [`Gpu::mark_lost`] from yours. Otherwise the loss is noticed at the
-    /// next readback or build; until then steps are recorded and have no effect.
+    /// No device-lost callback is installed on the caller's device. Call [`Gpu::mark_lost`] from your own callback.
+    /// Otherwise the loss is only detected at the next readback or build. Until then steps are recorded and have no
+    /// effect.
     pub fn from_parts(device: wgpu::Device, queue: wgpu::Queue) -> Self {
         let tuning = Tuning::for_device(&device);
         Gpu {
@@ -53,13 +56,15 @@ impl Gpu {
         }
     }
 
-    /// Finds an adapter and opens a device with all its limits. Hardware comes before software, discrete before integrated.
+    /// Finds an adapter and opens a device with all its limits. Hardware is preferred to software, and discrete to
+    /// integrated GPUs.
     ///
-    /// Natively wgpu loads drivers and opens devices on the thread that polls the future, which takes up to seconds; only browsers do it
-    /// meanwhile. [`Gpu::adapters`] and [`Gpu::open`] are the same in this.
+    /// Natively, wgpu loads drivers and opens devices on the thread that polls the future, which may block it for
+    /// seconds. Only browsers do this asynchronously. The same holds for [`Gpu::adapters`] and [`Gpu::open`].
     ///
     /// # Errors
-    /// [`ErrorKind::NoAdapter`](crate::ErrorKind::NoAdapter) with what was found and why none of it can be used, [`ErrorKind::UnknownAdapter`](crate::ErrorKind::UnknownAdapter) with the available names.
+    /// Returns [`ErrorKind::NoAdapter`](crate::ErrorKind::NoAdapter) with the adapters that were found and why they
+    /// cannot be used, or [`ErrorKind::UnknownAdapter`](crate::ErrorKind::UnknownAdapter) with the available names.
     pub async fn request(options: &GpuOptions) -> Result<Self, Error> {
         let mut found = Self::adapters(options.backends).await;
         let wanted = options.adapter_name.clone().or_else(|| std::env::var("WGPU_ADAPTER_NAME").ok());
@@ -101,7 +106,8 @@ impl Gpu {
         }
     }
 
-    /// Returns every adapter with compute shaders on the given backends. `None` uses the environment variable `WGPU_BACKEND`, or all.
+    /// Returns every adapter with compute shaders on the given backends. `None` uses the environment variable
+    /// `WGPU_BACKEND` or, if that is not set, all backends.
     pub async fn adapters(backends: Option<wgpu::Backends>) -> Vec<wgpu::Adapter> {
         let backends = backends.or_else(wgpu::Backends::from_env).unwrap_or_default();
         let mut adapters = instance().enumerate_adapters(backends - wgpu::Backends::GL).await;
@@ -114,12 +120,12 @@ impl Gpu {
         adapters
     }
 
-    /// Opens a device of ours on an adapter, with all the adapter's limits.
+    /// Opens a device on an adapter, with all the adapter's limits.
     ///
     /// # Errors
-    /// [`ErrorKind::DeviceRefused`](crate::ErrorKind::DeviceRefused) with the driver's reason.
+    /// Returns [`ErrorKind::DeviceRefused`](crate::ErrorKind::DeviceRefused) with the driver's reason.
     pub async fn open(adapter: &wgpu::Adapter) -> Result<Self, Error> {
-        // For those who time the passes, for sums without barriers, and for Muon in f16.
+        // Timestamps are for timing the passes, subgroups for sums without barriers, and f16 for Muon.
         let wanted = wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SUBGROUP | wgpu::Features::SHADER_F16;
         let (device, queue) = adapter
             .request_device(&wgpu::DeviceDescriptor {
@@ -146,17 +152,17 @@ impl Gpu {
     /// Returns the same device with another geometry of the kernels.
     ///
     /// # Errors
-    /// [`ErrorKind::Build`](crate::ErrorKind::Build) if the device does not support it.
+    /// Returns [`ErrorKind::Build`](crate::ErrorKind::Build) if the device does not support the geometry.
     pub fn with_tuning(mut self, tuning: Tuning) -> Result<Self, Error> {
         tuning.validate(&self.device)?;
         self.tuning = tuning;
         Ok(self)
     }
 
-    /// The same device, with another limit to how long a readback waits for the device (records, states, sums,
-    /// [`Gpu::read_buffer`]): after it the call is an [`ErrorKind::Readback`](crate::ErrorKind::Readback) instead of waiting on. 30 seconds without
-    /// this. What is read comes after all that was submitted before, so that the limit must leave time for that. Browsers know no such
-    /// limit: there a readback takes as long as it takes.
+    /// Returns the same device with another time limit for readbacks (records, states, sums, [`Gpu::read_buffer`]). The
+    /// default is 30 seconds. A readback that takes longer returns [`ErrorKind::Readback`](crate::ErrorKind::Readback).
+    /// It follows all commands that were submitted before, so the limit must leave time for them. Browsers do not
+    /// support the limit: a readback there waits as long as it needs.
     pub fn with_readback_timeout(mut self, timeout: Duration) -> Self {
         self.readback_timeout = timeout;
         self
@@ -182,11 +188,13 @@ impl Gpu {
         &self.queue
     }
 
-    /// Runs a closure that creates buffers and pipelines within error scopes, so that a refusal by the device (most often of memory) is an
-    /// `Err` instead of a panic. `what` names the object in the message. The device remains usable after an error.
+    /// Runs a closure that creates buffers and pipelines inside error scopes. A refusal by the device, most often for
+    /// lack of memory, is then an `Err` instead of a panic. `what` names the object in the message. The device remains
+    /// usable after an error.
     ///
     /// # Errors
-    /// The closure's own, [`ErrorKind::DeviceRefused`](crate::ErrorKind::DeviceRefused), or [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost).
+    /// Returns the error of the closure, [`ErrorKind::DeviceRefused`](crate::ErrorKind::DeviceRefused) or
+    /// [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost).
     #[doc(hidden)]
     pub fn scoped<T, E: From<Error>>(&self, what: &str, set_up: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
         let (result, problem) = self.catching(set_up);
@@ -198,8 +206,8 @@ impl Gpu {
         }
     }
 
-    /// Runs calls of wgpu, and says what it finds wrong with them: without this it would panic, or tell the caller's handler. Browsers
-    /// answer later than we can wait; there it is the caller's.
+    /// Runs wgpu calls and returns the errors that wgpu reports. Otherwise wgpu would panic or call the caller's error
+    /// handler. Browsers report errors asynchronously, so that they go to the caller's handler there.
     pub(crate) fn catching<T>(&self, calls: impl FnOnce() -> T) -> (T, Option<String>) {
         if cfg!(target_arch = "wasm32") {
             return (calls(), None);
@@ -213,7 +221,7 @@ impl Gpu {
             pollster::block_on(validation.pop()),
             pollster::block_on(memory.pop()),
         ];
-        // Out of memory comes last and explains what validation then says of the invalid buffer.
+        // An out-of-memory error comes last. It explains the validation errors about the invalid buffer.
         let problem = errors.into_iter().flatten().last();
         if problem.is_some() {
             self.pipelines.clear();
@@ -221,8 +229,8 @@ impl Gpu {
         (result, problem.map(|error| one_line(&error.to_string())))
     }
 
-    /// Detects a lost device when the device-lost callback has not fired. On a lost device wgpu creates buffers without an error, but they
-    /// cannot be mapped, so this tries one.
+    /// Detects a lost device when the device-lost callback has not fired. On a lost device wgpu creates buffers without
+    /// an error, but they cannot be mapped. This method therefore tries to map one.
     pub(crate) fn probe(&self) {
         let (is_mapped, problem) = self.catching(|| {
             let buffer = self.device.create_buffer(&wgpu::BufferDescriptor {
@@ -233,7 +241,7 @@ impl Gpu {
             });
             buffer.get_mapped_range(..).is_ok()
         });
-        // What wgpu finds words for, as memory that ran out, is something else.
+        // An error that wgpu reports, such as lack of memory, has another cause.
         if !is_mapped && problem.is_none() {
             self.mark_lost("it takes no more work");
         }
@@ -244,7 +252,7 @@ impl Gpu {
         self.tuning
     }
 
-    /// Returns a description of the adapter: `llvmpipe (Vulkan, software)`.
+    /// Returns a description of the adapter, such as `llvmpipe (Vulkan, software)`.
     pub fn describe(&self) -> String {
         describe(&self.device.adapter_info())
     }
@@ -257,7 +265,7 @@ impl Gpu {
     /// Returns an error if the device is known to be lost. wgpu itself would ignore further commands silently.
     ///
     /// # Errors
-    /// [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost) with the reason.
+    /// Returns [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost) with the reason.
     pub fn check_alive(&self) -> Result<(), Error> {
         match &*self.lost.lock().unwrap_or_else(PoisonError::into_inner) {
             None => Ok(()),
@@ -266,11 +274,11 @@ impl Gpu {
     }
 }
 
-/// The instance of all adapters that this crate finds in a process, but those of OpenGL. With an instance for each call wgpu could not tell
-/// the buffers of one device from those of another: their identifiers would be the same.
+/// Returns the instance of all adapters that this crate finds in a process, except OpenGL adapters. With one instance
+/// per call, buffers of different devices would have the same identifiers and wgpu could not distinguish them.
 ///
-/// OpenGL adapters have an instance for each call all the same. Adapters of one instance share a context there, which wgpu 30 does not guard
-/// against use by two threads.
+/// OpenGL adapters still have one instance per call. Adapters of one instance share a context there, and wgpu 30 does
+/// not guard it against use by two threads.
 fn instance() -> &'static wgpu::Instance {
     static INSTANCE: OnceLock<wgpu::Instance> = OnceLock::new();
     INSTANCE.get_or_init(|| new_instance(wgpu::Backends::all() - wgpu::Backends::GL))
@@ -286,7 +294,7 @@ fn set_lost(lost: &Mutex<Option<String>>, reason: String) {
     lost.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
 }
 
-/// Which kind of device is taken first.
+/// Returns the preference for a type of device. Lower numbers are taken first.
 fn rank(kind: wgpu::DeviceType) -> u32 {
     match kind {
         wgpu::DeviceType::DiscreteGpu => 0,
@@ -312,7 +320,7 @@ fn backends_in_words(backends: Option<wgpu::Backends>) -> String {
     }
 }
 
-/// Drivers and wgpu write messages over several lines; ours have one.
+/// Joins the lines of a message, because drivers and wgpu write several.
 pub(crate) fn one_line(message: &str) -> String {
     message.split_whitespace().collect::<Vec<_>>().join(" ")
 }

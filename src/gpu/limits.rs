@@ -1,18 +1,19 @@
-//! What a device allows, in the optimizer's terms.
+//! Limits of a device that an optimizer depends on.
 
 use crate::error::{BuildError, Error};
 
-/// Trips of a loop that are safe: some drivers stop an invocation in silence after 65,535.
+/// Largest safe number of loop iterations. Some drivers silently stop an invocation after 65,535.
 pub(crate) const MOST_TRIPS: u64 = 60_000;
 
-/// Storage buffers of the pass that computes the learning rates, which every optimizer has.
+/// Number of storage buffers of the learning-rate pass, which every optimizer has.
 const FEWEST_STORAGE_BUFFERS: u32 = 7;
 
-/// Bytes below which a binding holds too few elements for a block.
+/// Size in bytes of the smallest binding that holds enough elements for a block.
 const SMALLEST_BINDING: u64 = 16 << 10;
 
-/// Refuses a device on which no optimizer can run, such as one with [`wgpu::Limits::downlevel_webgl2_defaults`]. To be called before anything
-/// is planned, because blocks are cut by these limits.
+/// Returns an error for a device on which no optimizer can run, such as one with
+/// [`wgpu::Limits::downlevel_webgl2_defaults`]. It must be called before anything is planned, because the limits
+/// determine the blocks.
 pub(crate) fn check(limits: &wgpu::Limits) -> Result<(), Error> {
     let needed = [
         (
@@ -36,12 +37,13 @@ pub(crate) fn check(limits: &wgpu::Limits) -> Result<(), Error> {
     Ok(())
 }
 
-/// Bytes that one binding can hold: 4 GiB at most, so that indices within it fit 32 bits with room to spare.
+/// Returns the number of bytes that one binding can hold. It is at most 4 GiB, so that indices within a binding easily
+/// fit 32 bits.
 pub(crate) fn largest_binding(limits: &wgpu::Limits) -> u64 {
     limits.max_storage_buffer_binding_size.min(limits.max_buffer_size).min(1 << 32)
 }
 
-/// What the start of a binding is a multiple of, in bytes.
+/// Returns the alignment of the start of a binding in bytes.
 pub(crate) fn binding_alignment(limits: &wgpu::Limits) -> u64 {
     u64::from(limits.min_storage_buffer_offset_alignment.max(16))
 }

@@ -1,4 +1,4 @@
-//! Readback: copies bytes from the device to the host. It is never part of a step.
+//! Readback, which copies bytes from the device to the host. It is never part of a step.
 
 use std::time::Instant;
 
@@ -8,7 +8,7 @@ use futures_intrusive::channel::shared::{Receiver, channel};
 use crate::error::{DeviceError, Error};
 use crate::gpu::context::{Gpu, one_line};
 
-/// False in browsers, where there is no clock to use and no way to wait, so that time-outs are not supported.
+/// False in browsers, which have no usable clock and no way to wait, so that time-outs are not supported.
 const HAS_CLOCK: bool = cfg!(not(target_arch = "wasm32"));
 
 /// Shortest and longest time between two polls of the device.
@@ -17,14 +17,14 @@ const POLLS: [std::time::Duration; 2] = [std::time::Duration::from_micros(20), s
 
 type MapResult = Result<(), wgpu::BufferAsyncError>;
 
-/// A staging buffer that copies of some device buffers are read through, one after the other in it, again and again.
+/// Staging buffer for repeated copies of some device buffers, which are stored one after the other.
 pub(crate) struct Readback {
     what: &'static str,
     staging: wgpu::Buffer,
     in_flight: Option<InFlight>,
 }
 
-/// A copy that is under way.
+/// Copy in flight.
 struct InFlight {
     receiver: Receiver<MapResult>,
     started: Option<Instant>,
@@ -36,7 +36,7 @@ impl std::fmt::Debug for Readback {
     }
 }
 
-/// A stretch of a buffer on the device; start and length are multiples of 4.
+/// Range of a buffer on the device. Start and length are multiples of 4.
 #[derive(Clone, Copy)]
 pub(crate) struct Source<'a> {
     pub(crate) buffer: &'a wgpu::Buffer,
@@ -68,7 +68,7 @@ impl Readback {
         self.in_flight.is_some()
     }
 
-    /// Submits a copy of the sources and asks for it to be mapped. Does nothing while one is under way.
+    /// Submits a copy of the sources and asks for it to be mapped. Does nothing while a copy is in flight.
     pub(crate) fn start(&mut self, gpu: &Gpu, sources: &[Source]) -> Result<(), Error> {
         gpu.check_alive()?;
         if self.in_flight.is_some() {
@@ -86,7 +86,7 @@ impl Readback {
             }
             gpu.queue().submit([encoder.finish()]);
             self.staging.map_async(wgpu::MapMode::Read, .., move |result| {
-                // The receiver is gone only if the whole optimizer is.
+                // The receiver is dropped only with the whole optimizer.
                 let _ = sender.try_send(result);
             });
         });
@@ -97,7 +97,7 @@ impl Readback {
         Ok(())
     }
 
-    /// Hands the bytes to `read` if they have arrived, without waiting.
+    /// Passes the bytes to `read` if they have arrived, without waiting.
     pub(crate) fn try_finish<T>(&mut self, gpu: &Gpu, read: impl FnOnce(&[u8]) -> T) -> Result<Option<T>, Error> {
         let Some(copy) = &self.in_flight else {
             return Ok(None);
@@ -115,11 +115,11 @@ impl Readback {
         }
     }
 
-    /// Waits for the bytes and hands them to `read`. After a time-out, or where the future is dropped, the copy is still under way, and may be
-    /// waited for again.
+    /// Waits for the bytes and passes them to `read`. After a time-out, or if the future is dropped, the copy is still
+    /// in flight and can be awaited again.
     ///
-    /// No thread is held up: natively the future polls the device, and a timer wakes it for the next time. The time between two polls grows
-    /// with the time waited, of which it is an eighth.
+    /// No thread is blocked: natively the future polls the device, and a timer wakes it for the next poll. The time
+    /// between two polls is an eighth of the time waited so far.
     #[cfg(not(target_arch = "wasm32"))]
     pub(crate) async fn wait<T>(&mut self, gpu: &Gpu, read: impl FnOnce(&[u8]) -> T) -> Result<T, Error> {
         let started = Instant::now();
@@ -144,7 +144,7 @@ impl Readback {
         }
     }
 
-    /// Waits for the bytes, which the browser brings.
+    /// Waits for the bytes, which the browser delivers.
     #[cfg(target_arch = "wasm32")]
     pub(crate) async fn wait<T>(&mut self, gpu: &Gpu, read: impl FnOnce(&[u8]) -> T) -> Result<T, Error> {
         let Some(copy) = &self.in_flight else {
@@ -163,12 +163,12 @@ impl Readback {
             Ok(view) => Ok(read(&view)),
             Err(error) => Err(self.failed(gpu, &error.to_string())),
         };
-        // Of a device that has been destroyed meanwhile there is nothing to unmap, which wgpu would call a mistake.
+        // Unmapping the buffer of a device that was destroyed in the meantime would be a validation error.
         gpu.catching(|| self.staging.unmap());
         value
     }
 
-    /// Why it failed: a device that is gone, if that is what it is.
+    /// Returns the cause of a failure, which is a lost device if the device is lost.
     fn failed(&self, gpu: &Gpu, message: &str) -> Error {
         gpu.probe();
         gpu.check_alive()
@@ -176,7 +176,7 @@ impl Readback {
             .unwrap_or_else(|| Error::from(DeviceError::Readback { what: self.what, message: one_line(message) }))
     }
 
-    /// The request has gone without an answer; another one may be made.
+    /// Handles a request that ended without an answer. Another request may be made.
     fn dropped(&mut self, gpu: &Gpu) -> Error {
         self.in_flight = None;
         self.failed(gpu, "the device dropped the request")
@@ -194,17 +194,18 @@ impl Readback {
 }
 
 impl Gpu {
-    /// Blocks the thread until everything that was submitted up to `submission` is done, however long it takes. `what` is waited for, in
-    /// the message.
+    /// Blocks the thread until everything that was submitted up to `submission` is done, without a time limit. `what`
+    /// is the name in the error message.
     ///
     /// # Errors
-    /// [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost), or [`ErrorKind::Readback`](crate::ErrorKind::Readback) where the driver refuses to wait.
+    /// Returns [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost), or
+    /// [`ErrorKind::Readback`](crate::ErrorKind::Readback) if the driver refuses to wait.
     #[doc(hidden)]
     pub fn finish(&self, what: &'static str, submission: &wgpu::SubmissionIndex) -> Result<(), Error> {
         let done = loop {
             let wait = wgpu::PollType::Wait { submission_index: Some(submission.clone()), timeout: None };
             match self.device().poll(wait) {
-                // One wait of wgpu's OpenGL ends after four seconds.
+                // A wait on wgpu's OpenGL backend ends after four seconds.
                 Err(wgpu::PollError::Timeout) => {}
                 done => break done,
             }
@@ -214,10 +215,12 @@ impl Gpu {
         Ok(())
     }
 
-    /// Reads a buffer back, as many whole `T`s as it holds. The future waits for the device; not for use in a training loop.
+    /// Reads a buffer back, as many whole `T`s as it holds. The future waits for the device, so do not use it in a
+    /// training loop.
     ///
     /// # Errors
-    /// [`ErrorKind::Readback`](crate::ErrorKind::Readback), also where the buffer lacks `COPY_SRC`, or [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost).
+    /// Returns [`ErrorKind::Readback`](crate::ErrorKind::Readback), also if the buffer lacks `COPY_SRC`, or
+    /// [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost).
     pub async fn read_buffer<T: bytemuck::Pod>(
         &self,
         what: &'static str,

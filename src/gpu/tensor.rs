@@ -1,11 +1,12 @@
-//! A tensor on the device: two slices of the caller's buffers.
+//! Tensor on the device, made of two slices of the caller's buffers.
 
 use crate::element::Element;
 use crate::error::{BuildError, CallError, Error};
 use crate::group::TensorSlice;
 use crate::group::sealed::Sealed;
 
-/// Slice of parameters or gradients in the caller's buffer, which it keeps alive. [`Group::tensor`](crate::Group::tensor) makes it.
+/// Slice of parameters or gradients in a buffer of the caller. It keeps the buffer alive.
+/// [`Group::tensor`](crate::Group::tensor) makes it.
 #[derive(Debug, Clone)]
 pub struct Tensor {
     pub(crate) buffer: wgpu::Buffer,
@@ -65,7 +66,7 @@ impl Tensor {
         self.check_usage(tensor, role, wgpu::BufferUsages::STORAGE, "BufferUsages::STORAGE")
     }
 
-    /// Refuses a slice that is not one f32.
+    /// Returns an error if a slice is not exactly one f32.
     pub(crate) fn check_scalar(&self, name: &str) -> Result<(), Error> {
         let bytes = Element::F32.bytes();
         if self.element == Element::F32 && self.size_bytes == bytes {
@@ -79,7 +80,7 @@ impl Tensor {
         }))
     }
 
-    /// Checks a place that a tensor's averages are to be copied to.
+    /// Checks a destination for a copy of a tensor's averages.
     pub(crate) fn check_destination(&self, tensor: &str, elements: u64) -> Result<(), Error> {
         self.check_usage(tensor, "average", wgpu::BufferUsages::COPY_DST, "BufferUsages::COPY_DST")?;
         if self.elements() != elements {
@@ -120,7 +121,7 @@ impl Tensor {
     }
 }
 
-/// Checks that parameters and gradients start where a binding can.
+/// Checks that parameters and gradients start where a binding can start.
 pub(crate) fn check_alignment(name: &str, tensor: &[Tensor; 2], alignment_bytes: u64) -> Result<(), Error> {
     for (role, slice) in ["parameter", "gradient"].into_iter().zip(tensor) {
         if !slice.offset_bytes.is_multiple_of(alignment_bytes) {

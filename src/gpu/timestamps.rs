@@ -1,14 +1,14 @@
-//! The device's own clock: pairs of timestamps around compute passes.
+//! Device clock: pairs of timestamps around compute passes.
 
 use std::time::Duration;
 
 use crate::error::Error;
 use crate::gpu::context::Gpu;
 
-/// Pairs of timestamps one measurement can have.
+/// Number of pairs of timestamps in one measurement.
 const SPANS: usize = 128;
 
-/// Query set with room for 128 pairs of timestamps, to time steps or passes on the device.
+/// Query set with 128 pairs of timestamps, for timing steps or passes on the device.
 #[derive(Debug)]
 pub struct Timestamps {
     set: wgpu::QuerySet,
@@ -18,7 +18,7 @@ pub struct Timestamps {
 }
 
 impl Timestamps {
-    /// Returns `None` if the device has no timestamps.
+    /// Creates the query set. Returns `None` if the device has no timestamps.
     pub fn new(gpu: &Gpu) -> Option<Self> {
         let device = gpu.device();
         if !device.features().contains(wgpu::Features::TIMESTAMP_QUERY) {
@@ -51,7 +51,7 @@ impl Timestamps {
         self.in_encoders
     }
 
-    /// Returns pair `span`, counted from 0, to be written around a compute pass.
+    /// Returns pair `span`, counted from 0, to be written at the start and end of a compute pass.
     pub fn around_pass(&self, span: usize) -> wgpu::ComputePassTimestampWrites<'_> {
         wgpu::ComputePassTimestampWrites {
             query_set: &self.set,
@@ -70,10 +70,12 @@ impl Timestamps {
         encoder.write_timestamp(&self.set, 2 * span as u32 + 1);
     }
 
-    /// Returns the durations of the first `spans` pairs, which must have been submitted. `None` if one was not written or runs backwards.
+    /// Returns the durations of the first `spans` pairs, which must have been submitted. Returns `None` if a timestamp
+    /// was not written or a pair runs backwards.
     ///
     /// # Errors
-    /// [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost) or [`ErrorKind::Readback`](crate::ErrorKind::Readback).
+    /// Returns [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost) or
+    /// [`ErrorKind::Readback`](crate::ErrorKind::Readback).
     pub fn read(&self, gpu: &Gpu, spans: usize) -> Result<Option<Vec<Duration>>, Error> {
         let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         encoder.resolve_query_set(&self.set, 0..2 * spans as u32, &self.resolved, 0);
@@ -82,8 +84,9 @@ impl Timestamps {
         Ok(ticks[..2 * spans].chunks_exact(2).map(|pair| self.span(pair[0], pair[1])).collect())
     }
 
-    /// Timestamps stop and start within the wall clock's span, so they cannot make more of it, a little jitter aside; and work
-    /// that fills the device is not done in a few thousandths of the time that the host waited for it. `None` otherwise.
+    /// Returns the device time if it is plausible, else `None`. It cannot exceed the wall-clock time except for a
+    /// little jitter, because all timestamps lie within it. Work that fills the device also takes more than a few
+    /// thousandths of the time that the host waited.
     pub fn plausible(device: Duration, wall: Duration) -> Option<Duration> {
         let share = device.as_secs_f64() / wall.as_secs_f64().max(1e-9);
         (0.003..=1.1).contains(&share).then_some(device)

@@ -1,4 +1,4 @@
-//! Finds the geometry that does best on this device at this size, by measuring real steps.
+//! Search for the fastest geometry on a device at a given size, by measuring real steps.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -19,14 +19,16 @@ pub struct TuneOptions {
     pub elements: u64,
     /// Rule of the optimizer.
     pub rule: Rule,
-    /// Regime of the optimizer. Only its kind matters: its constants are replaced by values that keep the parameters finite.
+    /// Regime of the optimizer. Only its kind matters. Its constants are replaced by values that keep the parameters
+    /// finite.
     pub regime: Regime,
-    /// Time to spend, compilation included. A candidate that has begun is finished, and the preset is always measured.
+    /// Time to spend, including compilation. A candidate whose measurement has begun is finished, and the preset is
+    /// always measured.
     pub budget: Duration,
 }
 
 impl Default for TuneOptions {
-    /// A million parameters, momentum 0.9, Seesaw, five seconds.
+    /// Returns options for a million parameters, momentum 0.9, Seesaw and five seconds.
     fn default() -> Self {
         TuneOptions {
             elements: 1 << 20,
@@ -37,15 +39,15 @@ impl Default for TuneOptions {
     }
 }
 
-/// Geometry that was measured.
+/// Geometry that was tried.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Candidate {
-    /// The geometry.
+    /// Geometry of the candidate.
     pub tuning: Tuning,
-    /// Nanoseconds per parameter and step; or, in words, why it is out of the question. A machine's speed drifts: each candidate
-    /// is measured in turn with the best one so far, and only their ratio counts, so that all figures are on the scale of the
-    /// first.
+    /// Nanoseconds per parameter and step, or the reason why the geometry cannot be used. Because a machine's speed
+    /// drifts, each candidate is measured in turn with the best one so far and only their ratio counts. All figures are
+    /// therefore on the scale of the first candidate.
     pub ns_per_param: Result<f64, String>,
 }
 
@@ -53,30 +55,33 @@ pub struct Candidate {
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct TuneReport {
-    /// The geometry to use: the preset, unless another is faster by more than the noise.
+    /// Geometry to use: the preset, unless another one is faster by more than the noise.
     pub best: Tuning,
-    /// Nanoseconds per parameter and step with it: the preset's, times the median ratio of the alternating rounds.
+    /// Nanoseconds per parameter and step with `best`: the preset's time, multiplied by the median ratio of the
+    /// alternating rounds.
     pub best_ns_per_param: f64,
-    /// The adapter's preset.
+    /// Preset for the adapter.
     pub preset: Tuning,
-    /// Nanoseconds per parameter and step with the preset, in the same alternating rounds; `None` where it failed.
+    /// Nanoseconds per parameter and step with the preset, in the same alternating rounds. `None` if the preset failed.
     pub preset_ns_per_param: Option<f64>,
-    /// Everything that was tried, in the order of the search. The preset comes first.
+    /// All candidates in the order of the search. The preset comes first.
     pub candidates: Vec<Candidate>,
     /// True if times are the device's timestamps. Otherwise they are wall-clock times, which include submitting and waiting.
     pub timestamps: bool,
 }
 
 impl Gpu {
-    /// Measures steps in many geometries on this device and finds the best for an optimizer of this size; hand it to
-    /// [`Gpu::with_tuning`], or to a `TuningCache` for the next run.
+    /// Finds the fastest geometry for an optimizer of this size by measuring steps on this device. Pass the result to
+    /// [`Gpu::with_tuning`], or store it in a `TuningCache` for the next run.
     ///
-    /// Starts from the adapter's preset and a few other points, then changes a number or two at a time for as long as that helps. In
-    /// the end the best and the preset are measured alternately, and the preset is kept unless the other wins by more than 3 %. A
-    /// geometry that the device refuses, or whose gradient norm comes out wrong, is out.
+    /// The search starts from the adapter's preset and a few other points, then changes one or two numbers at a time
+    /// while that helps. Finally the best geometry and the preset are measured alternately, and the preset is kept
+    /// unless the other is faster by more than 3 %. A geometry that the device refuses, or whose gradient norm is
+    /// wrong, is excluded.
     ///
-    /// Works on buffers of its own: two of 4 bytes per parameter, and what two optimizers need. Blocks, so it is nothing for
-    /// browsers. Other work on the device or, with a software driver, on the host makes for noise.
+    /// The method uses its own buffers: two of 4 bytes per parameter, and those of two optimizers. It blocks the
+    /// thread, so that browsers cannot use it. Other work on the device or, with a software driver, on the host
+    /// disturbs the measurement.
     ///
     /// ```no_run
     /// # fn main() -> Result<(), wgpu_optim::Error> {
@@ -91,8 +96,9 @@ impl Gpu {
     /// ```
     ///
     /// # Errors
-    /// [`ErrorKind::Build`](crate::ErrorKind::Build) or [`ErrorKind::Limit`](crate::ErrorKind::Limit) where no optimizer can have this size or rule, [`ErrorKind::DeviceRefused`](crate::ErrorKind::DeviceRefused) where the
-    /// device has no memory for it, [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost).
+    /// Returns [`ErrorKind::Build`](crate::ErrorKind::Build) or [`ErrorKind::Limit`](crate::ErrorKind::Limit) if no
+    /// optimizer can have this size or rule, [`ErrorKind::DeviceRefused`](crate::ErrorKind::DeviceRefused) if the
+    /// device lacks memory, or [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost).
     pub fn tune(&self, options: &TuneOptions) -> Result<TuneReport, Error> {
         self.tune_from(Tuning::for_device(self.device()), options)
     }
@@ -108,12 +114,12 @@ impl Gpu {
             best: None,
             ready: None,
             first_error: None,
-            // The rest is for the last rounds.
+            // The remaining time is for the last rounds.
             end: start + options.budget.mul_f64(0.75),
         };
         search.run(preset)?;
         let Some((best, ns)) = search.best else {
-            // Nothing else can have gone wrong with every candidate, the preset among them.
+            // Every candidate has failed, including the preset, so that there is a first error.
             return Err(search.first_error.unwrap_or(Error::from(BuildError::NoGroups)));
         };
         let mut report = TuneReport {
@@ -125,16 +131,16 @@ impl Gpu {
             candidates: search.candidates,
         };
         if best != preset && report.preset_ns_per_param.is_some() {
-            // Room for two others.
+            // This frees memory for two other optimizers.
             search.ready = None;
             let end = start + options.budget;
             let rounds = match search.bench.alternate([preset, best], end) {
                 Err(error) if is_final(&error) => return Err(error),
-                // What cannot be compared cannot win.
+                // A geometry that cannot be compared cannot win.
                 rounds => rounds.unwrap_or_default(),
             };
             let preset_ns = median(rounds.iter().map(|[preset, _]| *preset));
-            // Of each round, for what else goes on hits both of a pair alike.
+            // The ratio is taken within each round, because disturbances affect both of a pair alike.
             let ratio = median(rounds.iter().map(|[preset, best]| best / preset));
             let wins = rounds.iter().filter(|[preset, best]| best < preset).count();
             report.preset_ns_per_param = preset_ns.or(report.preset_ns_per_param);
@@ -153,24 +159,24 @@ impl Gpu {
     }
 }
 
-/// What a geometry must come below, as a share of the preset's time, to be taken instead.
+/// Fraction of the preset's time below which another geometry replaces it.
 const WINS_BELOW: f64 = 0.97;
-/// A step of the search counts as one if it saves this much.
+/// Fraction of the time below which a step of the search counts as an improvement.
 const BETTER_BELOW: f64 = 0.99;
-/// Samples of each candidate.
+/// Number of samples of each candidate.
 const SAMPLES: usize = 5;
-/// Alternating rounds at the end.
+/// Number of alternating rounds at the end.
 const ROUNDS: std::ops::RangeInclusive<usize> = 5..=25;
-/// Steps in one submit.
+/// Largest number of steps in one submit.
 const MOST_STEPS: usize = 256;
 
-/// The search, and what it has seen.
+/// State of the search.
 struct Search<'a> {
     bench: Bench<'a>,
     seen: HashMap<Tuning, Option<f64>>,
     candidates: Vec<Candidate>,
     best: Option<(Tuning, f64)>,
-    /// The best one's optimizer.
+    /// Optimizer with the best geometry.
     ready: Option<Ready>,
     first_error: Option<Error>,
     end: Instant,
@@ -184,7 +190,7 @@ impl Search<'_> {
         let most = most_invocations(&limits);
         let kinds = Partials::ALL.map(|kind| kind.is_supported(features).then_some(kind));
         let widest = if kinds[2].is_some() { Partials::Subgroup } else { Partials::PerWorkgroup };
-        // What does well on one kind of device or another, should the preset be in the wrong valley.
+        // Geometries that are fast on some kind of device, in case the preset is near another local minimum.
         for (workgroup_size, quads_per_invocation, partials) in
             [(256, 4, widest), (64, 16, widest), (8, 256, Partials::PerInvocation)]
         {
@@ -216,7 +222,7 @@ impl Search<'_> {
         }
     }
 
-    /// Goes in one direction for as long as it helps.
+    /// Moves in one direction while that helps.
     fn walk(&mut self, next: impl Fn(Tuning) -> Tuning) -> Result<(), Error> {
         while let Some((from, _)) = self.best {
             self.try_in_time(next(from))?;
@@ -228,11 +234,11 @@ impl Search<'_> {
     }
 
     fn try_in_time(&mut self, mut tuning: Tuning) -> Result<(), Error> {
-        // Blocks of twice the size or more are one block, as blocks of the size are.
+        // Blocks of at least twice the size make one block, as blocks of the size do.
         while u64::from(tuning.block_elements()) >= 2 * self.bench.elements && tuning.quads_per_invocation > 1 {
             tuning.quads_per_invocation /= 2;
         }
-        // What is found serves sizes around this one, too.
+        // The result is also used for sizes around this one.
         let suits = tuning.suits(self.bench.elements.saturating_mul(8), &self.bench.gpu.device().limits());
         if self.seen.contains_key(&tuning) || !suits || Instant::now() >= self.end {
             return Ok(());
@@ -255,8 +261,8 @@ impl Search<'_> {
         Ok(())
     }
 
-    /// Nanoseconds per parameter, on the scale of the first that was measured. The best is replaced by what is better twice: of many
-    /// that are measured once, the luckiest looks best.
+    /// Returns nanoseconds per parameter, on the scale of the first measurement. The best geometry is replaced only by
+    /// one that is better twice, because the best of many single measurements is the luckiest one.
     fn measure(&mut self, tuning: Tuning) -> Result<f64, Error> {
         let ready = self.bench.ready(tuning)?;
         let (ns, better) = match self.best.zip(self.ready.as_ref()) {
@@ -281,18 +287,18 @@ impl Search<'_> {
     }
 }
 
-/// Whether there is no going on with any candidate.
+/// Returns true if no other candidate can succeed after this error.
 fn is_final(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::DeviceLost | ErrorKind::Readback)
 }
 
-/// By how many powers of two workgroup size, quads per invocation and finishing workgroup size change at a time.
+/// Changes of workgroup size, quads per invocation and finishing workgroup size, as powers of two.
 const MOVES: [(i32, i32, i32); 14] = [
     (0, 2, 0),
     (0, -2, 0),
     (0, 1, 0),
     (0, -1, 0),
-    // The same block by more or fewer invocations.
+    // These keep the block size and change the number of invocations.
     (1, -1, 0),
     (-1, 1, 0),
     (2, -2, 0),
@@ -305,13 +311,13 @@ const MOVES: [(i32, i32, i32); 14] = [
     (0, 0, -2),
 ];
 
-/// Times a power of two, between 1 and `most`.
+/// Multiplies by a power of two and clamps to 1..=most.
 fn scaled(value: u32, powers: i32, most: u32) -> u32 {
     let power = (value.max(1).ilog2() as i32 + powers).clamp(0, most.ilog2() as i32);
     if powers == 0 { value } else { 1 << power }
 }
 
-/// Buffers to step on.
+/// Buffers that the measured steps use.
 struct Bench<'a> {
     gpu: &'a Gpu,
     rule: Rule,
@@ -319,18 +325,18 @@ struct Bench<'a> {
     elements: u64,
     params: wgpu::Buffer,
     grads: wgpu::Buffer,
-    /// Σ g².
+    /// Σ g² of the gradients.
     square: f64,
-    /// How long a sample is to take.
+    /// Target duration of a sample.
     sample: Duration,
-    /// `None` without timestamps, or once they made no sense.
+    /// `None` without timestamps, or after they were implausible.
     clock: Option<Timestamps>,
 }
 
-/// An optimizer that has been warmed up.
+/// Optimizer that has been warmed up.
 struct Ready {
     optimizer: Optimizer,
-    /// Steps of a sample.
+    /// Number of steps of a sample.
     steps: usize,
 }
 
@@ -368,7 +374,7 @@ impl<'a> Bench<'a> {
         Ok(bench)
     }
 
-    /// All candidates are to be measured by one clock: the device's, if it makes sense now.
+    /// Selects one clock for all candidates: the device's if it is plausible now.
     fn check_clock(&mut self) -> Result<(), Error> {
         if self.clock.is_none() {
             return Ok(());
@@ -376,7 +382,7 @@ impl<'a> Bench<'a> {
         let preset = match self.ready(Tuning::for_device(self.gpu.device())) {
             Ok(preset) => preset,
             Err(error) if is_final(&error) => return Err(error),
-            // The search will say so.
+            // The search will report the error.
             Err(_) => return Ok(()),
         };
         for _ in 0..3 {
@@ -388,14 +394,14 @@ impl<'a> Bench<'a> {
         Ok(())
     }
 
-    /// Builds, takes a step, and sees whether its norm is right: a driver that gives up on a long loop looks fast.
+    /// Builds an optimizer, takes a step and checks its norm. A driver that stops a long loop early looks fast.
     fn ready(&self, tuning: Tuning) -> Result<Ready, Error> {
         let gpu = self.gpu.clone().with_tuning(tuning)?;
         let bytes = ..4 * self.elements;
         let optimizer = OptimizerBuilder::new(self.rule)
             .regime(self.regime)
             .record_steps(1)
-            // Any number will do, for regimes that go by the loss.
+            // Regimes that use the loss accept any number here.
             .loss(self.grads.slice(..4))
             .group(Group::new("tune").tensor("w", self.params.slice(bytes), self.grads.slice(bytes)))
             .build(&gpu)?;
@@ -414,7 +420,7 @@ impl<'a> Bench<'a> {
         Ok(Ready { optimizer, steps: (steps as usize).clamp(1, MOST_STEPS) })
     }
 
-    /// Submits steps and waits for them; the wall-clock time.
+    /// Submits steps, waits for them, and returns the wall-clock time.
     fn step(&self, optimizer: &Optimizer, steps: usize, clock: Option<&Timestamps>) -> Result<Duration, Error> {
         let device = self.gpu.device();
         let start = Instant::now();
@@ -433,7 +439,7 @@ impl<'a> Bench<'a> {
         Ok(start.elapsed())
     }
 
-    /// Seconds of a step; `None` where there are timestamps and they make no sense.
+    /// Returns the seconds of a step, or `None` if its timestamps are implausible.
     fn seconds(&self, ready: &Ready) -> Result<Option<f64>, Error> {
         let wall = self.step(&ready.optimizer, ready.steps, self.clock.as_ref())?;
         let time = match &self.clock {
@@ -447,7 +453,7 @@ impl<'a> Bench<'a> {
         1e9 * seconds / self.elements as f64
     }
 
-    /// Seconds of a step in a few samples: the median.
+    /// Returns the median seconds of a step over a few samples.
     fn alone(&self, ready: &Ready) -> Result<f64, Error> {
         let mut samples = Vec::with_capacity(SAMPLES);
         for _ in 0..SAMPLES {
@@ -456,14 +462,14 @@ impl<'a> Bench<'a> {
         median(samples.into_iter()).ok_or_else(no_sense)
     }
 
-    /// How long a geometry takes as a share of the best so far, in alternating samples: the median of the pairs, for what else goes
-    /// on hits both of a pair alike.
+    /// Returns the time of a geometry as a fraction of the best one's, in alternating samples. It is the median of the
+    /// pairs, because disturbances affect both of a pair alike.
     fn ratio(&self, ready: &Ready, best: &Ready) -> Result<f64, Error> {
         let mut ratios = Vec::with_capacity(SAMPLES);
         for _ in 0..SAMPLES {
             let pair = self.seconds(ready)?.zip(self.seconds(best)?);
             ratios.extend(pair.map(|(this, best)| this / best));
-            // Out of the race already.
+            // The geometry is too slow to win.
             if ratios.first().is_some_and(|&ratio| ratio > 3.0) {
                 break;
             }
@@ -471,7 +477,8 @@ impl<'a> Bench<'a> {
         median(ratios.into_iter()).ok_or_else(no_sense)
     }
 
-    /// Times two geometries in turn, at least three rounds, more while there is time: ns per parameter of each.
+    /// Measures two geometries in turn, in at least three rounds, and more while there is time. Returns the ns per
+    /// parameter of each.
     fn alternate(&self, tunings: [Tuning; 2], end: Instant) -> Result<Vec<[f64; 2]>, Error> {
         let [first, second] = tunings.map(|tuning| self.ready(tuning));
         let pair = [first?, second?];
@@ -501,8 +508,8 @@ fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
     values.get(values.len() / 2).copied()
 }
 
-/// The same kernels over numbers that stay moderate: a gradient that never changes agrees with itself, and the usual gain would
-/// carry the parameters off.
+/// Returns a regime with the same kernels and constants that keep the numbers moderate. A gradient that never changes
+/// agrees with itself, and with the usual gain the parameters would grow without bound.
 fn moderate(regime: Regime) -> Regime {
     const GAIN: f32 = 1e-9;
     const RATE: f32 = 1e-3;
@@ -515,15 +522,16 @@ fn moderate(regime: Regime) -> Regime {
             Regime::NormRatio(NormRatio { initial_rate: initial_rate.map(|_| RATE), ..NormRatio::default() })
         }
         Regime::Fixed { .. } => Regime::fixed(RATE),
-        // Rates that fall, that are bounded by what they are given or by the largest there is, or that start tiny.
+        // Rates of the other regimes fall, are bounded by given numbers or by the largest rate, or start tiny.
         other => other,
     }
 }
 
-/// Elements that are computed and uploaded; the rest are copies.
+/// Number of elements that are computed and uploaded. The remaining ones are copies.
 const PIECE_ELEMENTS: u64 = 1 << 18;
 
-/// Between a half and one, of either sign: neither zero nor denormal.
+/// Returns a gradient element of either sign with a magnitude from a half to one, so that it is neither zero nor
+/// denormal.
 fn gradient(index: u64) -> f32 {
     let bits = index.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
     let magnitude = 0.5 + (bits >> 1) as f32 / (1u32 << 24) as f32;
@@ -566,7 +574,7 @@ mod tests {
         assert!((4000..6000).contains(&negative), "{negative}");
     }
 
-    /// Whatever adapters there are.
+    /// Returns all adapters.
     fn gpus() -> Vec<Gpu> {
         let adapters = pollster::block_on(Gpu::adapters(None));
         assert!(!adapters.is_empty(), "no adapter: install a software driver");
@@ -577,7 +585,8 @@ mod tests {
         TuneOptions { elements, budget: Duration::from_secs(2), ..TuneOptions::default() }
     }
 
-    /// No preset is as bad as one invocation per workgroup with a quad each: whoever misses something better does not search.
+    /// One invocation per workgroup with one quad each is worse than any preset. A search that finds nothing better
+    /// does not work.
     #[test]
     fn a_bad_start_is_left_behind() {
         for gpu in gpus() {
@@ -587,7 +596,7 @@ mod tests {
                 partials: Partials::PerWorkgroup,
                 finish_workgroup_size: 1,
             };
-            // Time enough for a look around on a machine that has other things to do.
+            // The budget suffices for a short search on a busy machine.
             let patient = TuneOptions { budget: Duration::from_secs(15), ..options(1 << 17) };
             let report = gpu.tune_from(bad, &patient).expect("tunes");
             let bad_ns = report.preset_ns_per_param.expect("slow, but right");
@@ -600,7 +609,7 @@ mod tests {
     fn a_start_that_fails_is_only_one_candidate() {
         let gpu = &gpus()[0];
         let never = Tuning { workgroup_size: 3, ..gpu.tuning() };
-        // On a busy machine a short search gets no farther than the start.
+        // On a busy machine a short search may not get beyond the start.
         let searches = [1, 5, 25].map(|seconds| TuneOptions { budget: Duration::from_secs(seconds), ..options(1000) });
         let mut reports = searches.iter().map(|search| gpu.tune_from(never, search));
         let report = reports.find_map(Result::ok).expect("tunes");
@@ -613,7 +622,7 @@ mod tests {
         assert!(error.to_string().contains("workgroup_size is 3"), "{error}");
     }
 
-    /// As where a driver gives up on a loop: the time is short and the sum is wrong.
+    /// A driver that stops a loop early gives a short time and a wrong sum.
     #[test]
     fn a_wrong_norm_is_no_candidate() {
         let gpu = &gpus()[0];

@@ -5,15 +5,16 @@ use crate::gpu::limits::{MOST_TRIPS, largest_binding};
 use crate::layout::PARTIAL_WORDS;
 use crate::plan::QUAD;
 
-/// Way in which the first pass combines partial sums within a workgroup.
+/// How pass 1 combines partial sums within a workgroup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Partials {
-    /// One per invocation, without a barrier: for software drivers, where a barrier costs more than a few stores.
+    /// One partial sum per invocation, without a barrier. It is for software drivers, where a barrier costs more than a
+    /// few stores.
     PerInvocation,
-    /// One per workgroup, added up in a tree in workgroup memory.
+    /// One partial sum per workgroup, added in a tree in workgroup memory.
     PerWorkgroup,
-    /// One per workgroup: `subgroupAdd` first, then the subgroups meet in workgroup memory at one barrier. Needs
-    /// [`wgpu::Features::SUBGROUP`].
+    /// One partial sum per workgroup: `subgroupAdd`, then one barrier and workgroup memory to combine the subgroups. It
+    /// needs [`wgpu::Features::SUBGROUP`].
     Subgroup,
 }
 
@@ -39,38 +40,40 @@ impl Partials {
     }
 }
 
-/// Geometry of the passes; reaches the shaders as `override` constants.
+/// Geometry of the passes. The shaders receive it as `override` constants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Tuning {
-    /// Invocations per workgroup of passes 1 and 4; a power of two.
+    /// Invocations per workgroup of passes 1 and 4, a power of two.
     pub workgroup_size: u32,
-    /// Quads (four elements) each invocation of passes 1 and 4 takes.
+    /// Number of quads (four elements) that each invocation of passes 1 and 4 processes.
     pub quads_per_invocation: u32,
-    /// How pass 1 leaves its partial sums.
+    /// How pass 1 stores its partial sums.
     pub partials: Partials,
-    /// Invocations of the one workgroup that finishes a scope in pass 2; a power of two.
+    /// Invocations of the one workgroup that finishes a scope in pass 2, a power of two.
     pub finish_workgroup_size: u32,
 }
 
 impl Tuning {
-    /// The preset for a device on an adapter, by its kind and its subgroups; `features` are the device's.
-    /// [`Gpu::tune`](crate::Gpu::tune) finds out whether another geometry does better.
+    /// Returns the preset for a device, by the type of its adapter and its subgroups. `features` are the device's.
+    /// [`Gpu::tune`](crate::Gpu::tune) measures whether another geometry is faster.
     #[doc(hidden)]
     pub fn for_adapter(info: &wgpu::AdapterInfo, limits: &wgpu::Limits, features: wgpu::Features) -> Self {
         let most = most_invocations(limits);
-        // In browsers the shader is not tested, and asks for what older ones lack (`subgroup_id`): only who wants it has it there.
+        // The subgroup shader is untested in browsers, and older ones lack its `subgroup_id`. It must be chosen
+        // explicitly there.
         let subgroups = features.contains(wgpu::Features::SUBGROUP) && cfg!(not(target_arch = "wasm32"));
         let (workgroup_size, quads_per_invocation, partials, finish_workgroup_size) = match info.device_type {
-            // A workgroup is a loop on one core and a barrier cuts it in two: few lanes (one vector register), long stretches.
+            // A workgroup is a loop on one core, and a barrier splits the loop. Few lanes (one vector register) with
+            // long loops are fastest.
             wgpu::DeviceType::Cpu => (8, 256, Partials::PerInvocation, 64),
-            // Narrow subgroups are those of small GPUs, which hide latency better with more and smaller workgroups per core.
+            // Small GPUs have narrow subgroups. They hide latency better with more and smaller workgroups per core.
             wgpu::DeviceType::IntegratedGpu if subgroups && info.subgroup_min_size <= 16 => {
                 (128, 4, Partials::Subgroup, 128)
             }
-            // 256 invocations fit every GPU, and a few quads each leave blocks enough for all its cores; registers and one
-            // barrier instead of a tree of eight.
+            // 256 invocations fit every GPU, and a few quads each leave enough blocks for all its cores. Subgroups use
+            // registers and one barrier instead of a tree of eight.
             _ if subgroups => (256, 4, Partials::Subgroup, 256),
-            // The same where lanes can only meet in workgroup memory.
+            // The same geometry for devices whose lanes can only exchange data through workgroup memory.
             _ => (256, 4, Partials::PerWorkgroup, 256),
         };
         Tuning {
@@ -81,18 +84,18 @@ impl Tuning {
         }
     }
 
-    /// The preset for an open device.
+    /// Returns the preset for an open device.
     pub(crate) fn for_device(device: &wgpu::Device) -> Self {
         Self::for_adapter(&device.adapter_info(), &device.limits(), device.features())
     }
 
-    /// Elements of a full block.
+    /// Returns the number of elements of a full block.
     #[doc(hidden)]
     pub fn block_elements(&self) -> u32 {
         self.workgroup_size.saturating_mul(self.quads_per_invocation).saturating_mul(QUAD)
     }
 
-    /// Partials each block leaves.
+    /// Returns the number of partial sums of each block.
     #[doc(hidden)]
     pub fn partials_per_block(&self) -> u32 {
         match self.partials {
@@ -101,15 +104,15 @@ impl Tuning {
         }
     }
 
-    /// The most subgroups that a workgroup of passes 1 and 4 can have on this adapter.
+    /// Returns the largest number of subgroups in a workgroup of passes 1 and 4 on this adapter.
     pub(crate) fn subgroups(&self, info: &wgpu::AdapterInfo) -> u32 {
-        // WebGPU has none below 4; a driver that does not know says 0.
+        // WebGPU's smallest subgroup size is 4. A driver that does not know its size reports 0.
         let narrowest = info.subgroup_min_size.max(wgpu::MINIMUM_SUBGROUP_MIN_SIZE);
         self.workgroup_size.div_ceil(narrowest)
     }
 
-    /// Whether pass 2 can add up the partials of an optimizer of this size, with room for the heads and tails of thousands of tensors.
-    /// What was measured or read must not refuse an optimizer that the preset can build.
+    /// Returns true if pass 2 can add the partial sums of an optimizer of this size, with room for the heads and tails
+    /// of thousands of tensors. A measured or cached geometry must not refuse an optimizer that the preset can build.
     pub(crate) fn suits(&self, elements: u64, limits: &wgpu::Limits) -> bool {
         const SPARE_BLOCKS: u64 = 1 << 15;
         let blocks =
@@ -119,7 +122,7 @@ impl Tuning {
         partials <= MOST_TRIPS * u64::from(self.finish_workgroup_size) && bytes <= largest_binding(limits)
     }
 
-    /// Refuses a geometry the device or the shaders cannot have.
+    /// Returns an error if the device or the shaders do not support the geometry.
     pub(crate) fn validate(&self, device: &wgpu::Device) -> Result<(), Error> {
         let owner = || "tuning".to_owned();
         let most = most_invocations(&device.limits());
@@ -151,8 +154,9 @@ impl Tuning {
     }
 }
 
-/// Some drivers stop an invocation in silence after 65,535 loop trips, summed over all its loops; pass 1 makes at most 14 per quad,
-/// where it sweeps again for small numbers and counts what is not finite.
+/// Largest number of quads per invocation. Some drivers silently stop an invocation after 65,535 loop iterations,
+/// summed over all its loops. Pass 1 makes at most 14 per quad, if it sweeps again for small numbers and counts
+/// non-finite elements.
 pub(crate) const MOST_QUADS_PER_INVOCATION: u32 = 4096;
 
 pub(crate) fn most_invocations(limits: &wgpu::Limits) -> u32 {
@@ -162,6 +166,6 @@ pub(crate) fn most_invocations(limits: &wgpu::Limits) -> u32 {
         .min(limits.max_compute_workgroup_size_x)
         .min(limits.max_compute_workgroup_storage_size / totals_bytes)
         .max(1);
-    // The largest power of two that is not above.
+    // Rounds down to a power of two.
     1 << most.ilog2()
 }

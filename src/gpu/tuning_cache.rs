@@ -1,4 +1,4 @@
-//! Cache of tunings on disk, so that the next run need not measure again. A file that cannot be used is ignored.
+//! Cache of tunings on disk, so that the next run need not measure again. Invalid files are ignored.
 
 use std::hash::Hasher;
 use std::io::Write;
@@ -16,7 +16,7 @@ use crate::gpu::tuning::{Partials, Tuning};
 /// Environment variable that names the file of [`TuningCache::from_env`]. An empty value disables the cache.
 pub const CACHE_VARIABLE: &str = "WGPU_OPTIM_TUNING_CACHE";
 
-/// File of tunings, by adapter, driver, version of the kernels and size.
+/// File of tunings, keyed by adapter, driver, version of the kernels and size.
 ///
 /// ```no_run
 /// # fn main() -> Result<(), wgpu_optim::Error> {
@@ -42,14 +42,14 @@ pub struct TuningCache {
     path: PathBuf,
 }
 
-/// Of the file's form.
+/// Version of the file format.
 const VERSION: u32 = 1;
-/// A larger file is none of ours.
+/// Size in bytes above which a file is not read, because it cannot be a tuning cache.
 const MOST_BYTES: u64 = 1 << 20;
-/// Beyond, the oldest entries go: drivers and kernels come and go too.
+/// Number of entries above which the oldest are removed.
 const MOST_ENTRIES: usize = 512;
-/// How far an entry's size may be from the one that is asked for, as a power of two. Blocks that suit 2^26 parameters would leave
-/// most of a GPU idle at 2^16.
+/// Largest distance of an entry's size from the requested size, in powers of two. Blocks for 2^26 parameters would
+/// leave most of a GPU idle at 2^16.
 const MOST_OCTAVES: f64 = 3.0;
 
 #[derive(Serialize, Deserialize)]
@@ -58,7 +58,7 @@ struct File {
     entries: Vec<Value>,
 }
 
-/// Whose tuning it is.
+/// Key of a tuning.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 struct Key {
     backend: String,
@@ -87,8 +87,8 @@ impl TuningCache {
         TuningCache { path: path.into() }
     }
 
-    /// Uses the file that the environment variable `WGPU_OPTIM_TUNING_CACHE` names, otherwise `wgpu-optim/tuning.json` in the system's cache
-    /// directory. Returns `None` if the variable is empty or there is no such directory.
+    /// Uses the file that the environment variable `WGPU_OPTIM_TUNING_CACHE` names, or else `wgpu-optim/tuning.json` in
+    /// the system's cache directory. Returns `None` if the variable is empty or there is no such directory.
     pub fn from_env() -> Option<Self> {
         match std::env::var_os(CACHE_VARIABLE) {
             Some(path) if path.is_empty() => None,
@@ -107,8 +107,9 @@ impl TuningCache {
         &self.path
     }
 
-    /// Returns the tuning for this adapter, driver and version of the kernels whose size is nearest to `elements`, within a factor of eight.
-    /// Returns `None` if there is none, or if the file or its entry is invalid, which is logged as one warning.
+    /// Returns the tuning for this adapter, driver and version of the kernels whose size is nearest to `elements`,
+    /// within a factor of eight. Returns `None` if there is none, or if the file or its entry is invalid. One warning
+    /// is logged in that case.
     pub fn get(&self, gpu: &Gpu, elements: u64) -> Option<Tuning> {
         let limits = gpu.device().limits();
         let preset = Tuning::for_device(gpu.device());
@@ -138,7 +139,7 @@ impl TuningCache {
         entries
     }
 
-    /// The entries for this device, and what is wrong with the file or with others.
+    /// Returns the entries for this device, and the problems of the file or of its other entries.
     fn right_entries(&self, gpu: &Gpu) -> (Vec<(u64, Tuning)>, Vec<String>) {
         let key = Key::of(gpu);
         let mut found = Vec::new();
@@ -161,14 +162,16 @@ impl TuningCache {
         (found, problems)
     }
 
-    /// Adds a tuning, replacing one for the same adapter, driver, kernels and size. Other entries are kept. An invalid file is replaced. The
-    /// write is atomic: readers see the old file or the new one. If two processes write at the same time, the later one wins.
+    /// Adds a tuning, or replaces the one for the same adapter, driver, kernels and size. Other entries are kept. An
+    /// invalid file is replaced. The write is atomic: readers see the old file or the new one. If two processes write
+    /// at the same time, the later one wins.
     ///
     /// # Errors
-    /// [`ErrorKind::Build`](crate::ErrorKind::Build) if the device does not support the tuning, [`ErrorKind::TuningCache`](crate::ErrorKind::TuningCache) if the file cannot be written.
+    /// Returns [`ErrorKind::Build`](crate::ErrorKind::Build) if the device does not support the tuning, or
+    /// [`ErrorKind::TuningCache`](crate::ErrorKind::TuningCache) if the file cannot be written.
     pub fn put(&self, gpu: &Gpu, elements: u64, tuning: Tuning) -> Result<(), Error> {
         tuning.validate(gpu.device())?;
-        // Threads of one process take turns, so that none loses the other's entry.
+        // Threads of one process take turns, so that no entry is lost.
         static TURN: Mutex<()> = Mutex::new(());
         let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let entry = Entry::new(gpu, elements, tuning);
@@ -198,14 +201,14 @@ impl TuningCache {
         crate::atomic_file::replace(&self.path, |file| file.write_all(&text))
     }
 
-    /// The entries; none of a file that is not there.
+    /// Returns the entries of the file, or none if there is no file.
     fn read(&self) -> Result<Vec<Value>, String> {
         let words = |error: std::io::Error| error.to_string();
         let about = match std::fs::metadata(&self.path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
             about => about.map_err(words)?,
         };
-        // A pipe would keep us waiting.
+        // Reading from a pipe would block.
         if !about.is_file() {
             return Err("it is not a file".to_owned());
         }
@@ -220,7 +223,7 @@ impl TuningCache {
         Ok(file.entries)
     }
 
-    /// One warning, however much is wrong.
+    /// Logs one warning for all problems.
     fn warn(&self, problems: &[String]) {
         let Some(first) = problems.first() else {
             return;
@@ -237,12 +240,12 @@ impl TuningCache {
 }
 
 impl Gpu {
-    /// Returns the same device with the geometry that an earlier [`Gpu::tune`] stored in the cache of [`TuningCache::from_env`] for about this
-    /// size. Without such an entry the geometry stays as it is.
+    /// Returns the same device with the geometry that an earlier [`Gpu::tune`] stored for about this size in the cache
+    /// of [`TuningCache::from_env`]. Without such an entry the geometry stays unchanged.
     pub fn with_cached_tuning(self, elements: u64) -> Self {
         let cached = TuningCache::from_env().and_then(|cache| cache.get(&self, elements));
         match cached {
-            // Valid: `get` gives no other.
+            // `get` returns only valid tunings.
             Some(tuning) => self.clone().with_tuning(tuning).unwrap_or(self),
             None => self,
         }
@@ -292,7 +295,7 @@ impl Entry {
     }
 }
 
-/// The kernels' version: the crate's, and a hash of the shaders.
+/// Returns the version of the kernels: the crate's version and a hash of the shaders.
 fn kernels() -> String {
     static KERNELS: OnceLock<String> = OnceLock::new();
     KERNELS
@@ -306,7 +309,7 @@ fn kernels() -> String {
         .clone()
 }
 
-/// FNV-1a: unlike the standard library's hasher it gives the same number in every version of Rust.
+/// FNV-1a hasher. Unlike the standard library's hasher, it returns the same number in every version of Rust.
 struct Fnv(u64);
 
 impl Hasher for Fnv {

@@ -1,4 +1,4 @@
-//! Tensors as matrices, for rules that own passes over them.
+//! Tensors as matrices, for rules with passes over matrices.
 
 use super::{Kernel, RateAxis};
 use crate::error::{BuildError, Error};
@@ -12,7 +12,8 @@ pub(crate) struct Shape {
 }
 
 impl Shape {
-    /// The first dimension for the rows, all others for the columns. `None` for tensors of fewer than two dimensions.
+    /// Returns the first dimension as rows and the product of the others as columns, or `None` for tensors of fewer
+    /// than two dimensions.
     pub(crate) fn of(dimensions: &[usize]) -> Option<Self> {
         match dimensions {
             [rows, first, rest @ ..] => {
@@ -22,7 +23,7 @@ impl Shape {
         }
     }
 
-    /// The smaller of the two: the rank of a matrix at most.
+    /// Returns the smaller of both lengths, which is the largest possible rank.
     pub(crate) fn short(self) -> usize {
         self.rows.min(self.columns)
     }
@@ -32,21 +33,21 @@ impl Shape {
     }
 }
 
-/// A tensor whose rows or columns have rates of their own, or whose rows are left alone without gradients.
+/// Tensor with its own rates for rows or columns, or whose rows without gradients are skipped.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RowTensor {
     pub(crate) shape: Shape,
     pub(crate) group: u32,
-    /// Its first block in the window.
+    /// Index of the tensor's first block in the window.
     pub(crate) lead: u32,
-    /// Where its factors are, behind the table of the window's blocks.
+    /// Index of the tensor's factors, which follow the table of the window's blocks.
     pub(crate) factors_first: u32,
-    /// Where the flags of its rows are.
+    /// Index of the flags of the tensor's rows.
     pub(crate) flags_first: u32,
 }
 
 impl RowTensor {
-    /// Returns the numbers of factors and of flags that a tensor of this shape has.
+    /// Returns the number of factors and the number of flags for a tensor of this shape.
     pub(super) fn words(kernel: Kernel, shape: Shape) -> [u64; 2] {
         let factors = match kernel.rates {
             None => 0,
@@ -57,7 +58,7 @@ impl RowTensor {
     }
 }
 
-/// A tensor as a stack of matrices, those of its last two dimensions.
+/// Tensor as a stack of matrices, which are its last two dimensions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Stack {
     pub(crate) matrices: u64,
@@ -66,7 +67,7 @@ pub(crate) struct Stack {
 }
 
 impl Stack {
-    /// Takes the last two dimensions for rows and columns. `None` for tensors of fewer than two dimensions.
+    /// Returns the last two dimensions as rows and columns, or `None` for tensors of fewer than two dimensions.
     pub(crate) fn of(dimensions: &[usize]) -> Option<Self> {
         let [outer @ .., rows, columns] = dimensions else { return None };
         let some = if *rows == 0 || *columns == 0 { 0 } else { 1 };
@@ -74,12 +75,12 @@ impl Stack {
         Some(Stack { matrices, rows: *rows as u64, columns: *columns as u64 })
     }
 
-    /// Sums of parts of its rows and columns, one for each tile that they go through.
+    /// Returns the number of partial sums of rows and columns: one for each tile that a row or column passes through.
     fn partials(self) -> u64 {
         self.matrices * (self.rows * tiles_of(self.columns) + self.columns * tiles_of(self.rows))
     }
 
-    /// Tiles of all its matrices.
+    /// Returns the number of tiles of all matrices.
     fn tiles(self) -> u64 {
         self.matrices * tiles_of(self.rows) * tiles_of(self.columns)
     }
@@ -89,29 +90,29 @@ fn tiles_of(length: u64) -> u64 {
     length.div_ceil(MATRIX_TILE.into())
 }
 
-/// What the passes that a rule owns do with a tensor.
+/// Work that a rule's own passes do on a tensor.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum TensorWork {
-    /// They make a matrix orthogonal.
+    /// Orthogonalizes a matrix.
     Matrix(MatrixNumbers),
-    /// They limit the root mean square of the direction, and keep second moments of the rows and columns of a stack.
+    /// Limits the root mean square of the direction, and keeps second moments for the rows and columns of a stack.
     Limited { limit: f32, stack: Option<Stack> },
 }
 
-/// Numbers that a window of limited tensors holds.
+/// Sizes of the data that a window of limited tensors holds.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Room {
     pub(crate) rows: u64,
     pub(crate) columns: u64,
-    /// Of rows, one for each matrix.
+    /// Number of means of rows, one for each matrix.
     pub(crate) means: u64,
-    /// Sums of tiles.
+    /// Number of partial sums of tiles.
     pub(crate) partials: u64,
     pub(super) tiles: u64,
 }
 
 impl Room {
-    /// Adds what one more tensor needs.
+    /// Returns the sizes with one more tensor.
     pub(super) fn with(self, work: &TensorWork) -> Self {
         match work {
             TensorWork::Limited { stack: Some(stack), .. } => Room {
@@ -125,15 +126,15 @@ impl Room {
         }
     }
 
-    /// Returns the length of the largest of its buffers, in words.
+    /// Returns the length of the largest buffer, in words.
     pub(super) fn largest(self) -> u64 {
-        // Of a table of tiles, whose first entry is their number.
+        // The table of tiles begins with their number.
         let tiles = size_of::<Tile>() as u64 / 4 * (self.tiles + 1);
         self.partials.max(self.rows + self.columns + self.means).max(tiles)
     }
 }
 
-/// A limited tensor as the kernels have it, in a window with this room before it.
+/// Returns a limited tensor for the kernels. `room` is the data of the window's tensors before it.
 pub(super) fn limited(
     limit: f32,
     stack: Option<Stack>,
@@ -148,7 +149,7 @@ pub(super) fn limited(
         matrices: matrices as u32,
         elements: elements as u32,
         rows_first: room.rows as u32,
-        // Behind all rows, and behind all columns: `finish` adds their numbers.
+        // Columns follow all rows, and means follow all columns. `finish` adds their offsets.
         columns_first: room.columns as u32,
         means_first: room.means as u32,
         partials_first: room.partials as u32,
@@ -160,25 +161,25 @@ pub(super) fn limited(
     }
 }
 
-/// A matrix and what its rule makes of it.
+/// Matrix with the numbers of its rule.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct MatrixNumbers {
     pub(crate) shape: Shape,
     /// Coefficients a, b and c of the Newton–Schulz iteration.
     pub(crate) coefficients: [f32; 3],
-    /// The smallest norm that a matrix is divided by.
+    /// Smallest norm that a matrix is divided by.
     pub(crate) epsilon: f32,
-    /// The factor of the direction.
+    /// Factor of the direction.
     pub(crate) scale: f32,
 }
 
 impl MatrixNumbers {
-    /// The squared length of the direction, whose singular values are about 1 before the factor.
+    /// Returns the squared length of the direction. Its singular values are about 1 before the factor.
     pub(crate) fn direction_square(&self) -> f64 {
         f64::from(self.scale).powi(2) * self.shape.short() as f64
     }
 
-    /// The matrix as the kernels have it, from its first element in the window's memories.
+    /// Returns the matrix for the kernels. `first` is its first element in the window's memory.
     pub(super) fn placed(&self, first: u32, gram_first: u32, group: u32, lead: u32, blocks: u32) -> Matrix {
         let [a, b, c] = self.coefficients;
         Matrix {
@@ -199,7 +200,7 @@ impl MatrixNumbers {
     }
 }
 
-/// Refuses a shape that does not have a tensor's number of elements.
+/// Returns an error if a shape does not have the tensor's number of elements.
 pub(super) fn check_shape(tensor: &str, shape: &[usize], elements: u64) -> Result<(), Error> {
     let product = shape.iter().try_fold(1u64, |all, &length| all.checked_mul(length as u64));
     if shape.is_empty() || product == Some(elements) {

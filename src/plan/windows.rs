@@ -1,4 +1,4 @@
-//! How spans of tensors are cut into blocks, and blocks gathered into windows.
+//! Division of tensors into blocks, and of blocks into windows.
 
 use std::collections::HashMap;
 
@@ -8,7 +8,7 @@ use crate::element::Element;
 use crate::layout::{Block, FactoredTensor, Matrix, ROW_WORDS};
 use crate::rule::RuleKind;
 
-/// A stretch of one buffer, in elements.
+/// Range of one buffer, in elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Region {
     pub(crate) buffer: usize,
@@ -22,12 +22,12 @@ impl Region {
         self.end - self.start
     }
 
-    /// Its first byte in the buffer.
+    /// Returns the first byte in the buffer.
     pub(crate) fn start_bytes(&self) -> u64 {
         self.start * self.element.bytes()
     }
 
-    /// Its length in bytes: whole words.
+    /// Returns the length in bytes, rounded up to whole words.
     pub(crate) fn bytes(&self) -> u64 {
         (self.elements() * self.element.bytes()).next_multiple_of(4)
     }
@@ -44,27 +44,27 @@ pub(crate) struct Window {
     pub(crate) access: Access,
     pub(crate) params: Region,
     pub(crate) grads: Region,
-    /// Quads of momentum or direction memory.
+    /// Number of quads of momentum or direction memory.
     pub(crate) state_quads: u32,
     pub(crate) blocks: Vec<Block>,
-    /// The matrices that the blocks are cut from, where the rule owns passes over them.
+    /// Matrices that the blocks are cut from, if the rule has passes over matrices.
     pub(crate) matrices: Vec<Matrix>,
-    /// The tensors that the blocks are cut from, where the rule limits their directions.
+    /// Tensors that the blocks are cut from, if the rule limits their directions.
     pub(crate) limited: Vec<FactoredTensor>,
-    /// Numbers that the passes over those keep.
+    /// Sizes of the data that the passes over limited tensors keep.
     pub(crate) room: Room,
-    /// The tensors that the blocks are cut from, where their rows are told apart.
+    /// Tensors that the blocks are cut from, if their rows are distinguished.
     pub(crate) rows: Vec<RowTensor>,
-    /// Factors and flags of those.
+    /// Number of words for the factors and flags of `rows`.
     pub(crate) row_words: u64,
 }
 
-/// Elements of a tensor that lie side by side in a window's memories.
+/// Elements of a tensor that are adjacent in a window's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Stretch {
-    /// The first, as an element of such a memory.
+    /// First element in the window's memory.
     pub(crate) in_memory: u64,
-    /// The first, as an element of the tensor.
+    /// First element in the tensor.
     pub(crate) in_tensor: u64,
     pub(crate) elements: u64,
 }
@@ -87,7 +87,7 @@ impl Window {
         }
     }
 
-    /// Bytes that a memory of its parameters takes: whole quads.
+    /// Returns the size in bytes of a memory of this kind, in whole quads.
     pub(crate) fn memory_bytes(&self, kind: MemoryKind) -> u64 {
         let entries = match kind {
             MemoryKind::RowSecondMoment => self.room.rows,
@@ -97,7 +97,8 @@ impl Window {
         kind.slot_bytes(entries) * u64::from(kind.slots())
     }
 
-    /// Where in the window's memory of a kind what belongs to a tensor lies; empty where the window has none of it.
+    /// Returns the location of a tensor's data in the window's memory of a kind. It is empty if the window has no such
+    /// data.
     pub(crate) fn stretches_of(&self, kind: MemoryKind, tensor: &TensorInfo) -> Vec<Stretch> {
         if kind.is_factored() {
             let first_element = |one: &FactoredTensor| u64::from(self.blocks[one.lead as usize].first_element);
@@ -105,7 +106,7 @@ impl Window {
             let stretches = of_tensor.map(|one| {
                 let (first, length) = match kind {
                     MemoryKind::RowSecondMoment => (one.rows_first, one.rows),
-                    // Counted from the first column's on.
+                    // The index counts from the first column.
                     _ => (one.columns_first - self.room.rows as u32, one.columns),
                 };
                 let elements = u64::from(one.matrices) * u64::from(length);
@@ -114,7 +115,7 @@ impl Window {
             return stretches.collect();
         }
         let mut stretches: Vec<Stretch> = Vec::new();
-        // Blocks come in the order of their elements.
+        // Blocks are in the order of their elements.
         let end_of = |block: &Block| u64::from(block.first_element) + u64::from(block.elements);
         let skipped = self.blocks.partition_point(|block| end_of(block) <= tensor.first_element);
         for block in &self.blocks[skipped..] {
@@ -143,20 +144,20 @@ impl Window {
     }
 }
 
-/// Neighbouring tensors of one group, seen as one.
+/// Adjacent tensors of one group, treated as one.
 pub(super) struct Span {
     pub(super) place: Place,
     pub(super) first_element: u64,
-    /// The rule's kind for its shape.
+    /// Kind of the rule for the tensor's shape.
     pub(super) kind: RuleKind,
-    /// Where the rule works on whole tensors, which are then spans of their own.
+    /// Work of the rule on whole tensors. Such a tensor is a span of its own.
     pub(super) work: Option<TensorWork>,
-    /// Where rows are told apart, of whole tensors too.
+    /// Shape if rows are distinguished. Such a tensor is a span of its own, too.
     pub(super) rows: Option<Shape>,
 }
 
 impl Span {
-    /// Whether a tensor can lie in the same blocks, which begin at such multiples.
+    /// Returns true if a tensor can share blocks with this span. Blocks begin at multiples of `multiple`.
     pub(super) fn continues_with(&self, next: &Place, multiple: u32) -> bool {
         let this = &self.place;
         (next.params, next.grads) == (this.params, this.grads)
@@ -167,13 +168,13 @@ impl Span {
             && (multiple <= QUAD || this.elements.is_multiple_of(u64::from(multiple)))
     }
 
-    /// Whether it is a tensor that passes work on as a whole.
+    /// Returns true if the span is a tensor that passes process as a whole.
     pub(super) fn is_whole(&self) -> bool {
         self.work.is_some() || self.rows.is_some()
     }
 
-    /// Cuts the span into a head, a body that can be loaded in quads, and a tail. Each begins at a multiple of so many elements of the tensor, or
-    /// where it is only a quad as it comes.
+    /// Cuts the span into a head, a body that can be loaded in quads, and a tail. Each begins at a multiple of
+    /// `multiple` elements of the tensor, unless `multiple` is only a quad.
     pub(super) fn pieces(&self, geometry: &Geometry, multiple: u32) -> [(Access, u64, u64); 3] {
         let quad = u64::from(QUAD);
         let Place { params_start, grads_start, elements, .. } = self.place;
@@ -184,7 +185,7 @@ impl Span {
             return [(Access::Scalars, 0, elements), (Access::Quads, 0, 0), (Access::Scalars, 0, 0)];
         }
         if self.is_whole() {
-            // In one piece, so that it has one place in the window's memories.
+            // A whole tensor is one piece, so that it has one place in the window's memory.
             let access = match [params_start, grads_start, elements] {
                 starts if starts.iter().all(|start| start.is_multiple_of(quad)) => Access::Quads,
                 _ => Access::Scalars,
@@ -193,7 +194,7 @@ impl Span {
         }
         let multiple = u64::from(multiple);
         if multiple > quad {
-            // Without a head, behind which multiples would begin elsewhere.
+            // There is no head, because multiples would begin elsewhere after it.
             let body_end = match params_start.is_multiple_of(quad) {
                 true if elements.is_multiple_of(quad) => elements,
                 true => elements / multiple * multiple,
@@ -214,7 +215,7 @@ pub(super) struct Windows<'a> {
     pub(super) filling: Vec<FillingWindow>,
 }
 
-/// A window whose regions may still grow, so that its blocks' starts are kept absolute.
+/// Window whose regions may still grow. The starts of its blocks are therefore kept absolute.
 pub(super) struct FillingWindow {
     pub(super) window: Window,
     pub(super) starts: Vec<(u64, u64)>,
@@ -225,10 +226,10 @@ impl<'a> Windows<'a> {
         Windows { geometry, newest: HashMap::new(), filling: Vec::new() }
     }
 
-    /// Cuts a span into blocks. A tensor that passes work on as a whole must fit into a window: else its elements and those that a window holds
-    /// are returned as an error.
+    /// Cuts a span into blocks. A tensor that passes process as a whole must fit into a window. Otherwise the error has
+    /// its number of elements and the number that a window holds.
     pub(super) fn add_span(&mut self, group: usize, kernel: Kernel, span: &Span) -> Result<(), (u64, u64)> {
-        // What is kept of a block must fit into a binding, too.
+        // The memory of a block must also fit into a binding.
         let quad = u64::from(QUAD);
         if self.geometry.apart {
             self.newest.clear();
@@ -285,7 +286,7 @@ impl<'a> Windows<'a> {
         Ok(())
     }
 
-    /// Begins a window where the newest has no room for a whole tensor.
+    /// Begins a new window if the newest has no room for a whole tensor.
     fn make_room(
         &mut self,
         kernel: Kernel,
@@ -363,7 +364,7 @@ impl<'a> Windows<'a> {
     }
 
     pub(super) fn region(&self, buffer: usize, element: Element, start: u64, elements: u64) -> Region {
-        // In elements of this kind; the geometry counts in f32.
+        // Alignment in elements of this type. The geometry counts in f32.
         let alignment = self.geometry.binding_alignment * Element::F32.bytes() / element.bytes();
         Region { buffer, element, start: start / alignment * alignment, end: start + elements }
     }
@@ -378,7 +379,7 @@ impl<'a> Windows<'a> {
             && window.blocks.len() < self.geometry.dispatch_blocks as usize
     }
 
-    /// Makes the blocks' starts relative to their window.
+    /// Makes the starts of the blocks relative to their window.
     pub(super) fn finish(self) -> Vec<Window> {
         self.filling
             .into_iter()

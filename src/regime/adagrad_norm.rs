@@ -1,4 +1,4 @@
-//! AdaGradNorm, the sum of squared norms. On the device: `shaders/regime/adagrad_norm.wgsl`.
+//! AdaGradNorm, which uses the sum of squared norms. Its device code is `shaders/regime/adagrad_norm.wgsl`.
 
 use super::{Kernel, LearningRateRegime, RATE_MAX, Regime, require_above_0, require_at_least_0};
 use crate::averaging::Averaging;
@@ -10,16 +10,16 @@ use crate::regime::formula::{MAX_FACTOR, direction_square_of, ln_ratio_or_0, set
 use crate::regime::gradient::{Gradient};
 use crate::rule::Rule;
 
-/// Learning rate from the sum of squared norms: `η = c / √(b₀² + Σ n²)` (Ward, Wu & Bottou 2019, arXiv:1806.01811, eq. 1, where c is η). Keeps
-/// no memory per parameter.
+/// Learning rate from the sum of squared norms: `η = c / √(b₀² + Σ n²)` (Ward, Wu & Bottou 2019, arXiv:1806.01811, eq.
+/// 1, where c is η). It keeps no memory per parameter.
 ///
-/// The rate only falls. For sign rules Σ n² is Σ d, the squared length of the directions.
+/// The rate only falls. For sign rules Σ n² is replaced by Σ d, where d is the squared length of a direction.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 pub struct AdaGradNorm {
-    /// `c = 1`, in units of the parameters: with `b₀ = 0` the first step has this length.
+    /// c, in units of the parameters. The default is 1. With `b₀ = 0` the first step has this length.
     pub scale: f32,
-    /// `b₀ = 0`, in units of the gradient.
+    /// b₀, in units of the gradient. The default is 0.
     pub offset: f32,
 }
 
@@ -105,7 +105,7 @@ fn follow(c: &GroupConstants, g: &Gradient, s: &mut GroupState, r: &mut RawRecor
     set_rate(wanted, MAX_FACTOR, RATE_MAX, g, s, r);
 }
 
-/// The formula in f64.
+/// AdaGradNorm in f64.
 struct Reference {
     scale: f64,
     history: f64,

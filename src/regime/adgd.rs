@@ -1,4 +1,4 @@
-//! AdGD, half the last secant with bounded growth. On the device: `shaders/regime/adgd.wgsl`.
+//! AdGD, which uses half the last secant with bounded growth. Its device code is `shaders/regime/adgd.wgsl`.
 
 use super::{Kernel, LearningRateRegime, Needs, RATE_MAX, Regime, require_first_step};
 use super::first_rate::set_first_rate;
@@ -12,16 +12,18 @@ use crate::regime::formula::{MAX_FACTOR, ln_ratio_or_0, rate_along_signs, set_ra
 use crate::regime::gradient::{Gradient, is_sign_rule};
 use crate::rule::Rule;
 
-/// `η = min(√(1 + θ_{t-1}) η_{t-1}, ‖s‖/(2‖y‖))`, `θ_{t-1} = η_{t-1}/η_{t-2}` (Malitsky & Mishchenko 2020, arXiv:1910.09529,
-/// algorithm 1; `θ_0 = ∞`). Where `s = 0` (after a gradient of zeros) or `y = 0` the rate is carried over.
+/// AdGD: `η = min(√(1 + θ_{t-1}) η_{t-1}, ‖s‖/(2‖y‖))`, `θ_{t-1} = η_{t-1}/η_{t-2}` (Malitsky & Mishchenko 2020,
+/// arXiv:1910.09529, algorithm 1; `θ_0 = ∞`). The rate is carried over if `s = 0` (after a gradient of zeros) or `y =
+/// 0`.
 ///
-/// In the record `norm_term` is `-x/2`, `curvature_term` the rest of the secant, and `gate_term` what the bound on growth held back.
+/// In the record, `norm_term` is `-x/2` with `x = ln(n_t/n_{t-1})`, `curvature_term` is the rest of the secant, and
+/// `gate_term` is the part of a rise that the bound on growth held back.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 pub struct AdGd {
-    /// η of the first step; `None` takes it from the first step's length.
+    /// η of the first step. `None` derives it from the first step's length.
     pub initial_rate: Option<f32>,
-    /// `ε = 1e-2`, used where `initial_rate` is `None`.
+    /// ε of the first step, used if `initial_rate` is `None`. The default is 1e-2.
     pub first_step: f32,
 }
 
@@ -32,7 +34,7 @@ impl Default for AdGd {
 }
 
 impl Regime {
-    /// Returns [`AdGd`], starting from the automatic first step.
+    /// Returns [`AdGd`] with the automatic first step.
     pub fn adgd() -> Self {
         Regime::AdGd(AdGd::default())
     }
@@ -67,7 +69,7 @@ impl LearningRateRegime for AdGd {
         self.first_step
     }
 
-    /// θ_0 = ∞.
+    /// Returns the state with θ_0 = ∞.
     fn first_state(&self) -> RegimeState {
         RegimeState::of(&AdGdState { last_growth: f32::MAX })
     }
@@ -132,7 +134,7 @@ fn secant_rate(c: &GroupConstants, g: &Gradient, s: &GroupState, r: &mut RawReco
     rate
 }
 
-/// The formula in f64.
+/// AdGD in f64.
 struct Reference {
     last_growth: f64,
     last_rate: Option<f64>,

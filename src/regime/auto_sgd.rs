@@ -1,4 +1,5 @@
-//! AutoSgd: three streams of parameters, of which a test on the losses selects one. On the device: `shaders/regime/auto_sgd.wgsl`.
+//! AutoSgd, which runs three streams of parameters and selects one by a test on the losses. Its device code is
+//! `shaders/regime/auto_sgd.wgsl`.
 
 use std::fmt;
 
@@ -12,77 +13,85 @@ use crate::layout::{GroupConstants, GroupState, RawRecord, RegimeConstants, Scal
 use crate::reference::{Rate, RegimeReference, RegimeStep};
 use crate::rule::Rule;
 
-/// Three streams of SGD at the rates `η/C`, `η` and `C η`; at the end of an episode a test on their losses picks one, whose parameters all
-/// three go on from (Surjanovic, Bouchard-Côté & Campbell 2025, arXiv:2505.21651).
+/// Three streams of SGD at the rates `η/C`, `η` and `C η`. At the end of an episode a test on their losses selects one,
+/// and all three streams continue from its parameters (Surjanovic, Bouchard-Côté & Campbell 2025, arXiv:2505.21651).
 ///
-/// The project holds the paper's abstract and a summary of its recursion, not its full text. From them are the three streams,
-/// `C = 2`, the episodes, and what can come of one: the rate rises, stays, falls, or falls and the episode is taken back. **The
-/// test, the length of an episode and the order of turns are this project's own.** In the summary a falling rate goes with the middle
-/// stream's parameters; here every outcome goes with the parameters of the stream that won.
+/// The project has the paper's abstract and a summary of its recursion, not its full text. The three streams, `C = 2`,
+/// the episodes and their possible outcomes come from there: the rate rises, stays, falls, or falls and the episode is
+/// taken back. **The test, the length of an episode and the order of turns are this project's own.** In the summary a
+/// falling rate goes with the middle stream's parameters. Here every outcome goes with the parameters of the stream
+/// that won.
 ///
 /// # Turns
-/// The caller knows nothing of streams: one gradient and one loss per step, as ever. Steps go in rounds of three: step t belongs
-/// to the middle (`t mod 3 = 0`), the slower (1) or the faster stream (2), and after the step the caller's buffer holds the parameters
-/// of the stream whose turn comes next. 12 bytes per parameter are kept: two streams, and the parameters from before the episode.
+/// The caller provides one gradient and one loss per step, as with other regimes. Steps come in rounds of three. Step t
+/// belongs to the middle (`t mod 3 = 0`), the slower (1) or the faster stream (2). After the step the caller's buffer
+/// holds the parameters of the next stream. The optimizer keeps 12 bytes per parameter: two streams, and the parameters
+/// from before the episode.
 ///
-/// - **After every third step the caller's buffer holds the middle stream's parameters, or, where an episode ends there, the
-///   winner's**: that is when to evaluate, to save and to stop. In between it holds another stream's, those of a rate that may be
-///   too high among them. After an episode ([`Flags::episode_ends`](crate::Flags::episode_ends)), and only there, the caller may put other
-///   parameters in.
-/// - Three gradients make one step of progress. Streams see different mini-batches; the paper's share their noise. A caller who
-///   wants that shows each batch three times, to steps 3k, 3k+1 and 3k+2: no step ever changes whose turn it is, not even a skipped one.
+/// - **After every third step the caller's buffer holds the middle stream's parameters or, if an episode ends there,
+///   the winner's.** Evaluate, save and stop at these steps. In between, the buffer holds the parameters of another
+///   stream, whose rate may be too high. The caller may write other parameters only after an episode
+///   ([`Flags::episode_ends`](crate::Flags::episode_ends)).
+/// - Three gradients make one step of progress. The streams see different mini-batches; those of the paper share their
+///   noise. For that, use each batch three times, in steps 3k, 3k+1 and 3k+2. No step changes the order of turns, not
+///   even a skipped one.
 ///
 /// # The test
-/// In a round the streams' losses are `f₋`, `f` and `f₊`. From the second round on (in the first all three are at the same parameters)
-/// `d = (f₊ - f)/(|f₊| + |f|)` is added up, with its square, and the same for `f₋`; the bounded difference neither lets one diverging loss
-/// hide what the others say, nor depends on the loss's scale. After `k` = 4, 8, 16, … rounds, and after `rounds`, with mean and standard
-/// deviation of the k values,
+/// In a round the streams' losses are `f₋`, `f` and `f₊`. From the second round on, `d = (f₊ - f)/(|f₊| + |f|)` and its
+/// square are summed, and the same for `f₋`. (In the first round all streams have the same parameters.) The difference
+/// is bounded, so that one diverging loss does not hide the others, and it does not depend on the loss's scale. The
+/// test runs after `k` = 4, 8, 16, … rounds and after `rounds`. With the mean and standard deviation of the k values,
 /// `t = mean √k / deviation`:
-/// - `t₊ ≤ -certainty`: the faster stream's losses are lower. It wins; η becomes `C η`.
-/// - otherwise `t₋ ≤ -certainty`: the slower stream wins, and η becomes `η/C`.
-/// - otherwise, where both are at least `certainty`, or after `rounds`, the middle stream wins. Where neither holds the episode goes on.
 ///
-/// A stream whose loss or gradient is not finite after it has moved is **lost**: the step is skipped and recorded as any such step is,
-/// its parameters stay what they were bit for bit, and the episode ends with the round. The faster one then cannot win; with
-/// the middle one lost, the slower wins. Where that is lost too, or its loss in the last round is more than
-/// twice the loss at the start (`(f₋ - f₀)/(|f₋| + |f₀|) > 1/3`), the episode is taken back: the parameters are again those from
-/// before it, and η becomes `η/C`. A non-finite gradient at an episode's start, or one by which a [`LossScaler`](crate::LossScaler) lowers its
-/// scale, is nobody's fault: the step is skipped, and that is all. After a halt ([`NonFinitePolicy`](crate::NonFinitePolicy)) no turn passes either.
+/// - If `t₊ ≤ -certainty`, the faster stream's losses are lower. It wins, and η becomes `C η`.
+/// - Otherwise, if `t₋ ≤ -certainty`, the slower stream wins, and η becomes `η/C`.
+/// - Otherwise, if both are at least `certainty`, or after `rounds`, the middle stream wins.
+/// - Otherwise the episode continues.
+///
+/// A stream whose loss or gradient is not finite after it has moved is **lost**. The step is skipped and recorded like
+/// any skipped step, the stream's parameters keep their bits, and the episode ends with the round. If the faster stream
+/// is lost, it cannot win. If the middle stream is lost, the slower one wins. If the slower stream is lost too, or its
+/// loss in the last round is more than twice the loss at the start (`(f₋ - f₀)/(|f₋| + |f₀|) > 1/3`), the episode is
+/// taken back: the parameters from before the episode are restored, and η becomes `η/C`. A non-finite gradient at an
+/// episode's start, or one that makes a [`LossScaler`](crate::LossScaler) lower its scale, only skips the step. After a
+/// halt ([`NonFinitePolicy`](crate::NonFinitePolicy)) no turn passes.
 ///
 /// # Rates
-/// The first rate is `ε (1 + ‖w₀‖)/n₀` unless one is given. [`Record::learning_rate`](crate::Record::learning_rate) and the learning rates on the
-/// device are η, that of the middle stream; [`Record::stream`](crate::Record::stream) says whose step it was. A schedule multiplies all three.
-/// With several groups, or [`Group::per_tensor`](crate::Group::per_tensor), each has an η of its own from its own first gradient; there is
-/// one loss, so that all of them have the same turns, episodes and outcomes. All groups of the optimizer must have this regime, with the
-/// same `factor`, `certainty` and `rounds`, climb or descend together, and have [`Rule::sgd`] or
-/// [`Rule::sign_sgd`]: a momentum would be needed thrice. Averages and trust ratios are refused, which would mix the
-/// streams. With `maximize` the higher loss wins.
+/// The first rate is `ε (1 + ‖w₀‖)/n₀` unless one is given. [`Record::learning_rate`](crate::Record::learning_rate) and
+/// the learning rates on the device are η, the rate of the middle stream. [`Record::stream`](crate::Record::stream)
+/// tells which stream took the step. A schedule multiplies all three rates.
+///
+/// With several groups, or [`Group::per_tensor`](crate::Group::per_tensor), each has its own η from its own first
+/// gradient. There is one loss, so that all of them have the same turns, episodes and outcomes. All groups of the
+/// optimizer must have this regime with the same `factor`, `certainty` and `rounds`, must all minimize or all maximize,
+/// and must have [`Rule::sgd`] or [`Rule::sign_sgd`], because a momentum would be needed three times. Averages and
+/// trust ratios are refused, because they would mix the streams. With `maximize` the higher loss wins.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 pub struct AutoSgd {
-    /// `C = 2`, above 1; the slower stream's rate is `η/C`.
+    /// C, above 1. The default is 2. The slower stream's rate is `η/C`.
     pub factor: f32,
-    /// `3`: how many standard errors a mean difference must be away from 0.
+    /// Number of standard errors by which a mean difference must differ from 0. The default is 3.
     pub certainty: f32,
-    /// `1024`: the most rounds that are compared before the middle stream wins.
+    /// Largest number of rounds that are compared before the middle stream wins. The default is 1024.
     pub rounds: u32,
-    /// η of the first episode; `None` takes it from the first step's length.
+    /// η of the first episode. `None` derives it from the first step's length.
     pub initial_rate: Option<f32>,
-    /// `ε = 1e-2`, used where `initial_rate` is `None`.
+    /// ε of the first step, used if `initial_rate` is `None`. The default is 1e-2.
     pub first_step: f32,
 }
 
 impl AutoSgd {
-    /// Rounds before the first test: the deviation of fewer differences says little.
+    /// Rounds before the first test. The standard deviation of fewer differences is too uncertain.
     pub(crate) const FIRST_LOOK: u32 = numbers::FIRST_LOOK;
-    /// The most rounds, whose sums f32 holds with precision.
+    /// Largest number of rounds. f32 holds the sums of so many with enough precision.
     pub(crate) const MOST_ROUNDS: u32 = 65_536;
-    /// Steps of a round.
+    /// Number of steps of a round.
     #[doc(hidden)]
     pub const STREAMS: u32 = slots::STREAM_SLOTS;
 }
 
-/// One of the three parameter streams of [`AutoSgd`], in the order in which they take steps.
+/// One of the three parameter streams of [`AutoSgd`], in the order of their turns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Stream {
     /// The stream with learning rate η.
@@ -108,13 +117,13 @@ impl Stream {
 /// Outcome of an episode of [`AutoSgd`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Outcome {
-    /// This stream had the lowest losses. All streams continue from its parameters, at its rate.
+    /// The stream had the lowest losses. All streams continue from its parameters, at its rate.
     Won(Stream),
-    /// No stream improved the loss. All continue from the parameters before the episode, at the slower rate.
+    /// No stream improved the loss. All streams continue from the parameters before the episode, at the slower rate.
     TakenBack,
 }
 
-/// `the faster stream won`, `it was taken back`.
+/// Formats the outcome as `the faster stream won` or `it was taken back`.
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -131,7 +140,7 @@ impl Default for AutoSgd {
 }
 
 impl Regime {
-    /// Returns [`AutoSgd`], starting from the automatic first step.
+    /// Returns [`AutoSgd`] with the automatic first step.
     pub fn auto_sgd() -> Self {
         Regime::AutoSgd(AutoSgd::default())
     }
@@ -158,7 +167,7 @@ impl LearningRateRegime for AutoSgd {
         Needs { loss: true, streams: true, initial_norm: self.initial_rate.is_none(), ..Needs::NOTHING }
     }
 
-    /// Three copies of the rule's memory would be needed.
+    /// Refuses rules with memory, because three copies of it would be needed.
     fn fits(&self, rule: &Rule) -> bool {
         !(rule.has_momentum() || rule.has_second_moment())
     }
@@ -191,7 +200,7 @@ impl LearningRateRegime for AutoSgd {
     }
 }
 
-/// The streams in f64 are the conformance suite's own: they exchange parameters. A step changes no rate.
+/// Stands for AutoSgd in f64. No step changes a rate here; the conformance suite exchanges the streams itself.
 impl RegimeReference for AutoSgd {
     fn follow(&mut self, _: &RegimeStep) -> Rate {
         Rate::Unchanged
@@ -213,15 +222,15 @@ pub(crate) mod streams {
 /// Outcomes of an episode of AutoSgd.
 pub(crate) mod outcomes {
     crate::layout::shared_constants! { ""
-        /// The episode has not ended.
+        /// No outcome yet.
         pub const UNDECIDED: u32 = 0;
-        /// The faster stream won: its parameters, C η.
+        /// The faster stream won: continue from its parameters at C η.
         pub const INCREASE: u32 = 1;
-        /// The middle stream won: its parameters, η.
+        /// The middle stream won: continue from its parameters at η.
         pub const STAY: u32 = 2;
-        /// The slower stream won: its parameters, η/C.
+        /// The slower stream won: continue from its parameters at η/C.
         pub const DECREASE: u32 = 3;
-        /// All three are lost: the parameters from before the episode, η/C.
+        /// All streams are lost: continue from the parameters before the episode at η/C.
         pub const RESTART: u32 = 4;
     }
 }
@@ -229,7 +238,7 @@ pub(crate) mod outcomes {
 /// Numbers of the test.
 pub(crate) mod numbers {
     crate::layout::shared_constants! { ""
-        /// A bit for each stream.
+        /// Bit mask with one bit for each stream.
         pub const ALL_STREAMS: u32 = 7;
         /// Rounds before the first test.
         pub const FIRST_LOOK: u32 = 4;
@@ -242,27 +251,28 @@ shared_structs! {
     pub(crate) struct AutoSgdConstants {
         /// C.
         pub(crate) factor: f32,
-        /// How many standard errors a mean difference must be away from 0.
+        /// Number of standard errors by which a mean difference must differ from 0.
         pub(crate) certainty: f32,
-        /// The most rounds that an episode compares.
+        /// Largest number of rounds in an episode.
         pub(crate) rounds: u32,
     }
 
-    /// State of an AutoSgd episode. It is the same in all groups of an optimizer, because they see the same losses.
+    /// State of an AutoSgd episode. All groups of an optimizer have the same state, because they see the same losses.
     pub(crate) struct AutoSgdState {
-        /// Episodes before this one.
+        /// Number of episodes before this one.
         pub(crate) episode: u32,
-        /// The turn's number modulo 6: its remainder by 3 is one of [`streams`], and the slot that it exchanges with alternates.
+        /// Number of the turn modulo 6. Its remainder by 3 is one of [`streams`]. The slot that the turn exchanges with
+        /// alternates.
         pub(crate) turn: u32,
-        /// A bit for each stream that took a step in this episode.
+        /// Bit mask of the streams that took a step in this episode.
         pub(crate) moved: u32,
-        /// A bit for each stream that moved and then met what is not finite.
+        /// Bit mask of the streams that moved and then had a non-finite loss or gradient.
         pub(crate) lost: u32,
-        /// A bit for each stream whose loss of this round is known and can be compared.
+        /// Bit mask of the streams whose loss of this round is known and can be compared.
         pub(crate) heard: u32,
-        /// Rounds compared.
+        /// Number of rounds compared.
         pub(crate) rounds: u32,
-        /// One of [`outcomes`]: how the last episode ended, until a step is taken in this one.
+        /// Outcome of the last episode, one of [`outcomes`], until a step is taken in this one.
         pub(crate) outcome: u32,
         /// Mean of the losses at the start of the episode.
         pub(crate) start_loss: f32,
@@ -272,21 +282,21 @@ shared_structs! {
         pub(crate) slower_loss: f32,
         /// Sum of the relative differences of the slower stream's losses from the middle stream's.
         pub(crate) slower_sum: f32,
-        /// Sum of their squares.
+        /// Sum of the squares of the slower stream's differences.
         pub(crate) slower_squares: f32,
         /// Sum of the relative differences of the faster stream's losses from the middle stream's.
         pub(crate) faster_sum: f32,
-        /// Sum of their squares.
+        /// Sum of the squares of the faster stream's differences.
         pub(crate) faster_squares: f32,
     }
 
-    /// What is recorded of the streams.
+    /// Streams in a record.
     pub(crate) struct AutoSgdRecord {
         /// The episode of the step.
         pub(crate) episode: u32,
         /// 1 + the stream that took the step, one of [`streams`].
         pub(crate) stream: u32,
-        /// One of [`outcomes`]: how the episode before ended, in the first step after it.
+        /// Outcome of the previous episode, one of [`outcomes`], in the first step after it.
         pub(crate) outcome: u32,
     }
 }
@@ -323,14 +333,14 @@ fn explain(raw: &RawRecord) -> Details {
     }
 }
 
-/// Only an episode's outcome changes the rate after the first step.
+/// Sets the first rate. Later only the outcome of an episode changes the rate.
 fn follow(c: &GroupConstants, g: &Gradient, s: &mut GroupState, r: &mut RawRecord) {
     if g.first {
         set_first_rate(c, g, s, r);
     }
 }
 
-/// After a halt nothing changes any more.
+/// Begins a step. After a halt nothing changes any more.
 fn begin_step(c: &GroupConstants, loss: f32, skip: bool, halted: bool, s: &mut GroupState, r: &mut RawRecord) -> Turn {
     if halted {
         return Turn::NONE;
@@ -341,7 +351,7 @@ fn begin_step(c: &GroupConstants, loss: f32, skip: bool, halted: bool, s: &mut G
     take_turn(c, loss, skip, s.regime.own_mut(), r)
 }
 
-/// The outcome of the last episode changes the rate, at the first step that is taken after it.
+/// Changes the rate by the outcome of the last episode, at the first step after it.
 fn enter_episode(c: &GroupConstants, s: &mut GroupState, r: &mut RawRecord) {
     let own: &mut AutoSgdState = s.regime.own_mut();
     let outcome = std::mem::replace(&mut own.outcome, outcomes::UNDECIDED);
@@ -361,7 +371,7 @@ fn enter_episode(c: &GroupConstants, s: &mut GroupState, r: &mut RawRecord) {
     hold_rate(rate, s);
 }
 
-/// The turn of one stream: what its loss says, and whose turn is next.
+/// Takes one stream's turn: uses its loss, and selects the next stream.
 fn take_turn(c: &GroupConstants, loss: f32, skip: bool, s: &mut AutoSgdState, r: &mut RawRecord) -> Turn {
     let k: &AutoSgdConstants = c.regime_constants.own();
     let stream = s.turn % slots::STREAM_SLOTS;
@@ -379,7 +389,7 @@ fn take_turn(c: &GroupConstants, loss: f32, skip: bool, s: &mut AutoSgdState, r:
     };
     let had_moved = s.moved & bit != 0;
     if skip {
-        // Where the loss scale fell, it may be all that was wrong.
+        // If the loss scale fell, it may have been the only cause.
         if had_moved && r.flags & record_flags::SCALE_CHANGED == 0 {
             s.lost |= bit;
             r.flags |= record_flags::STREAM_LOST;
@@ -391,18 +401,18 @@ fn take_turn(c: &GroupConstants, loss: f32, skip: bool, s: &mut AutoSgdState, r:
             hear(c, stream, loss, s);
         } else {
             let count = s.moved.count_ones() as f32;
-            // Neither quotient overflows.
+            // Dividing each term keeps both quotients from overflowing.
             let change = loss / count - s.start_loss / count;
             s.start_loss = if count == 1.0 { loss } else { s.start_loss + change };
         }
     }
     if s.moved != 0 {
-        // The streams whose turn it is not are in two slots; that of the next one is found where this one's will be. One that has
-        // not moved is at the start.
+        // The two waiting streams are in two slots. The slot of the next stream is also where this stream goes. A
+        // stream that has not moved is at the start.
         let slot = 1 + s.turn % 2;
         let next = (stream + 1) % slots::STREAM_SLOTS;
         turn.skip = skips::SKIP_STEP;
-        // What a lost stream was is of no more use.
+        // The parameters of a lost stream are not needed any more.
         turn.put = if skip { slots::NO_SLOT } else { slot };
         let found = |stream: u32, slot: u32| {
             if s.moved & 1 << stream != 0 { slot } else { slots::START_SLOT }
@@ -414,7 +424,7 @@ fn take_turn(c: &GroupConstants, loss: f32, skip: bool, s: &mut AutoSgdState, r:
                 turn.put = slots::NO_SLOT;
                 turn.take = match outcome {
                     outcomes::INCREASE => slots::NO_SLOT,
-                    // Whose turn it is next anyway.
+                    // The middle stream is the next one anyway.
                     outcomes::STAY => turn.take,
                     outcomes::DECREASE => found(streams::SLOWER, slots::STREAM_SLOTS - slot),
                     _ => slots::START_SLOT,
@@ -436,13 +446,13 @@ fn take_turn(c: &GroupConstants, loss: f32, skip: bool, s: &mut AutoSgdState, r:
     turn
 }
 
-/// (a - b)/(|a| + |b|): from -1 to 1, the same at any scale of the loss, and 0 where both are 0.
+/// Computes (a - b)/(|a| + |b|), from -1 to 1. It does not depend on the loss's scale, and is 0 if both are 0.
 fn relative_difference(a: f32, b: f32) -> f32 {
     let magnitude = 0.5 * a.abs() + 0.5 * b.abs();
     if magnitude > 0.0 { (0.5 * a - 0.5 * b) / magnitude } else { 0.0 }
 }
 
-/// The loss of a stream that has moved. With the last one of a round all are compared.
+/// Takes the loss of a stream that has moved. The last one of a round compares all of them.
 fn hear(c: &GroupConstants, stream: u32, loss: f32, s: &mut AutoSgdState) {
     s.heard |= 1 << stream;
     match stream {
@@ -461,7 +471,7 @@ fn hear(c: &GroupConstants, stream: u32, loss: f32, s: &mut AutoSgdState) {
     }
 }
 
-/// Whether the mean difference is at least `certainty` standard errors.
+/// Returns true if the mean difference is at least `certainty` standard errors.
 fn is_certain(certainty: f32, sum: f32, squares: f32, rounds: u32) -> bool {
     if rounds < FIRST_LOOK {
         return false;
@@ -472,7 +482,7 @@ fn is_certain(certainty: f32, sum: f32, squares: f32, rounds: u32) -> bool {
     explained >= certainty * certainty * variance
 }
 
-/// How the episode ends, if it does, after a round.
+/// Returns the outcome of the episode after a round.
 fn decide(c: &GroupConstants, s: &AutoSgdState) -> u32 {
     let k: &AutoSgdConstants = c.regime_constants.own();
     let (rounds, most) = (s.rounds, k.rounds);

@@ -1,4 +1,5 @@
-//! Barzilai and Borwein's rates, from the last secant. On the device: `shaders/regime/barzilai_borwein.wgsl`.
+//! Barzilai and Borwein's rates, computed from the last secant. Their device code is
+//! `shaders/regime/barzilai_borwein.wgsl`.
 
 use super::{Kernel, LearningRateRegime, Needs, RATE_MAX, Regime, require_first_step};
 use super::first_rate::set_first_rate;
@@ -12,28 +13,30 @@ use crate::regime::formula::{MAX_FACTOR, ln_ratio_or_0, rate_along_signs, set_ra
 use crate::regime::gradient::{Gradient, is_sign_rule};
 use crate::rule::Rule;
 
-/// `s·s/s·y`, `s·y/y·y` or their geometric mean `‖s‖/‖y‖` (Barzilai & Borwein 1988; for stochastic gradients Tan et al. 2016,
-/// arXiv:1605.04131, eq. 6 and 7).
+/// Barzilai and Borwein's rates `s·s/s·y` and `s·y/y·y`, or their geometric mean `‖s‖/‖y‖` (Barzilai & Borwein 1988;
+/// for stochastic gradients Tan et al. 2016, arXiv:1605.04131, eq. 6 and 7).
 ///
-/// Safeguards: the rate changes by at most a factor of `max_change` per step; where `s = 0` (after a gradient of zeros) or `y = 0`, and in
-/// Long and Short where `s·y ≤ 0` (no curvature to go by), it is carried over; where a sum left the range of f32 it falls
-/// by that factor. In the record `norm_term` is what the norm alone explains (`0`, `-x` and `-x/2` with `x = ln(n_t/n_{t-1})`),
-/// `curvature_term` the rest, `clamp_term` the bound.
+/// Safeguards: the rate changes by at most a factor of `max_change` per step. It is carried over if `s = 0` (after a
+/// gradient of zeros) or `y = 0`, and in Long and Short also if `s·y ≤ 0` (no positive curvature). It falls by
+/// `max_change` if a sum overflows f32.
+///
+/// In the record, `norm_term` is the part that the norm explains (`0`, `-x` and `-x/2` with `x = ln(n_t/n_{t-1})`),
+/// `curvature_term` the rest and `clamp_term` the effect of the bound.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 pub struct BarzilaiBorwein {
     /// Formula of the rate.
     pub form: SecantForm,
-    /// `2`: the largest growth per step, and its inverse the largest shrink; above 1.
+    /// Largest growth factor per step, above 1. Its inverse is the largest shrink. The default is 2.
     pub max_change: f32,
-    /// η of the first step; `None` takes it from the first step's length.
+    /// η of the first step. `None` derives it from the first step's length.
     pub initial_rate: Option<f32>,
-    /// `ε = 1e-2`, used where `initial_rate` is `None`.
+    /// ε of the first step, used if `initial_rate` is `None`. The default is 1e-2.
     pub first_step: f32,
 }
 
 impl BarzilaiBorwein {
-    /// This form, with the default constants.
+    /// Returns the regime in this form, with the default constants.
     pub fn new(form: SecantForm) -> Self {
         BarzilaiBorwein { form, max_change: 2.0, initial_rate: None, first_step: 1e-2 }
     }
@@ -43,11 +46,11 @@ impl BarzilaiBorwein {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 pub enum SecantForm {
-    /// `s·s/s·y`, the long one: least squares in `s`.
+    /// `s·s/s·y`, the long rate, which is least squares in `s`.
     Long,
-    /// `s·y/y·y`, the short one: least squares in `y`.
+    /// `s·y/y·y`, the short rate, which is least squares in `y`.
     Short,
-    /// `‖s‖/‖y‖`, their geometric mean.
+    /// `‖s‖/‖y‖`, the geometric mean of both rates.
     Geometric,
 }
 
@@ -87,7 +90,7 @@ impl LearningRateRegime for BarzilaiBorwein {
         Needs { last_gradient: true, initial_norm: self.initial_rate.is_none(), ..Needs::NOTHING }
     }
 
-    /// With momentum the step is not along the gradient.
+    /// Returns false for rules with momentum, whose step is not along the gradient.
     fn suits(&self, rule: &Rule) -> bool {
         rule.momentum() == 0.0
     }
@@ -125,12 +128,12 @@ shared_structs! {
     pub(crate) struct BarzilaiBorweinConstants {
         /// One of [`forms`].
         pub(crate) form: u32,
-        /// The largest factor by which one step changes η.
+        /// Largest factor by which one step changes η.
         pub(crate) max_change: f32,
     }
 }
 
-/// The formulas.
+/// Formulas of the rate.
 pub(crate) mod forms {
     crate::layout::shared_constants! { ""
         /// `s·s/s·y`.
@@ -188,7 +191,7 @@ fn secant_rate(c: &GroupConstants, g: &Gradient, s: &GroupState, r: &mut RawReco
     rate
 }
 
-/// The formula in f64.
+/// Barzilai and Borwein's rates in f64.
 impl RegimeReference for BarzilaiBorwein {
     fn follow(&mut self, step: &RegimeStep) -> Rate {
         if step.first {

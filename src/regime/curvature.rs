@@ -1,5 +1,5 @@
-//! The curvature along the step, from a second gradient of the same batch. On the device: `shaders/look.wgsl` measures it, and
-//! `shaders/regime/curvature.wgsl` sets the rate.
+//! Regime that measures the curvature along the step with a second gradient of the same batch. `shaders/look.wgsl`
+//! measures it on the device, and `shaders/regime/curvature.wgsl` sets the rate.
 
 use super::{Details, Kernel, LearningRateRegime, Needs, RATE_MAX, Regime, require_first_step};
 use super::first_rate::set_first_rate;
@@ -15,12 +15,12 @@ use crate::regime::formula::{MAX_FACTOR, ln_ratio_or_0, rate_along_signs, set_ra
 use crate::regime::gradient::{Gradient, is_sign_rule};
 use crate::rule::Rule;
 
-/// The curvature along the step, from a second gradient of the same batch.
+/// Learning rate from the curvature along the step, which a second gradient of the same batch measures.
 ///
 /// After each step the caller computes the gradient of the *same* batch at the new parameters and calls
-/// [`encode_look`](crate::Optimizer::encode_look) ([`look`](crate::CpuOptimizer::look) on the host). With the step `s` and the change `y` of
-/// the gradient over it, which has no noise of sampling in it, a look adds to two moving averages `A ← β A + (1-β) a`, `B ← β B + (1-β) b`;
-/// `η` follows from them, and the next step takes it:
+/// [`encode_look`](crate::Optimizer::encode_look) or, on the host, [`look`](crate::CpuOptimizer::look). Let `s` be the
+/// step and `y` the change of the gradient over it, which contains no sampling noise. A look updates two moving
+/// averages `A ← β A + (1-β) a`, `B ← β B + (1-β) b`. The next step uses the `η` that follows from them:
 ///
 /// | [`form`](CurvatureForm) | a | b | η |
 /// |---|---|---|---|
@@ -29,64 +29,70 @@ use crate::rule::Rule;
 /// | `Geometric` | `1` | `y·y/s·s` | `√(A/B)` |
 /// | `Newton` | `g·u` | `abs(u·y)/ρ` | `A/B` |
 ///
-/// Here `u` is the direction of the step and `ρ` its rate, so that `s = -ρ u` and `u·y/ρ ≈ -u·H u`. The first three are Barzilai and
-/// Borwein's rates (1988) and their geometric mean. The same batch at both points is the idea of random Barzilai-Borwein steps (Yang, Chen &
-/// Wang 2019, arXiv:1906.08496). The averages and the limit are this crate's. `Newton` is the minimum of the quadratic model along the direction. With
-/// [`per_tensor`](crate::Group::per_tensor) it is a rate per layer from the curvature of that layer, in the spirit of Bahamou and Goldfarb
-/// (arXiv:2305.13664). Their formula may differ. All layers move in the step that the look measures, so that `y` of a layer also has the
-/// curvature between it and the others.
+/// Here `u` is the direction of the step and `ρ` its rate, so that `s = -ρ u` and `u·y/ρ ≈ -u·H u`. The first three
+/// forms are Barzilai and Borwein's rates (1988) and their geometric mean. Using the same batch at both points is the
+/// idea of random Barzilai-Borwein steps (Yang, Chen & Wang 2019, arXiv:1906.08496). The averages and the limit are
+/// this crate's.
 ///
-/// The rate of the step is `η` for SGD and `η (1-μ)` for heavy balls and Nesterov's momentum, whose steps add up to `1/(1-μ)`. Rules with
-/// directions of length √d take `η n/√d`, with the norm n of the present gradient, but for `Newton`, whose `η` is along the direction already.
+/// `Newton` is the minimum of the quadratic model along the direction. With [`per_tensor`](crate::Group::per_tensor) it
+/// is a rate per layer from the curvature of that layer, similar to Bahamou and Goldfarb (arXiv:2305.13664), whose
+/// formula may differ. All layers move in the measured step, so that a layer's `y` also contains the curvature between
+/// it and the others.
 ///
-/// Safeguards: `η` changes by at most a factor of `max_change` per step; it is carried over where `A ≤ 0` or `B = 0`, after a step that had no
-/// look, and after a look whose gradients, or sums, were not finite ([`Record::look`](crate::Record::look) tells). Every step needs one more
-/// gradient. Compare with other regimes at equal numbers of gradients.
+/// The rate of the step is `η` for SGD. It is `η (1-μ)` for heavy-ball and Nesterov momentum, whose steps add up to
+/// `1/(1-μ)`. Rules with directions of length √d use `η n/√d` with the present gradient norm n, except in the form
+/// `Newton`, whose `η` is already a rate along the direction.
+///
+/// Safeguards: `η` changes by at most a factor of `max_change` per step. It is carried over if `A ≤ 0` or `B = 0`,
+/// after a step without a look, and after a look with non-finite gradients or sums
+/// ([`Record::look`](crate::Record::look)). Every step needs one more gradient, so compare with other regimes at equal
+/// numbers of gradients.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 pub struct Curvature {
     /// Formula of the rate.
     pub form: CurvatureForm,
-    /// `β = 0.9`: weight of the past in the averages; 0 for the last look alone.
+    /// β, the weight of the past in the averages. The default is 0.9; 0 uses only the last look.
     pub smoothing: f32,
-    /// `2`: the largest growth of `η` per step, and its inverse the largest shrink; above 1.
+    /// Largest growth factor of `η` per step, above 1. Its inverse is the largest shrink. The default is 2.
     pub max_change: f32,
-    /// η of the first step; `None` takes it from the first step's length.
+    /// η of the first step. `None` derives it from the first step's length.
     pub initial_rate: Option<f32>,
-    /// `ε = 1e-2`, used where `initial_rate` is `None`.
+    /// ε of the first step, used if `initial_rate` is `None`. The default is 1e-2.
     pub first_step: f32,
 }
 
 impl Curvature {
-    /// This form, with the default constants.
+    /// Returns the regime in this form, with the default constants.
     pub fn new(form: CurvatureForm) -> Self {
         Curvature { form, smoothing: 0.9, max_change: 2.0, initial_rate: None, first_step: 1e-2 }
     }
 }
 
-/// Formula that turns looks into a rate. [`Curvature`] has the table.
+/// Formula that turns looks into a rate. See the table of [`Curvature`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 pub enum CurvatureForm {
-    /// The short Barzilai-Borwein rate, which goes by the largest curvatures: the most cautious.
+    /// The short Barzilai-Borwein rate, which depends on the largest curvatures and is the most cautious.
     Short,
-    /// The long Barzilai-Borwein rate, by the mean curvature along the step.
+    /// The long Barzilai-Borwein rate, which depends on the mean curvature along the step.
     Long,
-    /// Their geometric mean.
+    /// The geometric mean of the long and the short rate.
     Geometric,
     /// The minimum of the quadratic model along the direction.
     Newton,
 }
 
-/// What became of the look that belongs to the last step that moved the group. In [`Record::look`](crate::Record::look).
+/// Result of the look at the last step that moved the group. See [`Record::look`](crate::Record::look).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Look {
-    /// It was measured.
+    /// The look was measured.
     Measured,
-    /// There was none: the rate is carried over.
+    /// There was no look. The rate is carried over.
     Missing,
-    /// A gradient of the look, or a sum over them, was not finite: it was left out, and the rate is carried over.
+    /// A gradient of the look, or a sum over its gradients, was not finite. The look is ignored and the rate is carried
+    /// over.
     NotFinite,
 }
 
@@ -162,7 +168,7 @@ impl LearningRateRegime for Curvature {
     }
 
     fn reference(&self, rule: &Rule) -> Box<dyn RegimeReference> {
-        // The sum of the steps that one gradient causes.
+        // Sum of the steps that one gradient causes.
         let heavy = match rule {
             _ if rule.is_scale_free() => 1.0,
             Rule::Sgdm(sgdm) if sgdm.momentum > 0.0 => (1.0 - f64::from(sgdm.dampening)) / (1.0 - f64::from(sgdm.momentum)),
@@ -179,36 +185,36 @@ shared_structs! {
         pub(crate) form: u32,
         /// β.
         pub(crate) smoothing: f32,
-        /// The largest factor by which one step changes η.
+        /// Largest factor by which one step changes η.
         pub(crate) max_change: f32,
-        /// What a step takes of η: 1 over the sum of the steps that one gradient causes.
+        /// Fraction of η that a step uses: 1 over the sum of the steps that one gradient causes.
         pub(crate) share: f32,
     }
 
     /// State of Curvature.
     pub(crate) struct CurvatureState {
-        /// The terms of A above 0.
+        /// Sum of the terms of A above 0.
         pub(crate) along: Scaled,
-        /// Minus the terms of A below 0.
+        /// Sum of the magnitudes of the terms of A below 0.
         pub(crate) against: Scaled,
         /// B.
         pub(crate) bend: Scaled,
-        /// η, before what a step takes of it.
+        /// η before the multiplication by `share`.
         pub(crate) rate: Scaled,
-        /// 1 after a step, until its look.
+        /// 1 after a step until its look, else 0.
         pub(crate) due: u32,
-        /// One of [`looks`]: what became of the last look, until a step uses it.
+        /// Result of the last look, one of [`looks`], until a step uses it.
         pub(crate) look: u32,
     }
 
-    /// What is recorded of looks.
+    /// Look in a record.
     pub(crate) struct CurvatureRecord {
         /// One of [`looks`].
         pub(crate) look: u32,
     }
 }
 
-/// The formulas.
+/// Formulas of the rate.
 pub(crate) mod forms {
     crate::layout::shared_constants! { ""
         /// `s·y/y·y`.
@@ -222,16 +228,16 @@ pub(crate) mod forms {
     }
 }
 
-/// What becomes of looks.
+/// Results of looks.
 pub(crate) mod looks {
     crate::layout::shared_constants! { ""
-        /// There was nothing to look at: no step, or one that moved nothing.
+        /// There was nothing to look at: no step yet, or a step that moved nothing.
         pub const LOOK_NONE: u32 = 0;
-        /// A and B are new.
+        /// A and B were updated.
         pub const LOOK_MEASURED: u32 = 1;
         /// There was no look at the last step.
         pub const LOOK_MISSING: u32 = 2;
-        /// It was not finite, and left out.
+        /// The look was not finite and was ignored.
         pub const LOOK_NOT_FINITE: u32 = 3;
     }
 }
@@ -257,13 +263,13 @@ fn explain(raw: &RawRecord) -> Details {
     Details { look, ..Details::default() }
 }
 
-/// Returns true if a look at the last step of a group is still to come.
+/// Returns true if the look at a group's last step is still missing.
 #[cfg(feature = "checkpoint")]
 pub(crate) fn is_look_due(c: &GroupConstants, s: &GroupState) -> bool {
     Kernel::of(c).name == KERNEL.name && s.regime.own::<CurvatureState>().due != 0
 }
 
-/// Measures the curvature of the last step, which was taken. `finite` is false where a gradient of some group is not.
+/// Measures the curvature of the last step. `finite` is false if a gradient of some group is not finite.
 fn look(c: &GroupConstants, sums: &ScopeSums, finite: bool, s: &mut GroupState) {
     let k: &CurvatureConstants = c.regime_constants.own();
     let secant = secant_of(c, sums, s.gradient_exponent, s);
@@ -288,7 +294,8 @@ fn look(c: &GroupConstants, sums: &ScopeSums, finite: bool, s: &mut GroupState) 
     own.bend = mix(own.bend, bend);
 }
 
-/// The terms of A above and below 0, and that of B. Newton's are in units of the scale of the sums: it is a multiple of a power of two.
+/// Returns the terms of A above and below 0, and the term of B. Newton's terms are in units of the scale of the sums,
+/// which is a power of two.
 fn terms_of(form: u32, secant: &Secant, u_dot_g: f32, rate: Scaled) -> (Scaled, Scaled, Scaled) {
     let u_dot_y = Scaled::new(secant.u_dot_y, 0);
     let signed = |term: Scaled, is_above: bool| if is_above { (term, Scaled::ZERO) } else { (Scaled::ZERO, term) };
@@ -341,16 +348,16 @@ fn follow(c: &GroupConstants, g: &Gradient, s: &mut GroupState, r: &mut RawRecor
     set_rate(rate, MAX_FACTOR, RATE_MAX, g, s, r);
 }
 
-/// A/B, for A and B above 0.
+/// Computes A/B, or its root in the geometric form, for A and B above 0.
 fn wanted_rate(form: u32, own: &CurvatureState) -> Scaled {
     let rate = own.along.excess_over(own.against).quotient(own.bend);
     if form == forms::LOOK_GEOMETRIC { rate.root() } else { rate }
 }
 
-/// The formula in f64.
+/// Curvature in f64.
 struct Reference {
     regime: Curvature,
-    /// The sum of the steps that one gradient causes.
+    /// Sum of the steps that one gradient causes.
     heavy: f64,
     a: f64,
     b: f64,
@@ -360,7 +367,7 @@ struct Reference {
 }
 
 impl Reference {
-    /// The rate of a step of this η.
+    /// Returns the rate of a step for this η.
     fn of_step(&self, eta: f64, norm: f64, step: &RegimeStep) -> f64 {
         match self.regime.form {
             CurvatureForm::Newton => eta / self.heavy,

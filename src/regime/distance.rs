@@ -1,4 +1,4 @@
-//! What DoG and DoWG share: the distance from the first parameters. Twin of `shaders/learning_rate/distance.wgsl`.
+//! Distance from the first parameters, which DoG and DoWG use. Twin of `shaders/learning_rate/distance.wgsl`.
 
 use crate::error::{Error, require};
 use crate::layout::{GroupConstants, Scaled, shared_structs};
@@ -10,14 +10,14 @@ use crate::rule::Rule;
 shared_structs! {
     /// State of DoG and DoWG.
     pub(crate) struct DistanceState {
-        /// Σ of squared lengths, with DoWG weighted.
+        /// Sum of squared lengths, which DoWG weights.
         pub(crate) history: Scaled,
         /// r̄, the largest distance from the start.
         pub(crate) distance: Scaled,
     }
 }
 
-/// r̄ of this step; r_ε = ε (1 + ‖w_0‖) at the first gradient.
+/// Returns r̄ of this step. At the first gradient it is r_ε = ε (1 + ‖w_0‖).
 pub(crate) fn farthest_of(c: &GroupConstants, g: &Gradient, last: Scaled) -> Scaled {
     if g.first {
         return Scaled::ONE.sum(Scaled::of_squares(g.sums.initial_square).root()).times(c.first_step);
@@ -28,8 +28,8 @@ pub(crate) fn farthest_of(c: &GroupConstants, g: &Gradient, last: Scaled) -> Sca
     last.larger(Scaled::new(g.sums.direction_square, 0).root())
 }
 
-/// Momentum makes the direction many times longer than the gradient, so that the distance and with it the rate grow without bound. AdamW's
-/// direction does not grow.
+/// Returns false for rules with momentum except AdamW and its relatives. Momentum makes the direction many times longer
+/// than the gradient, so that the distance and the rate grow without bound. AdamW's direction does not grow.
 pub(crate) fn suits(rule: &Rule) -> bool {
     rule.momentum() == 0.0 || rule.has_second_moment()
 }
@@ -39,7 +39,7 @@ pub(crate) fn validate(regime: &dyn LearningRateRegime, initial_distance: f32) -
     require(in_range, || regime.owner(), "initial_distance", initial_distance, "finite and above 0")
 }
 
-/// r̄ in f64.
+/// Distance r̄ in f64.
 #[derive(Default)]
 pub(crate) struct Farthest(f64);
 

@@ -1,4 +1,4 @@
-//! Distance over gradients. On the device: `shaders/regime/dog.wgsl`.
+//! Distance over gradients. Its device code is `shaders/regime/dog.wgsl`.
 
 use super::{Kernel, LearningRateRegime, Needs, Regime, distance};
 use super::RATE_MAX;
@@ -12,16 +12,17 @@ use crate::regime::formula::{MAX_FACTOR, direction_square_of, ln_ratio_or_0, set
 use crate::regime::gradient::{Gradient};
 use crate::rule::Rule;
 
-/// Distance over gradients: `η_t = r̄_t / √(Σ_{i≤t} ‖u_i‖²)`, `r̄_t = max(r_ε, max_{i≤t} ‖w_i - w_0‖)`, `r_ε = ε (1 + ‖w_0‖)` (Ivgi, Hinder
-/// & Carmon 2023, arXiv:2302.12022, eq. 2 and 3; with `ε = 1e-6` as there, and without its averaging of the parameters).
+/// Distance over gradients: `η_t = r̄_t / √(Σ_{i≤t} ‖u_i‖²)`, `r̄_t = max(r_ε, max_{i≤t} ‖w_i - w_0‖)`, `r_ε = ε (1 +
+/// ‖w_0‖)` (Ivgi, Hinder & Carmon 2023, arXiv:2302.12022, eq. 2 and 3; with the paper's `ε = 1e-6` and without its
+/// averaging of the parameters).
 ///
-/// Keeps `w_0`, 4 bytes per parameter, which the first pass reads together with the parameters. `‖u‖` is the norm n of the gradient, or √d for
-/// sign rules; momentum is not taken into account. The change per step is limited as in every regime. In f32 the first distances are as coarse
-/// as the last place of the parameters.
+/// It keeps `w_0`, 4 bytes per parameter, which pass 1 reads together with the parameters. `‖u‖` is the norm n of the
+/// gradient, or √d for sign rules; momentum is not taken into account. The change per step is limited as in the other
+/// regimes. In f32 the first distances are only as precise as the last place of the parameters.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 pub struct DoG {
-    /// `ε = 1e-6`.
+    /// ε of the initial distance. The default is 1e-6.
     pub initial_distance: f32,
 }
 
@@ -93,7 +94,7 @@ fn follow(c: &GroupConstants, g: &Gradient, s: &mut GroupState, r: &mut RawRecor
     set_rate(wanted, MAX_FACTOR, RATE_MAX, g, s, r);
 }
 
-/// The formula in f64.
+/// DoG in f64.
 #[derive(Default)]
 struct Reference {
     farthest: Farthest,

@@ -1,4 +1,4 @@
-//! Distance over weighted gradients. On the device: `shaders/regime/dowg.wgsl`.
+//! Distance over weighted gradients. Its device code is `shaders/regime/dowg.wgsl`.
 
 use super::{Kernel, LearningRateRegime, Needs, Regime, distance};
 use super::RATE_MAX;
@@ -12,12 +12,12 @@ use crate::regime::formula::{MAX_FACTOR, direction_square_of, ln_ratio_or_0, set
 use crate::regime::gradient::{Gradient};
 use crate::rule::Rule;
 
-/// Distance over *weighted* gradients: `η_t = r̄_t² / √v_t`, `v_t = Σ_{i≤t} r̄_i² ‖u_i‖²` (Khaled, Mishchenko & Jin 2023, arXiv:2305.16284,
-/// algorithm 1); otherwise as [`DoG`](crate::DoG).
+/// Distance over *weighted* gradients: `η_t = r̄_t² / √v_t`, `v_t = Σ_{i≤t} r̄_i² ‖u_i‖²` (Khaled, Mishchenko & Jin
+/// 2023, arXiv:2305.16284, algorithm 1). Memory and limits are those of [`DoG`](crate::DoG).
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 pub struct DoWG {
-    /// `ε = 1e-6`.
+    /// ε of the initial distance. The default is 1e-6.
     pub initial_distance: f32,
 }
 
@@ -90,7 +90,7 @@ fn follow(c: &GroupConstants, g: &Gradient, s: &mut GroupState, r: &mut RawRecor
     set_rate(wanted, MAX_FACTOR, RATE_MAX, g, s, r);
 }
 
-/// The formula in f64.
+/// DoWG in f64.
 #[derive(Default)]
 struct Reference {
     farthest: Farthest,

@@ -1,4 +1,4 @@
-//! A fixed rate. On the device: `shaders/regime/seesaw.wgsl`, with some constants of 0.
+//! Fixed rate. Its device code is `shaders/regime/seesaw.wgsl`, with some constants of 0.
 
 use super::seesaw::{self, Seesaw};
 use super::{Kernel, LearningRateRegime, Regime, require_first_step};
@@ -8,7 +8,7 @@ use crate::layout::RegimeConstants;
 use crate::reference::RegimeReference;
 use crate::rule::Rule;
 
-/// The learning rate that the caller gives, in every step. With a [`Schedule`](crate::Schedule) it is the usual scheduled rate.
+/// Fixed learning rate that the caller gives. With a [`Schedule`](crate::Schedule) it is the usual scheduled rate.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 pub struct FixedRate {
@@ -28,7 +28,7 @@ pub(super) fn examples() -> [FixedRate; 1] {
 }
 
 impl FixedRate {
-    /// The regime that it is a special case of.
+    /// Returns the Seesaw that this regime is a special case of.
     fn as_seesaw(&self) -> Seesaw {
         Seesaw {  exponent: 0.0, exponent_above: 0.0, gain: 0.0, ..Seesaw::default()  }
     }

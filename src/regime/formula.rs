@@ -1,4 +1,5 @@
-//! What the regimes share whose formula gives the rate itself, and not its change: twin of `shaders/learning_rate/formula.wgsl`.
+//! Code shared by the regimes whose formula gives the rate itself and not its change. Twin of
+//! `shaders/learning_rate/formula.wgsl`.
 
 pub(crate) use crate::layout::numbers::MAX_FACTOR;
 use crate::layout::terms::{CLAMP_TERM, CURVATURE_TERM, DISTANCE_TERM, GATE_TERM, HISTORY_TERM, LOSS_TERM, NORM_TERM};
@@ -6,8 +7,8 @@ use crate::layout::{GroupConstants, GroupState, RawRecord, Scaled, record_flags}
 use crate::regime::RATE_MIN;
 use crate::regime::gradient::{Gradient, direction_length, hold_rate, is_sign_rule};
 
-/// Sets the rate that a formula wants, within its limits; a wanted 0 asks for the lowest rate that they allow. Returns η_t / η_{t-1}, and 0 at
-/// the first gradient.
+/// Sets the rate that a formula gives, within its limits. A wanted rate of 0 gives the lowest rate that they allow.
+/// Returns η_t / η_{t-1}, or 0 at the first gradient.
 pub(crate) fn set_rate(
     wanted: Scaled,
     max_change: f32,
@@ -34,24 +35,24 @@ pub(crate) fn set_rate(
     }
     let of_formulas = [NORM_TERM, CURVATURE_TERM, GATE_TERM, DISTANCE_TERM, HISTORY_TERM, LOSS_TERM];
     let explained: f32 = of_formulas.map(|term| r.terms[term as usize]).iter().sum();
-    // Also what earlier clamps had taken away, where the formula is of this step alone. A remainder within the rounding of the terms is no
-    // clamp.
+    // The clamp also includes what earlier clamps took away, if the formula depends only on this step. A remainder
+    // within the rounding of the terms is not a clamp.
     let clamped = within.ln_ratio(old) - explained;
     r.terms[CLAMP_TERM as usize] = if clamped.abs() < 4e-6 * explained.abs().max(1.0) { 0.0 } else { clamped };
     within.quotient(old).to_float()
 }
 
-/// The squared length of the step's direction, as far as these regimes know it: that of the gradient, or of its signs.
+/// Returns the squared length of the step's direction as these regimes assume it: that of the gradient or of its signs.
 pub(crate) fn direction_square_of(c: &GroupConstants, square: Scaled) -> Scaled {
     if is_sign_rule(c) { direction_length(c).product(direction_length(c)) } else { square }
 }
 
-/// ln(a / b), and 0 where there is nothing to compare.
+/// Returns ln(a / b), or 0 if either is 0.
 pub(crate) fn ln_ratio_or_0(a: Scaled, b: Scaled) -> f32 {
     if a.is_zero() || b.is_zero() { 0.0 } else { a.ln_ratio(b) }
 }
 
-/// A step along the signs that is as long as one along the gradient at this rate.
+/// Returns the rate of a step along the signs that is as long as a step along the gradient at this rate.
 pub(crate) fn rate_along_signs(c: &GroupConstants, rate: Scaled, norm: Scaled) -> Scaled {
     rate.product(norm).quotient(direction_length(c))
 }

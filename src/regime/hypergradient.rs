@@ -1,4 +1,5 @@
-//! Hypergradient, the alignment alone. On the device: `shaders/regime/seesaw.wgsl`, with some constants of 0.
+//! Hypergradient, which uses only the alignment. Its device code is `shaders/regime/seesaw.wgsl`, with some constants
+//! of 0.
 
 use super::seesaw::{self, Seesaw};
 use super::{Kernel, LearningRateRegime, Needs, Regime, require_first_step};
@@ -8,21 +9,21 @@ use crate::layout::RegimeConstants;
 use crate::reference::RegimeReference;
 use crate::rule::Rule;
 
-/// The alignment alone: [`Seesaw`] with `p = 0`, in the spirit of hypergradient descent (Baydin et al. 2018,
-/// arXiv:1703.04782), multiplicative and with the cosine weighted by `n/n̂`.
+/// Learning rate from the alignment alone. It is [`Seesaw`] with `p = 0`, similar to hypergradient descent (Baydin et
+/// al. 2018, arXiv:1703.04782) but multiplicative and with the cosine weighted by `n/n̂`.
 ///
-/// With SGD and momentum it diverges where a group begins at zero (a low-rank adapter): the first rate of its partner is set from a gradient
-/// far smaller than those that follow, and no norm brings it down.
+/// With SGD and momentum it diverges if a group begins at zero (a low-rank adapter). The first rate of the adapter's
+/// other factor is set from a gradient far smaller than the later ones, and no norm lowers it again.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 pub struct Hypergradient {
-    /// `κ = 0.1`.
+    /// κ, the gain of the alignment. The default is 0.1.
     pub gain: f32,
-    /// `h = 5`, as in [`Seesaw`].
+    /// h, as in [`Seesaw`]. The default is 5.
     pub early_steps: f32,
-    /// `β = 0.9`, of the smoothed norm in the weight `n/n̂`.
+    /// β of the smoothed norm in the weight `n/n̂`. The default is 0.9.
     pub smoothing: f32,
-    /// `φ = 1e-4`, as in [`Seesaw`].
+    /// φ, as in [`Seesaw`]. The default is 1e-4.
     pub norm_floor: f32,
     /// ε, as in [`Seesaw`].
     pub first_step: Option<f32>,
@@ -46,7 +47,7 @@ pub(super) fn examples() -> [Hypergradient; 1] {
 }
 
 impl Hypergradient {
-    /// The regime that it is a special case of.
+    /// Returns the Seesaw that this regime is a special case of.
     fn as_seesaw(&self) -> Seesaw {
         Seesaw { 
             exponent: 0.0,

@@ -1,4 +1,4 @@
-//! Mechanic. On the device: `shaders/regime/mechanic.wgsl`.
+//! Mechanic. Its device code is `shaders/regime/mechanic.wgsl`.
 
 use super::{Details, Estimate, Kernel, LearningRateRegime, Needs, RATE_MAX, RATE_MIN, Regime, require_within};
 use crate::averaging::Averaging;
@@ -12,8 +12,9 @@ use crate::reference::{Rate, RegimeReference, RegimeStep, dot, norm};
 use crate::regime::gradient::{Gradient, hold_rate};
 use crate::rule::Rule;
 
-/// Mechanic (Cutkosky, Defazio & Mehta 2023, arXiv:2306.00144): it learns the scale S of everything that the rule has done so far. With the
-/// first parameters w₀, the sum Δ of the rule's own steps at a rate γ times the schedule, and the gradient g at w,
+/// Mechanic (Cutkosky, Defazio & Mehta 2023, arXiv:2306.00144), which learns a scale S for the sum of all steps so far.
+/// With the first parameters w₀, the sum Δ of the rule's own steps at a rate γ times the schedule, and the gradient g
+/// at w,
 ///
 /// ```text
 /// w = w₀ - S Δ
@@ -26,30 +27,34 @@ use crate::rule::Rule;
 /// Δ ← Δ + γ u,  w ← w₀ - S Δ                         u the rule's direction
 /// ```
 ///
-/// Where the gradient says to go on in the direction of the way so far, S grows; where it says to go back, S falls, and the parameters go back
-/// with it. A decoupled weight decay of the rule is part of u. It works with every rule. The record's η is γ S times the schedule, so that
-/// the parameters move by η u and, beside it, by the change of S times Δ. These are the formulas of the authors' code in
-/// `optax.contrib.mechanize`, with the clamp of h, which the paper has not, and with the factor S/(S + ε) by which that code shrinks Δ when it
-/// computes it from the parameters.
+/// S grows if the gradient asks to continue along the displacement so far. It falls, and the parameters go back with
+/// it, if the gradient asks to return. A decoupled weight decay of the rule is part of u. The regime works with every
+/// rule. η in the record is γ S times the schedule: the parameters move by η u and by the change of S times Δ.
 ///
-/// Keeps the displacement S Δ, 4 bytes per parameter, as a number of its own and not as a difference of parameters, which in f32 would lose
-/// what the first steps do at S = 1e-6. Pass 1 reads it and the parameters. Groups have scales of their own; the published method has one: give all groups
-/// one norm ([`global_norm`](crate::OptimizerBuilder::global_norm)) for that. Gradients in h are taken before a clip.
+/// These are the formulas of the authors' code in `optax.contrib.mechanize`. Like that code and unlike the paper, they
+/// clamp h and shrink Δ by the factor S/(S + ε), which comes from computing Δ from the parameters.
 ///
-/// The rate is not limited to a change of ln 10 in one step. ε and s₀ make the scale depend on the unit of the loss while |h| is not far above 1e-8,
-/// and |h| counts as no more than 1e18: with a rule along the gradient choose γ so that γ‖g‖² lies between.
+/// The regime keeps the displacement S Δ, 4 bytes per parameter. It is stored as a separate number, because a
+/// difference of parameters in f32 would lose the first steps at S = 1e-6. Pass 1 reads it and the parameters. Each
+/// group has its own scale. For the one scale of the published method, give all groups one norm
+/// ([`global_norm`](crate::OptimizerBuilder::global_norm)). Gradients in h are taken before a clip.
 ///
-/// In the record `alignment_term` is `ln` of the growth of S, and [`Record::estimate`](crate::Record::estimate) has h and S.
+/// The rate is not limited to a change of ln 10 in one step. ε and s₀ make the scale depend on the unit of the loss
+/// unless |h| is far above 1e-8, and |h| counts as at most 1e18. With a rule along the gradient, choose γ so that γ‖g‖²
+/// lies between these.
+///
+/// In the record, `alignment_term` is `ln` of the growth of S, and [`Record::estimate`](crate::Record::estimate) has h
+/// and S.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 pub struct Mechanic {
-    /// `γ = 1`, the rate of the rule's own steps.
+    /// γ, the rate of the rule's own steps. The default is 1.
     pub learning_rate: f32,
-    /// `λ = 0.01`, the decay in h.
+    /// λ, the decay in h. The default is 0.01.
     pub decay: f32,
-    /// `s₀ = 1e-6`, the first scale.
+    /// s₀, the first scale. The default is 1e-6.
     pub initial_scale: f32,
-    /// `ε = 1e-8`.
+    /// ε of the divisions. The default is 1e-8.
     pub epsilon: f32,
 }
 
@@ -126,7 +131,7 @@ impl LearningRateRegime for Mechanic {
     }
 }
 
-/// The number of β.
+/// Number of β.
 const BETAS: usize = 6;
 
 shared_structs! {
@@ -142,21 +147,21 @@ shared_structs! {
         pub(crate) epsilon: f32,
     }
 
-    /// State of Mechanic. s follows from m, v and r.
+    /// State of Mechanic. s is computed from m, v and r.
     pub(crate) struct MechanicState {
-        /// m, for each β.
+        /// m for each β.
         pub(crate) largest: [f32; 6],
-        /// √v.
+        /// √v for each β.
         pub(crate) root: [f32; 6],
-        /// r.
+        /// r for each β.
         pub(crate) reward: [f32; 6],
         /// S.
         pub(crate) scale: f32,
-        /// What the displacement is multiplied by at the next update.
+        /// Factor of the displacement in the next update.
         pub(crate) keep: f32,
     }
 
-    /// What Mechanic says of a step.
+    /// Mechanic's part of a record.
     pub(crate) struct MechanicRecord {
         /// h.
         pub(crate) product: f32,
@@ -170,11 +175,11 @@ pub(crate) mod numbers {
     crate::layout::shared_constants! { ""
         /// Number of β in the regime Mechanic.
         pub const MECHANIC_BETAS: u32 = 6;
-        /// |h| counts as no more than this.
+        /// Largest magnitude of h. Larger values count as this one.
         pub const MOST_PRODUCT: f32 = 1e18;
-        /// Largest |r|.
+        /// Largest magnitude of r.
         pub const MOST_REWARD: f32 = 1e29;
-        /// Largest s.
+        /// Largest value of s.
         pub const MOST_SCALE: f32 = 1e18;
     }
 }
@@ -226,12 +231,12 @@ fn follow(c: &GroupConstants, g: &Gradient, s: &mut GroupState, r: &mut RawRecor
     hold_rate(rate, s);
 }
 
-/// s of one β.
+/// Computes s for one β.
 fn scale_of(k: &MechanicConstants, m: f32, root: f32, reward: f32) -> f32 {
     ((k.initial / MECHANIC_BETAS as f32 * m + reward.max(0.0)) / (root + k.epsilon)).min(MOST_SCALE)
 }
 
-/// √(a² + b²) of numbers of 0 and above.
+/// Computes √(a² + b²) for non-negative numbers.
 fn root_of_squares(a: f32, b: f32) -> f32 {
     let (larger, smaller) = (a.max(b), a.min(b));
     if larger == 0.0 {
@@ -241,7 +246,7 @@ fn root_of_squares(a: f32, b: f32) -> f32 {
     larger * (1.0 + ratio * ratio).sqrt()
 }
 
-/// h, and `None` where a sum left the range of f32.
+/// Computes h. Returns `None` if a sum overflows f32.
 fn product(k: &MechanicConstants, g: &Gradient, scale: f32) -> Option<f32> {
     let sums = [g.sums.slow_dot, g.sums.fast_dot, g.sums.direction_square];
     if g.first || !sums.iter().all(|sum| sum.is_finite()) {
@@ -259,7 +264,7 @@ fn product(k: &MechanicConstants, g: &Gradient, scale: f32) -> Option<f32> {
     Some(part(above.excess_over(below)) - part(below.excess_over(above)))
 }
 
-/// The displacement goes on with the new scale.
+/// Scales the displacement to the new scale.
 fn amend(c: &GroupConstants, s: &mut GroupState, u: &mut Update) {
     let own: &mut MechanicState = s.regime.own_mut();
     u.memory_keep = own.keep;
@@ -275,7 +280,7 @@ fn explain(r: &RawRecord) -> Details {
     Details { estimate: known.then_some(Estimate::Scale { product, scale }), ..Details::default() }
 }
 
-/// The formula in f64, with Δ and not the displacement.
+/// Mechanic in f64, computed with Δ and not with the displacement.
 struct Reference {
     regime: Mechanic,
     betas: [f64; BETAS],
@@ -284,7 +289,7 @@ struct Reference {
     r: [f64; BETAS],
     s: [f64; BETAS],
     delta: Vec<f64>,
-    /// S/(S + ε) of the scale before, by which Δ shrinks in the step.
+    /// S/(S + ε) of the previous scale, by which Δ shrinks in the step.
     leak: f64,
     rate_size: f64,
 }

@@ -1,4 +1,4 @@
-//! NGN, the loss and the squared norm with a largest rate. On the device: `shaders/regime/ngn.wgsl`.
+//! NGN, which uses the loss and the squared norm with a largest rate. Its device code is `shaders/regime/ngn.wgsl`.
 
 use super::{Kernel, LearningRateRegime, Needs, RATE_MAX, RATE_MIN, Regime};
 use crate::averaging::Averaging;
@@ -10,17 +10,18 @@ use crate::regime::formula::{MAX_FACTOR, ln_ratio_or_0, rate_along_signs, set_ra
 use crate::regime::gradient::{Gradient, is_sign_rule};
 use crate::rule::Rule;
 
-/// `η = σ/(1 + σ n²/(2 f))` for losses of 0 and above (Orvieto & Xiao 2024, arXiv:2407.04358, eq. 4).
+/// NGN: `η = σ/(1 + σ n²/(2 f))` for losses of 0 and above (Orvieto & Xiao 2024, arXiv:2407.04358, eq. 4).
 ///
-/// Keeps no memory per parameter. σ is the largest rate, which is reached where the gradient vanishes. In the record `norm_term` is the effect
-/// of the change of the norm at the previous loss, and `loss_term` the effect of the change of the loss after that.
+/// It keeps no memory per parameter. σ is the largest rate, which is reached where the gradient vanishes. In the
+/// record, `norm_term` is the effect of the change of the norm at the previous loss, and `loss_term` the effect of the
+/// change of the loss after that.
 ///
-/// A loss that is not finite skips the step, like a gradient. For sign rules the rate of a step along the gradient is turned into that of
-/// a step along the signs of the same length: `η ← η n/√d`.
+/// A non-finite loss skips the step, as a non-finite gradient does. For sign rules the rate is converted so that a step
+/// along the signs is as long as the step along the gradient: `η ← η n/√d`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 pub struct Ngn {
-    /// `σ = 1`.
+    /// σ, the largest rate. The default is 1.
     pub rate: f32,
 }
 
@@ -85,7 +86,7 @@ shared_structs! {
 
     /// State of Ngn.
     pub(crate) struct NgnState {
-        /// Loss of the last step with a gradient, 0 at least.
+        /// Loss of the last step with a gradient, at least 0.
         pub(crate) last_loss: f32,
     }
 }
@@ -120,12 +121,12 @@ fn follow(c: &GroupConstants, g: &Gradient, s: &mut GroupState, r: &mut RawRecor
     set_rate(wanted, MAX_FACTOR, RATE_MAX, g, s, r);
 }
 
-/// 1 + σ n²/(2 f) for f above 0.
+/// Computes 1 + σ n²/(2 f) for f above 0.
 fn divisor(rate: f32, square: Scaled, loss: f32) -> Scaled {
     Scaled::ONE.sum(square.times(rate).quotient(Scaled::new(2.0 * loss, 0)))
 }
 
-/// The formula in f64.
+/// NGN in f64.
 impl RegimeReference for Ngn {
     fn follow(&mut self, step: &RegimeStep) -> Rate {
         let sigma = f64::from(self.rate);

@@ -1,4 +1,5 @@
-//! NormRatio, the gradient norm alone. On the device: `shaders/regime/seesaw.wgsl`, with some constants of 0.
+//! NormRatio, which uses only the gradient norm. Its device code is `shaders/regime/seesaw.wgsl`, with some constants
+//! of 0.
 
 use super::seesaw::{self, Seesaw};
 use super::{Kernel, LearningRateRegime, Needs, Regime, require_factor, require_first_step, require_slow};
@@ -8,21 +9,22 @@ use crate::layout::RegimeConstants;
 use crate::reference::RegimeReference;
 use crate::rule::Rule;
 
-/// Learning rate from the gradient norm alone: `ln η_t = ln η_0 + p ln(n̂_1/n̂_t)`. Keeps no memory per parameter.
+/// Learning rate from the gradient norm alone: `ln η_t = ln η_0 + p ln(n̂_1/n̂_t)`. It keeps no memory per parameter.
 ///
-/// The smoothed norm is the larger of average and present value, so that the rate drops at once when the norm jumps and recovers slowly.
+/// The smoothed norm is the larger of the average and the present norm. The rate therefore drops at once when the norm
+/// jumps, and recovers slowly.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 pub struct NormRatio {
-    /// η of the first step; `None` takes it from the first step's length.
+    /// η of the first step. `None` derives it from the first step's length.
     pub initial_rate: Option<f32>,
-    /// `p = 1`.
+    /// p, the exponent of the norm ratio. The default is 1.
     pub exponent: f32,
-    /// `β = 0.9`.
+    /// β of the smoothed norm. The default is 0.9.
     pub smoothing: f32,
-    /// `φ = 1e-4`, as in [`Seesaw`](crate::Seesaw).
+    /// φ, as in [`Seesaw`](crate::Seesaw). The default is 1e-4.
     pub norm_floor: f32,
-    /// ε of the first step, as in [`Seesaw`](crate::Seesaw). Used where `initial_rate` is `None`.
+    /// ε of the first step, as in [`Seesaw`](crate::Seesaw). It is used if `initial_rate` is `None`.
     pub first_step: Option<f32>,
 }
 
@@ -33,7 +35,7 @@ impl Default for NormRatio {
 }
 
 impl Regime {
-    /// Returns [`NormRatio`] with exponent 1 and smoothing 0.9, starting from the automatic first step.
+    /// Returns [`NormRatio`] with exponent 1, smoothing 0.9 and the automatic first step.
     pub fn norm_ratio() -> Self {
         Regime::NormRatio(NormRatio::default())
     }
@@ -44,7 +46,7 @@ pub(super) fn examples() -> [NormRatio; 1] {
 }
 
 impl NormRatio {
-    /// The regime that it is a special case of.
+    /// Returns the Seesaw that this regime is a special case of.
     fn as_seesaw(&self) -> Seesaw {
         Seesaw { 
             exponent: self.exponent,

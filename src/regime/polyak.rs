@@ -1,4 +1,4 @@
-//! Polyak's rate. On the device: `shaders/regime/polyak.wgsl`.
+//! Polyak's rate. Its device code is `shaders/regime/polyak.wgsl`.
 
 use super::{Kernel, LearningRateRegime, Needs, RATE_MAX, RATE_MIN, Regime, require_above_0};
 use crate::averaging::Averaging;
@@ -10,21 +10,23 @@ use crate::regime::formula::{MAX_FACTOR, ln_ratio_or_0, rate_along_signs, set_ra
 use crate::regime::gradient::{Gradient, is_sign_rule};
 use crate::rule::Rule;
 
-/// `η = (f - f*)/(c n²)` (Polyak 1987; stochastic: Loizou et al. 2021, arXiv:2002.10542, eq. 2), at most `max_rate`.
+/// Polyak's rate: `η = (f - f*)/(c n²)`, at most `max_rate` (Polyak 1987; stochastic: Loizou et al. 2021,
+/// arXiv:2002.10542, eq. 2).
 ///
-/// Keeps no memory per parameter. The change of ln η in one step is limited to ±ln 10; if `f ≤ f*` the rate falls by that limit. In the record
-/// `loss_term` is `ln` of the growth of `f - f*`, `norm_term` is `-2 ln(n_t/n_{t-1})`.
+/// It keeps no memory per parameter. The change of ln η in one step is limited to ±ln 10. If `f ≤ f*`, the rate falls
+/// by that limit. In the record, `loss_term` is `ln` of the growth of `f - f*`, and `norm_term` is `-2
+/// ln(n_t/n_{t-1})`.
 ///
-/// A loss that is not finite skips the step, like a gradient. For sign rules the rate of a step along the gradient is turned into that of
-/// a step along the signs of the same length: `η ← η n/√d`.
+/// A non-finite loss skips the step, as a non-finite gradient does. For sign rules the rate is converted so that a step
+/// along the signs is as long as the step along the gradient: `η ← η n/√d`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 pub struct Polyak {
-    /// `f* = 0`, the smallest loss there can be.
+    /// f*, the smallest possible loss. The default is 0.
     pub optimum: f32,
-    /// `c = 1/2`.
+    /// c, the factor of the squared norm. The default is 1/2.
     pub factor: f32,
-    /// The largest rate, infinite for none.
+    /// Largest rate. `f32::INFINITY` sets no limit.
     pub max_rate: f32,
 }
 
@@ -62,7 +64,7 @@ impl LearningRateRegime for Polyak {
         Needs { loss: true, ..Needs::NOTHING }
     }
 
-    /// Rules whose direction does not grow with the momentum work.
+    /// Returns false for rules whose direction grows with the momentum.
     fn suits(&self, rule: &Rule) -> bool {
         rule.momentum() == 0.0 || rule.is_scale_free()
     }
@@ -96,13 +98,13 @@ shared_structs! {
         pub(crate) factor: f32,
         /// f*.
         pub(crate) optimum: f32,
-        /// The largest η.
+        /// Largest η.
         pub(crate) max_rate: f32,
     }
 
     /// State of Polyak.
     pub(crate) struct PolyakState {
-        /// f - f* of the last step with a gradient, 0 at least.
+        /// f - f* of the last step with a gradient, at least 0.
         pub(crate) last_loss: f32,
     }
 }
@@ -133,7 +135,7 @@ fn follow(c: &GroupConstants, g: &Gradient, s: &mut GroupState, r: &mut RawRecor
     set_rate(wanted, MAX_FACTOR, k.max_rate, g, s, r);
 }
 
-/// The formula in f64.
+/// Polyak's rate in f64.
 impl RegimeReference for Polyak {
     fn follow(&mut self, step: &RegimeStep) -> Rate {
         let excess = (step.loss - f64::from(self.optimum)).max(0.0);

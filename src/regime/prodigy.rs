@@ -1,4 +1,4 @@
-//! Prodigy. On the device: `shaders/regime/prodigy.wgsl`.
+//! Prodigy. Its device code is `shaders/regime/prodigy.wgsl`.
 
 use super::{Details, Estimate, Kernel, LearningRateRegime, Needs, RATE_MAX, Regime, require_within};
 use crate::averaging::Averaging;
@@ -12,8 +12,9 @@ use crate::regime::formula::set_rate;
 use crate::regime::gradient::Gradient;
 use crate::rule::Rule;
 
-/// Prodigy (Mishchenko & Defazio 2023, arXiv:2306.06101, algorithm 4): an estimate d of the distance from the first parameters w₀ to the
-/// solution, which only grows, and the rate `η = γ d`. With the gradient g and the sums r and s, which begin at 0,
+/// Prodigy (Mishchenko & Defazio 2023, arXiv:2306.06101, algorithm 4), which estimates the distance d from the first
+/// parameters w₀ to the solution and sets `η = γ d`. The estimate only grows. With the gradient g and the sums r and s,
+/// which begin at 0,
 ///
 /// ```text
 /// d ← max(d, c r/Σ|s|)                      c = 1
@@ -24,37 +25,41 @@ use crate::rule::Rule;
 /// w ← w - η m/(√v + d ε)                    AdamW; a sign rule goes along the signs
 /// ```
 ///
-/// The moments weigh each gradient by the d of its step, and Adam's corrections for their start at zero are left out, unless
-/// [`bias_correction`](Prodigy::bias_correction) asks for them. `r/Σ|s|` bounds from below the largest element of the way to the solution of a
-/// convex problem, where the steps are about as long in every element: the regime is for AdamW and its relatives and for sign rules, and is
-/// refused for rules along the gradient ([`DoG`](crate::DoG) and [`Mechanic`](crate::Mechanic) work with them), for AMSGrad and for Muon. The published method has one
-/// estimate for all parameters: give all groups one norm ([`global_norm`](crate::OptimizerBuilder::global_norm)) for that.
+/// The moments weight each gradient by the d of its step. Adam's bias corrections are left out unless
+/// [`bias_correction`](Prodigy::bias_correction) is set. For a convex problem, `r/Σ|s|` is a lower bound of the largest
+/// element of the displacement to the solution, if the steps are about equally long in every element. The regime is
+/// therefore for AdamW and its relatives and for sign rules. It is refused for AMSGrad, Muon and Adafactor, and for rules along
+/// the gradient, which work with [`DoG`](crate::DoG) and [`Mechanic`](crate::Mechanic). For the published method's one
+/// estimate for all parameters, give all groups one norm ([`global_norm`](crate::OptimizerBuilder::global_norm)).
 ///
-/// Keeps w₀ and s, 8 bytes per parameter. Pass 1 reads both and the parameters, pass 4 reads and writes s. All sums are kept divided by d²,
-/// and the moments by d and d², so that none of them leaves the range of f32 when d grows by many orders of magnitude.
+/// The regime keeps w₀ and s, 8 bytes per parameter. Pass 1 reads both and the parameters; pass 4 reads and writes s.
+/// All sums are stored divided by d², and the moments by d and d², so that none of them overflows f32 when d grows by
+/// many orders of magnitude.
 ///
-/// The authors' package `prodigyopt` differs in one factor: it multiplies ε by the d of the next step, and with β₁ = 0 the gradient too. In r
-/// and s gradients are taken before a clip. The rate is not
-/// limited to a change of ln 10 in one step; [`growth`](Prodigy::growth) limits it.
+/// The authors' package `prodigyopt` differs in one factor: it multiplies ε, and with β₁ = 0 also the gradient, by the
+/// d of the next step. Gradients in r and s are taken before a clip. The rate is not limited to a change of ln 10 in
+/// one step; [`growth`](Prodigy::growth) limits it.
 ///
-/// In the record `distance_term` is `ln` of the growth of d, and [`Record::estimate`](crate::Record::estimate) has r, Σ|s| and d.
+/// In the record, `distance_term` is `ln` of the growth of d, and [`Record::estimate`](crate::Record::estimate) has r,
+/// Σ|s| and d.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 pub struct Prodigy {
-    /// `γ = 1`, the rate in units of d.
+    /// γ, the rate in units of d. The default is 1.
     pub learning_rate: f32,
-    /// `d₀ = 1e-6`, the first estimate: far below the distance to the solution.
+    /// d₀, the first estimate. It must be far below the distance to the solution. The default is 1e-6.
     pub initial_estimate: f32,
-    /// `c = 1`. The authors recommend changing this factor of the estimate (0.5 or 2) and not γ.
+    /// c, the factor of the estimate. The default is 1. The authors recommend changing c (0.5 or 2) and not γ.
     pub coefficient: f32,
-    /// The largest factor by which d grows in one step, after it has left d₀; infinite by default. 1.02 makes a warm-up.
+    /// Largest factor by which d grows in one step, once it is above d₀. The default is infinite; 1.02 makes a warm-up.
     pub growth: f32,
-    /// β₃; by default √β₂ of the rule, and √0.999 for sign rules.
+    /// β₃. The default is √β₂ of the rule, and √0.999 for sign rules.
     pub beta3: Option<f32>,
-    /// True for the rule's own bias correction: m/(1 - β₁ᵏ) and v/(1 - β₂ᵏ). Steps then weigh by `√(1 - β₂ᵏ)/(1 - β₁ᵏ)` in r and s too. The
-    /// default is false.
+    /// True to apply the rule's bias corrections m/(1 - β₁ᵏ) and v/(1 - β₂ᵏ). Steps are then also weighted by `√(1 -
+    /// β₂ᵏ)/(1 - β₁ᵏ)` in r and s. The default is false.
     pub bias_correction: bool,
-    /// True to weigh gradients by d² in s, without γ and the schedule. The authors recommend it with a warm-up. The default is false.
+    /// True to weight gradients in s by d² without γ and the schedule. The authors recommend it with a warm-up. The
+    /// default is false.
     pub safeguard_warmup: bool,
 }
 
@@ -83,7 +88,7 @@ pub(super) fn examples() -> [Prodigy; 1] {
     [Prodigy::default()]
 }
 
-/// β₂ from which β₃ of sign rules comes.
+/// β₂ that gives β₃ for sign rules.
 const USUAL_BETA2: f32 = 0.999;
 
 impl Prodigy {
@@ -181,39 +186,39 @@ shared_structs! {
         pub(crate) initial: f32,
         /// c.
         pub(crate) coefficient: f32,
-        /// The largest factor by which d grows in one step; `f32::MAX` without a limit.
+        /// Largest factor by which d grows in one step, or `f32::MAX` without a limit.
         pub(crate) growth: f32,
         /// β₃.
         pub(crate) beta3: f32,
-        /// 1 where the rule's bias corrections are applied, else 0.
+        /// 1 if the rule's bias corrections are applied, else 0.
         pub(crate) corrects_bias: u32,
-        /// 1 where gradients weigh by d² alone in s, else 0.
+        /// 1 if gradients in s are weighted by d² alone, else 0.
         pub(crate) plain_sum: u32,
     }
 
-    /// State of Prodigy. What is divided by d² is so by that of the last step with a gradient.
+    /// State of Prodigy. Divisions by d² use the d of the last step with a gradient.
     pub(crate) struct ProdigyState {
         /// d.
         pub(crate) estimate: f32,
-        /// The largest c r/Σ|s| so far, or d₀.
+        /// Largest c r/Σ|s| so far, or d₀.
         pub(crate) largest: f32,
-        /// The sum of the positive terms of r, over d².
+        /// Sum of the positive terms of r, divided by d².
         pub(crate) ahead: Scaled,
-        /// The sum of the magnitudes of its negative terms.
+        /// Sum of the magnitudes of the negative terms of r, divided by d².
         pub(crate) behind: Scaled,
-        /// What the momentum is multiplied by at the next update: the d that it is divided by, over the present one.
+        /// Factor of the momentum in the next update: the d that the momentum is divided by, over the present d.
         pub(crate) ratio: f32,
-        /// The same for s, with β₃.
+        /// Factor of s in the next update, which includes β₃.
         pub(crate) keep: f32,
-        /// The share of the next gradient in s.
+        /// Weight of the next gradient in s.
         pub(crate) share: f32,
     }
 
-    /// What Prodigy says of a step.
+    /// Prodigy's part of a record.
     pub(crate) struct ProdigyRecord {
-        /// r before the step, over d² of the step before.
+        /// r before the step, divided by d² of the previous step.
         pub(crate) numerator: f32,
-        /// Σ|s| before the step, over the same d².
+        /// Σ|s| before the step, divided by the same d².
         pub(crate) denominator: f32,
         /// d.
         pub(crate) estimate: f32,
@@ -260,7 +265,7 @@ fn follow(c: &GroupConstants, g: &Gradient, s: &mut GroupState, r: &mut RawRecor
     set_rate(Scaled::new(estimate, 0).times(k.rate), RATE_MAX, RATE_MAX, g, s, r);
 }
 
-/// Takes the step's gradient into r, once its η is known with schedule and controls.
+/// Adds the step's gradient to r. The step's η is final, with schedule and controls.
 fn settle(c: &GroupConstants, g: &Gradient, (first, second): (f32, f32), s: &mut GroupState) {
     let k: &ProdigyConstants = c.regime_constants.own();
     let correction = if k.corrects_bias != 0 { first / second } else { 1.0 };
@@ -280,7 +285,7 @@ fn settle(c: &GroupConstants, g: &Gradient, (first, second): (f32, f32), s: &mut
     }
 }
 
-/// Moments and s are divided by d, so that their shares change with it.
+/// Adjusts the weights of momentum, second moment and s, which are stored divided by d.
 fn amend(c: &GroupConstants, s: &mut GroupState, u: &mut Update) {
     let k: &ProdigyConstants = c.regime_constants.own();
     let own: &mut ProdigyState = s.regime.own_mut();
@@ -288,7 +293,7 @@ fn amend(c: &GroupConstants, s: &mut GroupState, u: &mut Update) {
     u.momentum_keep *= ratio;
     u.square_keep *= ratio * ratio;
     if ratio < 1.0 && c.rule.epsilon <= 0.0 {
-        // Lion mixes gradient and momentum to a sign, which a factor of both does not change.
+        // Lion takes the sign of a mixture of gradient and momentum. A common factor does not change it.
         let share = u.momentum * ratio;
         u.momentum = share / (share + (1.0 - u.momentum));
     }
@@ -308,7 +313,7 @@ fn explain(r: &RawRecord) -> Details {
     }
 }
 
-/// The formula in f64, with sums that are not divided by d².
+/// Prodigy in f64, with sums that are not divided by d².
 struct Reference {
     regime: Prodigy,
     beta3: f64,
@@ -317,10 +322,10 @@ struct Reference {
     corrects: bool,
     d: f64,
     largest: f64,
-    /// d of the step before over d.
+    /// d of the previous step over d.
     ratio: f64,
     numerator: f64,
-    /// The sum of the magnitudes of its terms, and what rounding the parameters makes of it.
+    /// Sum of the magnitudes of the terms of r. `roundings` is the error that rounding the parameters causes in them.
     size: f64,
     way: f64,
     roundings: f64,
@@ -344,7 +349,8 @@ impl RegimeReference for Reference {
         self.ratio = before / self.d;
         let to_start: Vec<f64> = step.first_w.iter().zip(step.w).map(|(first, w)| first - w).collect();
         self.way = dot(step.g, &to_start);
-        // 200 of the whole are allowed; an element may be half a last place off in each of some steps.
+        // The suite allows 200 ulps of these terms. Division by 50 makes that 4 ulps of each element, because rounding
+        // may move an element by half an ulp in each of some steps.
         let roundings: f64 = step.g.iter().zip(step.w).map(|(g, w)| (g * w).abs()).sum::<f64>() / 50.0;
         self.roundings = step.g.iter().zip(&to_start).map(|(g, way)| (g * way).abs()).sum::<f64>() + roundings;
         self.seen = step.g.to_vec();

@@ -1,4 +1,4 @@
-//! ScheduleFree+. On the device: `shaders/regime/schedule_free_plus.wgsl`.
+//! ScheduleFree+. Its device code is `shaders/regime/schedule_free_plus.wgsl`.
 
 use super::{Kernel, LearningRateRegime, Needs, RATE_MAX, Regime, require_above_0};
 use crate::averaging::Averaging;
@@ -10,8 +10,8 @@ use crate::regime::formula::{MAX_FACTOR, ln_ratio_or_0, set_rate};
 use crate::regime::gradient::{Gradient, direction_length, is_sign_rule};
 use crate::rule::Rule;
 
-/// The rate of ScheduleFree+ (arXiv:2605.19095): Polyak's rate for [schedule-free training](crate::Averaging::ScheduleFree), which it
-/// requires. With the loss f and the gradient g, both at y, and the sequence z that takes the steps
+/// ScheduleFree+ (arXiv:2605.19095): Polyak's rate for [schedule-free training](crate::Averaging::ScheduleFree), which
+/// it requires. With the loss f and the gradient g, both at y, and the sequence z that takes the steps,
 ///
 /// ```text
 /// a = f - f* - ⟨g, y - z⟩
@@ -19,27 +19,32 @@ use crate::rule::Rule;
 /// η = c max(0, a)/(√(π/2) Σ|g|)      for SignSgd and rules with a second moment, as published
 /// ```
 ///
-/// For a convex loss with its minimum f* at w*, ⟨g, z - w*⟩ = ⟨g, y - w*⟩ - ⟨g, y - z⟩ is at least f - f* - ⟨g, y - z⟩ = a. So the step
-/// z - η g ends at a squared distance from w* of at most ‖z - w*‖² - 2 η a + η² n², which is smallest at η = a/n². A step along the signs
-/// lowers the same linear model of the loss by η Σ|g|. The factor √(π/2) is the paper's: for normally distributed elements √(π/2) Σ|g| is
-/// √d n.
+/// For a convex loss with its minimum f* at w*, ⟨g, z - w*⟩ = ⟨g, y - w*⟩ - ⟨g, y - z⟩ is at least f - f* - ⟨g, y - z⟩
+/// = a. The step z - η g therefore ends at a squared distance from w* of at most ‖z - w*‖² - 2 η a + η² n², which is
+/// smallest at η = a/n². A step along the signs lowers the same linear model of the loss by η Σ|g|. The factor √(π/2)
+/// is the paper's: for normally distributed elements √(π/2) Σ|g| is √d n.
 ///
-/// The loss is read on the device, and nothing waits for it. The regime keeps no memory of its own beside z: pass 1 reads y and z and
-/// measures ⟨g, y - z⟩ and Σ|g| with the norm. Where Σ|g| leaves the range of f32, √d n stands in for √(π/2) Σ|g|.
+/// The device reads the loss, and nothing waits for it. The regime keeps no memory beside z. Pass 1 reads y and z and
+/// measures ⟨g, y - z⟩ and Σ|g| with the norm. If Σ|g| overflows f32, √d n replaces √(π/2) Σ|g|.
 ///
-/// A step counts in the average with the largest rate so far, as in the published code, so that the average approaches z also while η is
-/// small. Unlike there, the change of ln η in one step is limited to ±ln 10 (if `a ≤ 0`, the rate falls by that limit; the published rate is
-/// 0), the weights of the average grow with the square of the step's number, y lies at 0.15 z + 0.85 x and not at 0.1 z + 0.9 x, there is no
-/// momentum, and a decoupled weight decay is of z and is multiplied by η and not by η². Groups divide the loss by norms of their own: `share_norm` or `global_norm` gives
-/// them one, as published.
+/// As in the published code, a step is weighted in the average by the largest rate so far, so that the average also
+/// approaches z while η is small. The differences from the published code are:
 ///
-/// In the record `loss_term` is `ln` of the growth of a, `norm_term` is minus `ln` of the growth of the divisor.
+/// - The change of ln η in one step is limited to ±ln 10. If `a ≤ 0`, the rate falls by that limit; the published rate
+///   is 0.
+/// - The weights of the average grow with the square of the step's number.
+/// - y lies at 0.15 z + 0.85 x and not at 0.1 z + 0.9 x.
+/// - There is no momentum.
+/// - A decoupled weight decay applies to z and is multiplied by η and not by η².
+/// - Each group divides the loss by its own norm. For one norm, as published, use `share_norm` or `global_norm`.
+///
+/// In the record, `loss_term` is `ln` of the growth of a, and `norm_term` is minus `ln` of the growth of the divisor.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 pub struct ScheduleFreePlus {
-    /// `f* = 0`, the smallest loss there can be.
+    /// f*, the smallest possible loss. The default is 0.
     pub optimum: f32,
-    /// `c = 1`.
+    /// c, the factor of the rate. The default is 1.
     pub factor: f32,
 }
 
@@ -110,11 +115,11 @@ shared_structs! {
 
     /// State of ScheduleFree+.
     pub(crate) struct ScheduleFreePlusState {
-        /// a of the last step with a gradient, 0 at least.
+        /// a of the last step with a gradient, at least 0.
         pub(crate) last_gap: Scaled,
         /// n² or √(π/2) Σ|g| of that step.
         pub(crate) last_divisor: Scaled,
-        /// The largest η of a step, with schedule and trust ratio.
+        /// Largest η of a step, with schedule and trust ratio.
         pub(crate) largest_rate: f32,
     }
 }
@@ -124,7 +129,7 @@ pub(crate) mod numbers {
     crate::layout::shared_constants! { ""
         /// √(π/2)
         pub const ROOT_OF_HALF_PI: f32 = 1.253_314_1;
-        /// The smallest Σ|g| at its scale that is taken as it is.
+        /// Smallest scaled Σ|g| that is used as it is.
         pub const SMALLEST_SUM: f32 = f32::MIN_POSITIVE;
     }
 }
@@ -149,7 +154,7 @@ fn follow(c: &GroupConstants, g: &Gradient, s: &mut GroupState, r: &mut RawRecor
     set_rate(wanted, MAX_FACTOR, RATE_MAX, g, s, r);
 }
 
-/// a, or 0 where it is below.
+/// Computes a, at least 0.
 fn gap(k: &ScheduleFreePlusConstants, g: &Gradient) -> Scaled {
     let excess = g.sums.loss - k.optimum;
     let along = if g.sums.slow_dot.is_finite() { g.sums.slow_dot } else { 0.0 };
@@ -170,7 +175,7 @@ fn divisor(c: &GroupConstants, g: &Gradient) -> Scaled {
     }
 }
 
-/// The largest η so far, by which steps count in the average.
+/// Returns the largest η so far, which weights steps in the average.
 fn averaged_rate(s: &mut GroupState) -> f32 {
     let rate = s.learning_rate;
     let own: &mut ScheduleFreePlusState = s.regime.own_mut();
@@ -178,7 +183,7 @@ fn averaged_rate(s: &mut GroupState) -> f32 {
     own.largest_rate
 }
 
-/// The formula in f64.
+/// ScheduleFree+ in f64.
 struct Reference {
     regime: ScheduleFreePlus,
     rate_size: f64,
@@ -193,8 +198,9 @@ impl RegimeReference for Reference {
         } else {
             dot(step.g, step.g)
         };
-        // Parameters that start on a common grid are all rounded the same way, so that the errors of y and z add up: a few halves of a last
-        // place in each element, where 200 of the whole are allowed.
+        // Parameters that start on a common grid are all rounded the same way, so that the errors of y and z add up: a
+        // few half ulps of each element. The suite allows 200 ulps of these terms, and division by 100 makes that 2
+        // ulps of each element.
         let roundings: f64 = step.g.iter().zip(step.w).map(|(g, y)| (g * y).abs()).sum::<f64>() / 100.0;
         let rate_of = |gap: f64| f64::from(self.regime.factor) * gap / divisor;
         let rate = rate_of((excess + way).max(0.0));

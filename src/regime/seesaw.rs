@@ -1,4 +1,5 @@
-//! Seesaw, and the law that NormRatio, Hypergradient and Fixed are special cases of. On the device: `shaders/regime/seesaw.wgsl`.
+//! Seesaw, and the formula that NormRatio, Hypergradient and Fixed are special cases of. Its device code is
+//! `shaders/regime/seesaw.wgsl`.
 
 use super::{Details, Kernel, LearningRateRegime, MAX_CHANGE, Needs, RATE_MAX, RATE_MIN, Regime, require_factor, require_first_step, require_slow};
 use crate::averaging::Averaging;
@@ -10,10 +11,10 @@ use crate::regime::first_rate::set_first_rate;
 use crate::regime::gradient::Gradient;
 use crate::rule::Rule;
 
-/// Norm and alignment, anchored to the first step. This is the default regime.
+/// Learning rate from the gradient norm and the alignment, relative to the first step. This is the default regime.
 ///
-/// The learning rate rises as the gradient norm falls and falls as it rises. Z. Yang, arXiv:2508.13639, gives the idea. The formula is
-/// this project's own derivation from the secant equation, not the paper's:
+/// The learning rate rises as the gradient norm falls, and falls as the norm rises. The idea is from Z. Yang,
+/// arXiv:2508.13639. The formula is this project's own derivation from the secant equation, not the paper's:
 ///
 /// ```text
 /// ln η_t = ln η_0 + p ln(n̂_1 / n̂_t) + A_t  rules whose step shrinks with the gradient: p' for p where n̂_t > n̂_1
@@ -24,7 +25,8 @@ use crate::rule::Rule;
 ///          F + x (r - F)                   elsewhere, with x = clamp(log2(n̂_t / n̂_1) - 1, 0, 1)
 /// ```
 ///
-/// While a [`Schedule`](crate::Schedule) rises, by `δ_t` of ln η in a step, it takes back what agreement gave while it was lower:
+/// While a [`Schedule`](crate::Schedule) rises, by `δ_t` of ln η in a step, it takes back the agreement that was gained
+/// while the factor was lower:
 ///
 /// ```text
 /// G   = max(0, G_{t-1} + κ_k (n_t / n̂_t) a_t)            0 where the schedule does not rise
@@ -32,56 +34,62 @@ use crate::rule::Rule;
 /// G_t = G - min(G, δ_t)
 /// ```
 ///
-/// During a warm-up the steps are small and agree. Without this the regime undoes the warm-up and overshoots at its end
-/// ([`guide::tried`](crate::guide::tried) has the figures). Without a schedule that rises it changes nothing.
+/// During a warm-up the steps are small and agree. Without this correction the regime would undo the warm-up and
+/// overshoot at its end ([`guide::tried`](crate::guide::tried) has the figures). Without a rising schedule the
+/// correction is 0.
 ///
-/// In words: the first step is a fixed share of the parameters' length. From there on the rate follows the smoothed norm n̂. Steps that
-/// agree raise the rate above this anchor, and steps that contradict each other take back what agreement gave. They lower the rate
-/// below its anchor only while the smoothed norm stands above twice its first value, and in full from four times on.
+/// In words: the first step is a fixed fraction of the parameters' length. After that the rate follows the smoothed
+/// norm n̂. Steps that agree raise the rate above this anchor, and steps that contradict each other take back that
+/// gain. They lower the rate below its anchor only while the smoothed norm is above twice its first value, and in full
+/// only from four times on.
 ///
-/// The alignment `a_t` is a cosine of the gradient with where the optimizer has been going:
+/// The alignment `a_t` is a cosine of the gradient with the past steps:
 /// - Rules with momentum compare it with the momentum: `a = ⟨g, m⟩ / (‖g‖ ‖m‖)`. They have no brake.
 /// - Rules without momentum keep a direction memory of one byte per parameter: `q ← clamp(q + sign g, -7, 7)` and the sign of the last
 ///   step. With `f` the bias-corrected moving average (weight 0.8 on the past) of `⟨g, sign u_{t-1}⟩ / ‖g‖₁`,
 ///   `a = ⟨g, q⟩ / (‖g‖ ‖q‖) + min(0, f + slack)`. The second part is the brake.
-/// - `Sgd` and `SignSgd` in [schedule-free training](Averaging::ScheduleFree) need neither memory nor brake:
-///   `a = ⟨g, y - z⟩ / (‖g‖ ‖y - z‖)`, the slope along the line from `z`, which takes the steps, to the average. It is 0 up to the second
-///   gradient, where `y = z`. Where they share a norm with a group of another kind, they are compared with the direction memory too.
+/// - `Sgd` and `SignSgd` in [schedule-free training](Averaging::ScheduleFree) need neither memory nor brake: `a = ⟨g, y
+///   - z⟩ / (‖g‖ ‖y - z‖)`, the slope along the line from `z`, which takes the steps, to the average. It is 0 up to the
+///   second gradient, where `y = z`. If they share a norm with a group of another kind, they use the direction memory
+///   too.
 ///
-/// [`Record`](crate::Record) has each part as a term: `norm_term`, `alignment_term`, `brake_term` and `held_term`, which is what the
-/// floor `F` kept back of a fall. A rise of ln η by more than ln 10 in one step is clamped, η is clamped to `[1e-30, 1e30]`, and A to
-/// twice the logarithm of that, so that a rate at its limit comes back soon after gradients turn.
+/// [`Record`](crate::Record) has each part as a term: `norm_term`, `alignment_term`, `brake_term`, and `held_term`, the
+/// part of a fall that the floor `F` held back. A rise of ln η by more than ln 10 in one step is clamped. η is clamped
+/// to `[1e-30, 1e30]`, and A to twice the logarithm of that, so that a rate at its limit recovers soon after the
+/// gradients change.
 ///
-/// On mini-batches the alignment is negative on average whatever the rate is: along a direction of curvature `h` that is dominated by
-/// noise the expected cosine of successive gradients is `-ηh/2` (the short-horizon bias of Wu et al. 2018, arXiv:1803.02021). That is why
-/// steps that contradict each other cannot lower the rate below its anchor while the norm has not risen: otherwise the rate would decay
-/// like `1/t`, paced by the sharpest noisy direction.
+/// On mini-batches the alignment is negative on average whatever the rate is: along a direction of curvature `h` that
+/// is dominated by noise, the expected cosine of successive gradients is `-ηh/2` (the short-horizon bias of Wu et al.
+/// 2018, arXiv:1803.02021). Therefore steps that contradict each other cannot lower the rate below its anchor while the
+/// norm has not risen. Otherwise the rate would decay like `1/t`, at a pace that the sharpest noisy direction sets.
 ///
-/// The defaults are constants of the method. They are fields so that they can be studied, not so that they must be tuned.
-/// [`guide::tried`](crate::guide::tried) says how they were chosen and what did not help, and [`guide::results`](crate::guide::results) how the
-/// regime compares with tuned rates.
+/// The defaults are constants of the method. They are fields so that they can be studied, and need no tuning.
+/// [`guide::tried`](crate::guide::tried) explains how they were chosen and what did not help, and
+/// [`guide::results`](crate::guide::results) compares the regime with tuned rates.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 pub struct Seesaw {
-    /// `p = 1/2`, between a fixed rate (0) and a fixed step length (1).
+    /// p, between 0 for a fixed rate and 1 for a fixed step length. The default is 1/2.
     pub exponent: f32,
-    /// `p' = 3/2`, which takes the place of `p` while `n̂` is above its first value, for the rules whose step shrinks with the gradient
-    /// (`Sgd`, `Sgdm`). Their steps grow with the gradient, so that with an exponent of 1/2 a first step that is too long is followed by
-    /// longer ones.
+    /// p', which replaces p while `n̂` is above its first value, for rules whose step shrinks with the gradient (`Sgd`,
+    /// `Sgdm`). Their steps also grow with the gradient, so that with an exponent of 1/2 a first step that is too long
+    /// is followed by longer ones. The default is 3/2.
     pub exponent_above: f32,
-    /// `κ = 0.1`. With 0 there is no alignment, and no memory is kept for it.
+    /// κ, the gain of the alignment. The default is 0.1. With 0 there is no alignment and no memory for it.
     pub gain: f32,
-    /// `h = 5`: how slowly the gain falls from 1 to κ. The first step's length is a guess, and a rate that may change by 10 % a step
-    /// needs dozens of steps to leave it. With 0 the gain is κ from the start.
+    /// h, which sets how slowly the gain falls from 1 to κ. The first step's length is a guess, and a rate that changes
+    /// by at most 10 % a step needs dozens of steps to correct it. The default is 5. With 0 the gain is κ from the
+    /// start.
     pub early_steps: f32,
-    /// `β = 0.9`, of the moving average in the smoothed norm.
+    /// β of the moving average in the smoothed norm. The default is 0.9.
     pub smoothing: f32,
-    /// `φ = 1e-4`: n̂ never falls below this share of the mean norm, so that the rate stops rising once a problem is solved to the last
-    /// bit.
+    /// φ. The smoothed norm n̂ never falls below this fraction of the mean norm, so that the rate stops rising once a
+    /// problem is solved to the last bit. The default is 1e-4.
     pub norm_floor: f32,
-    /// `slack = 0.5`: by how much successive steps may contradict each other before the brake acts.
+    /// Slack of the brake: how much successive steps may contradict each other before the brake acts. The default is
+    /// 0.5.
     pub brake_slack: f32,
-    /// ε: the first step has length `ε (1 + ‖w₀‖)`. `None` takes [`Rule::first_step`].
+    /// ε. The first step has length `ε (1 + ‖w₀‖)`. `None` uses [`Rule::first_step`].
     pub first_step: Option<f32>,
 }
 
@@ -101,7 +109,7 @@ impl Default for Seesaw {
 }
 
 impl Regime {
-    /// Returns [`Seesaw`] with its constants.
+    /// Returns [`Seesaw`] with its default constants.
     pub fn seesaw() -> Self {
         Regime::Seesaw(Seesaw::default())
     }
@@ -112,7 +120,7 @@ pub(super) fn examples() -> [Seesaw; 1] {
 }
 
 impl Seesaw {
-    /// Refuses numbers outside their ranges, in the name of a special case.
+    /// Returns an error, in the name of `regime`, if a number is outside its range.
     pub(super) fn validate_as(&self, regime: &dyn LearningRateRegime) -> Result<(), Error> {
         require_factor(regime, "exponent", self.exponent)?;
         require_factor(regime, "exponent_above", self.exponent_above)?;
@@ -169,37 +177,37 @@ impl LearningRateRegime for Seesaw {
 }
 
 shared_structs! {
-    /// Constants of the law.
+    /// Constants of Seesaw.
     pub(crate) struct SeesawConstants {
-        /// p where the smoothed norm is below its first value.
+        /// p while the smoothed norm is below its first value.
         pub(crate) exponent: f32,
-        /// p where it is above.
+        /// p while the smoothed norm is above its first value.
         pub(crate) exponent_above: f32,
         /// κ.
         pub(crate) gain: f32,
-        /// h of the first steps' gain.
+        /// h, which sets the gain of the first steps.
         pub(crate) early_steps: f32,
         /// Slack of the brake.
         pub(crate) brake_slack: f32,
     }
 
-    /// State of the law.
+    /// State of Seesaw.
     pub(crate) struct SeesawState {
         /// A, the sum of alignment, brake and held terms since the first step.
         pub(crate) agreement: Fixed,
-        /// F, the least A so far; 0 at first.
+        /// F, the least A so far, at most 0.
         pub(crate) least_agreement: Fixed,
         /// n̂₁, n̂ at the first step.
         pub(crate) anchor_norm: Scaled,
         /// Moving average of a_fast, without bias correction.
         pub(crate) mean_fast: f32,
-        /// The sum of the weights in that average.
+        /// Sum of the weights in the moving average of a_fast.
         pub(crate) mean_fast_weight: f32,
-        /// G, what agreement has given since the schedule began to rise and the schedule has not given since.
+        /// G, the agreement gained since the schedule began to rise, minus what the schedule has taken back.
         pub(crate) ahead: f32,
     }
 
-    /// What is recorded of the alignment.
+    /// Alignment in a record.
     pub(crate) struct SeesawRecord {
         /// a_slow.
         pub(crate) slow_alignment: f32,
@@ -220,14 +228,14 @@ impl SeesawConstants {
     }
 }
 
-/// Numbers of the law.
+/// Numbers of Seesaw.
 mod numbers {
     crate::layout::shared_constants! { ""
         /// ln of [`RATE_MAX`].
         pub const LN_RATE_LIMIT: f32 = 69.077_55;
-        /// The largest magnitude of A: as far as from one limit of ln η to the other.
+        /// Largest magnitude of A: the distance between the limits of ln η.
         pub const AGREEMENT_LIMIT: f32 = 138.155_1;
-        /// The share of the old value in the moving average of a_fast.
+        /// Weight of the past in the moving average of a_fast.
         pub const FAST_KEEP: f32 = 0.8;
     }
 }
@@ -278,7 +286,7 @@ fn follow(c: &GroupConstants, g: &Gradient, s: &mut GroupState, r: &mut RawRecor
     let falling = ln_rate.whole < 0;
     let limit = Fixed::default().add_float(if falling { -LN_RATE_LIMIT } else { LN_RATE_LIMIT });
     let excess = ln_rate.subtract(limit).to_float();
-    // Closer than f32 can tell is not beyond.
+    // A difference within the rounding of f32 does not count as beyond the limit.
     if (falling && excess < -1e-5) || (!falling && excess > 1e-5) {
         r.flags |= record_flags::CLAMPED_RATE;
         total = limit.subtract(s.ln_first_rate);
@@ -294,13 +302,15 @@ fn follow(c: &GroupConstants, g: &Gradient, s: &mut GroupState, r: &mut RawRecor
     r.terms[CLAMP_TERM as usize] = total.subtract(wanted).subtract(taken_before).to_float() - lost;
 }
 
-/// What the smoothed norm has changed ln η by since the first step: p ln(n̂_1 / n̂), with a p of its own where the norm has risen.
+/// Returns p ln(n̂_1 / n̂), the change of ln η by the smoothed norm since the first step. p differs while the norm has
+/// risen.
 fn from_norm_ratio(k: &SeesawConstants, fallen: Fixed) -> Fixed {
     fallen.times(if fallen.whole < 0 { k.exponent_above } else { k.exponent })
 }
 
-/// Steps that agree raise A. Steps that contradict each other take back what agreement gave; what would carry A below its least value so
-/// far counts only while n̂ stands above twice its first value, and in full at four times. Returns what the bounds of A took away.
+/// Adds the alignment to A, within its floor. Steps that agree raise A, and steps that contradict each other lower it.
+/// A falls below its least value so far only while n̂ is above twice its first value, and in full only from four times
+/// on. Returns what the bounds of A took away.
 fn follow_alignment(c: &GroupConstants, g: &Gradient, steps: u32, s: &mut SeesawState, r: &mut RawRecord) -> f32 {
     let k: &SeesawConstants = c.regime_constants.own();
     let mut recorded = SeesawRecord::default();
@@ -319,7 +329,7 @@ fn follow_alignment(c: &GroupConstants, g: &Gradient, steps: u32, s: &mut Seesaw
     }
     let weight = gain(k, steps) * g.norm.quotient(g.smoothed).to_float();
     let (agreement, of_brake) = (weight * recorded.slow_alignment, weight * brake);
-    // A schedule that rises takes back what agreement gave while it was lower.
+    // A rising schedule takes back the agreement that was gained while its factor was lower.
     let ahead = if g.scheduled_rise > 0.0 { (s.ahead + (agreement + of_brake)).max(0.0) } else { 0.0 };
     let taken_back = ahead.min(g.scheduled_rise);
     s.ahead = ahead - taken_back;
@@ -335,11 +345,12 @@ fn follow_alignment(c: &GroupConstants, g: &Gradient, steps: u32, s: &mut Seesaw
         let doublings = g.smoothed.ln_ratio(s.anchor_norm) * std::f32::consts::LOG2_E;
         let held = 1.0 - (doublings - 1.0).clamp(0.0, 1.0);
         r.terms[HELD_TERM as usize] = held * below;
-        // Where all of the fall is held, A is exactly its floor, so that rounding cannot wear the floor down.
+        // If the whole fall is held, A is exactly its floor, so that rounding cannot wear the floor down.
         next = if held == 1.0 { least } else { next.add_float(held * below) };
         s.least_agreement = next;
     }
-    // Beyond this the rate is at its limit whatever the norm does, and a rate that is clamped for long must not take as long to come back.
+    // Beyond this bound the rate is at its limit whatever the norm does. Without the bound a rate that was clamped for
+    // long would recover slowly.
     let bound = next.to_float().clamp(-AGREEMENT_LIMIT, AGREEMENT_LIMIT);
     let lost = next.to_float() - bound;
     if lost != 0.0 {
@@ -350,14 +361,14 @@ fn follow_alignment(c: &GroupConstants, g: &Gradient, steps: u32, s: &mut Seesaw
     lost
 }
 
-/// κ_t = max(κ, h/(h + k - 2)) at the k-th gradient, which is 1 at the first that can be compared with another: as in stochastic
-/// approximation the first steps, which know least, move the rate most.
+/// Computes κ_t = max(κ, h/(h + k - 2)) at the k-th gradient. It is 1 at the second gradient, the first that can be
+/// compared with another. As in stochastic approximation, the first steps move the rate most.
 fn gain(k: &SeesawConstants, steps: u32) -> f32 {
     let early = k.early_steps + (steps as f32 - 2.0);
     k.gain.max(k.early_steps / early.max(1.0))
 }
 
-/// `numerator / denominator` as a cosine: 0 where there is nothing to compare, or where a sum left the range of f32.
+/// Returns `numerator / denominator` as a cosine, or 0 if the denominator is 0 or a sum overflows f32.
 fn cosine(numerator: f32, denominator: f32) -> f32 {
     if !numerator.is_finite() || !denominator.is_finite() || denominator <= 0.0 {
         return 0.0;
@@ -365,7 +376,7 @@ fn cosine(numerator: f32, denominator: f32) -> f32 {
     (numerator / denominator).clamp(-1.0, 1.0)
 }
 
-/// The law in f64, as [`Seesaw`]'s documentation has it.
+/// Seesaw in f64, as its documentation defines it.
 struct Law {
     exponent: f64,
     exponent_above: f64,
@@ -375,7 +386,7 @@ struct Law {
     anchor: f64,
     agreement: f64,
     least_agreement: f64,
-    /// The moving average of a_fast, and the sum of its weights.
+    /// Moving average of a_fast, and the sum of its weights.
     mean_fast: (f64, f64),
     ahead: f64,
 }

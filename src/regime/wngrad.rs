@@ -1,4 +1,4 @@
-//! WNGrad, squared norms over their own scale. On the device: `shaders/regime/wngrad.wgsl`.
+//! WNGrad, which uses squared norms divided by a running sum. Its device code is `shaders/regime/wngrad.wgsl`.
 
 use super::{Kernel, LearningRateRegime, RATE_MAX, Regime, require_above_0, require_at_least_0};
 use crate::averaging::Averaging;
@@ -10,17 +10,17 @@ use crate::regime::formula::{MAX_FACTOR, direction_square_of, ln_ratio_or_0, set
 use crate::regime::gradient::Gradient;
 use crate::rule::Rule;
 
-/// `η = c/b_t`, `b_t = b_{t-1} + n²/b_{t-1}` (Wu, Ward & Bottou 2018, arXiv:1803.02865, algorithm 1, where c is 1). Keeps no memory per
-/// parameter.
+/// WNGrad: `η = c/b_t`, `b_t = b_{t-1} + n²/b_{t-1}` (Wu, Ward & Bottou 2018, arXiv:1803.02865, algorithm 1, where c is
+/// 1). It keeps no memory per parameter.
 ///
-/// The rate only falls. With `b₀ = 0` the first `b` is n, so that the first step has the length c. For sign rules n² is d, the squared length of
-/// the direction. In the record `history_term` is `-ln(b_t/b_{t-1})`.
+/// The rate only falls. With `b₀ = 0` the first `b` is n, so that the first step has the length c. For sign rules n² is
+/// replaced by d, the squared length of the direction. In the record, `history_term` is `-ln(b_t/b_{t-1})`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 pub struct WnGrad {
-    /// `c = 1`, in units of the parameters times those of the gradient, over b's.
+    /// c, in units of the parameters times those of the gradient, divided by those of b. The default is 1.
     pub scale: f32,
-    /// `b₀ = 0`, in units of the gradient.
+    /// b₀, in units of the gradient. The default is 0.
     pub offset: f32,
 }
 
@@ -107,7 +107,7 @@ fn follow(c: &GroupConstants, g: &Gradient, s: &mut GroupState, r: &mut RawRecor
     set_rate(wanted, MAX_FACTOR, RATE_MAX, g, s, r);
 }
 
-/// The formula in f64.
+/// WNGrad in f64.
 struct Reference {
     scale: f64,
     b: f64,

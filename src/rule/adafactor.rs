@@ -1,4 +1,4 @@
-//! Adafactor. On the device: `shaders/rule/adafactor.wgsl`, with the passes in `shaders/factored/`.
+//! Adafactor. Its device code is `shaders/rule/adafactor.wgsl`, with the passes in `shaders/factored/`.
 
 use super::{HostRule, LARGEST_FACTORED, LastStep, Rule, RuleKind, Traits, UpdateRule, decay_of, owner};
 use crate::averaging::Averaging;
@@ -7,11 +7,13 @@ use crate::layout::{RuleNumbers, Update};
 use crate::plan::{Stack, TensorWork};
 use crate::reference::RuleStep;
 
-/// Adafactor (Shazeer & Stern 2018, arXiv:1804.04235, algorithms 4 and 5; `torch.optim.Adafactor`): RMSprop with the second moments of a matrix
-/// kept as those of its rows and columns. Keeps 4 bytes for each row and each column of a matrix, and 4 bytes per parameter of other tensors.
+/// Adafactor (Shazeer & Stern 2018, arXiv:1804.04235, algorithms 4 and 5; `torch.optim.Adafactor`). It is RMSprop with
+/// factored second moments: a matrix keeps 4 bytes for each row and each column. Other tensors keep 4 bytes per
+/// parameter.
 ///
-/// For a tensor with a [`shape`](crate::Group::shaped_tensor) of two dimensions or more, each matrix of its last two dimensions, of R × C, has
-/// means of squares of rows and columns. With `s_k = k^-c`, c = `fall`, at the k-th step that was not skipped:
+/// For a tensor with a [`shape`](crate::Group::shaped_tensor) of two dimensions or more, each R × C matrix of its last
+/// two dimensions has means of squares for rows and columns. With `s_k = k^-c` and c = `fall`, at the k-th step that
+/// was not skipped:
 ///
 /// ```text
 /// r_i ← (1 - s_k) r_i + s_k mean_j g_ij²        c_j ← (1 - s_k) c_j + s_k mean_i g_ij²
@@ -19,24 +21,26 @@ use crate::reference::RuleStep;
 /// x = g / √max(v, ε²)        u = x / max(1, RMS(x) / d)
 /// ```
 ///
-/// RMS(x) is the root mean square over the tensor, so that no direction is longer than `d √elements`. Tensors of one dimension, or without a
-/// shape, have a v for each element: `v ← (1 - s_k) v + s_k g²`.
+/// RMS(x) is the root mean square over the tensor, so that no direction is longer than `d √elements`. Tensors of one
+/// dimension or without a shape have a v for each element: `v ← (1 - s_k) v + s_k g²`.
 ///
-/// - There is no momentum. Seesaw and Hypergradient then keep 1 byte per parameter to measure their alignment; other regimes keep nothing.
-/// - The paper's step is relative to the parameters: `max(ε₂, RMS(w))` times the rate. Here the regime sets the rate. For relative steps
-///   give the group a [`TrustRatio`](crate::TrustRatio) with a coefficient of 1 and ε₂ as its least value, and
-///   [`Group::per_tensor`](crate::Group::per_tensor).
-/// - An element of the gradient above 1.1e12 counts as 1.1e12, so that sums of squares are within f32.
-/// - The rule needs whole tensors. It is refused with [`sharded`](crate::OptimizerBuilder::sharded) optimizers, with regimes that go by the
-///   last direction, and for tensors that do not fit into one binding of the device.
+/// - There is no momentum. Seesaw and Hypergradient therefore keep 1 byte per parameter to measure their alignment.
+///   Other regimes keep nothing.
+/// - The paper's step is relative to the parameters: `max(ε₂, RMS(w))` times the rate. In this crate the regime sets
+///   the rate. For relative steps give the group a [`TrustRatio`](crate::TrustRatio) with a coefficient of 1 and ε₂ as
+///   its least value, and [`Group::per_tensor`](crate::Group::per_tensor).
+/// - A gradient element above 1.1e12 counts as 1.1e12, so that sums of squares stay within f32.
+/// - The rule needs whole tensors. It is refused with [`sharded`](crate::OptimizerBuilder::sharded) optimizers, with
+///   regimes that use the last direction, and for tensors that do not fit into one binding of the device.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 pub struct Adafactor {
-    /// c, from 0.1 to 1; 0.8 in the paper and in PyTorch, which has -0.8 as `beta2_decay`.
+    /// c, from 0.1 to 1. The paper and PyTorch use 0.8; PyTorch's `beta2_decay` is -c.
     pub fall: f32,
-    /// ε, from 1e-18 to 1; 2⁻²³ in PyTorch.
+    /// ε, from 1e-18 to 1. PyTorch uses 2⁻²³.
     pub epsilon: f32,
-    /// d, the largest root mean square of a direction, finite, above 0 and not denormal; 1 in the paper and in PyTorch.
+    /// d, the largest root mean square of a direction. It is finite, above 0 and not denormal. The paper and PyTorch
+    /// use 1.
     pub limit: f32,
 }
 
@@ -93,7 +97,7 @@ impl UpdateRule for Adafactor {
 
     fn numbers(&self) -> RuleNumbers {
         RuleNumbers {
-            // The corrections are 1.
+            // Bias corrections of 1.
             first_decay: decay_of(0.0),
             second_decay: decay_of(0.0),
             epsilon: self.epsilon,
@@ -105,7 +109,7 @@ impl UpdateRule for Adafactor {
     fn validate(&self) -> Result<(), Error> {
         let in_range = (0.1..=1.0).contains(&self.fall);
         require(in_range, || owner(self), "fall", self.fall, "from 0.1 to 1 (0.8 in PyTorch, where it is negative)")?;
-        // The square must not be denormal.
+        // ε² must not be denormal.
         let in_range = (1e-18..=1.0).contains(&self.epsilon);
         require(in_range, || owner(self), "epsilon", self.epsilon, "from 1e-18 to 1 (1.19e-7 in PyTorch)")?;
         let in_range = self.limit.is_finite() && self.limit >= f32::MIN_POSITIVE;
@@ -159,14 +163,14 @@ impl UpdateRule for Adafactor {
     }
 }
 
-/// g / √v before the limit, which is a factor of the rate.
+/// Returns g / √v. The limit is applied later, as a factor of the rate.
 #[inline(always)]
 fn normalized(update: &Update, g: f32, v: f32) -> f32 {
     let smallest = update.epsilon * update.epsilon;
     g.clamp(-LARGEST_FACTORED, LARGEST_FACTORED) / (if v > smallest { v } else { smallest }).sqrt()
 }
 
-/// With a second moment for each element.
+/// Direction of tensors with a second moment for each element.
 pub(crate) struct Limited;
 
 impl HostRule for Limited {
@@ -177,13 +181,14 @@ impl HostRule for Limited {
         normalized(update, g, v)
     }
 
-    /// Not a number: the limit of the last step is not kept, and regimes that need the direction refuse the rule.
+    /// Returns NaN, because the limit of the last step is not kept. Regimes that need the last direction refuse the
+    /// rule.
     fn last_direction(_: &LastStep) -> f32 {
         f32::NAN
     }
 }
 
-/// With second moments of rows and columns.
+/// Direction of matrices with second moments of rows and columns.
 pub(crate) struct Factored;
 
 impl HostRule for Factored {
@@ -194,7 +199,7 @@ impl HostRule for Factored {
         normalized(update, g, v)
     }
 
-    /// Not a number, as for flat tensors.
+    /// Returns NaN, as [`Limited`] does.
     fn last_direction(_: &LastStep) -> f32 {
         f32::NAN
     }

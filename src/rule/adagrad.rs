@@ -1,4 +1,4 @@
-//! Adagrad. Its kernels are those of AdamW without momentum, whose bias corrections its numbers make 1.
+//! Adagrad. It uses the kernels of AdamW without momentum, with bias corrections of 1.
 
 use super::{Rule, RuleKind, UpdateRule, decay_of, require_epsilon};
 use crate::averaging::Averaging;
@@ -6,21 +6,22 @@ use crate::error::Error;
 use crate::layout::RuleNumbers;
 use crate::reference::RuleStep;
 
-/// Adagrad (Duchi, Hazan & Singer 2011, JMLR 12), as `torch.optim.Adagrad` has it with a sum that begins at 0: `v ← v + g²`,
-/// `u = g / (√v + ε)`. Keeps v, 4 bytes per parameter.
+/// Adagrad (Duchi, Hazan & Singer 2011, JMLR 12), as in `torch.optim.Adagrad` with a sum that begins at 0: `v ← v +
+/// g²`, `u = g / (√v + ε)`. It keeps v, 4 bytes per parameter.
 ///
-/// Its directions shrink with the number of steps. PyTorch's `lr_decay` is a [`Schedule`](crate::Schedule) here. It is a rule without momentum
-/// that does not shrink with the gradient, as [`AdamW`](crate::AdamW) with `β₁ = 0`. [`AdaGradNorm`](crate::AdaGradNorm) is a regime: one rate
-/// for a group, where this rule has one for each parameter.
+/// The directions shrink with the number of steps. In place of PyTorch's `lr_decay`, use a
+/// [`Schedule`](crate::Schedule). Regimes treat the rule like [`AdamW`](crate::AdamW) with `β₁ = 0`: it has no
+/// momentum, and its direction does not shrink with the gradient. [`AdaGradNorm`](crate::AdaGradNorm) is a regime with
+/// one rate per group, where this rule scales each parameter separately.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 pub struct Adagrad {
-    /// ε, finite, above 0 and not denormal; 1e-10 in PyTorch.
+    /// ε, finite, above 0 and not denormal. PyTorch uses 1e-10.
     pub epsilon: f32,
 }
 
 impl Default for Adagrad {
-    /// PyTorch's ε = 1e-10.
+    /// Returns Adagrad with PyTorch's ε = 1e-10.
     fn default() -> Self {
         Adagrad { epsilon: 1e-10 }
     }
@@ -62,7 +63,7 @@ impl UpdateRule for Adagrad {
         RuleNumbers {
             square_keep: 1.0,
             square_share: 1.0,
-            // The corrections are 1.
+            // Bias corrections of 1.
             first_decay: decay_of(0.0),
             second_decay: decay_of(0.0),
             epsilon: self.epsilon,

@@ -1,4 +1,4 @@
-//! AdamW. On the device: `shaders/rule/adamw.wgsl`.
+//! AdamW. Its device code is `shaders/rule/adamw.wgsl`.
 
 use super::{
     HostRule, LARGEST_SQUARED, LastStep, Rule, RuleKind, Traits, UpdateRule, WeightDecay, decay_of, preconditioned, require_epsilon, require_share,
@@ -8,49 +8,55 @@ use crate::error::Error;
 use crate::layout::{RuleNumbers, Update};
 use crate::reference::RuleStep;
 
-/// Adam (Kingma & Ba, arXiv:1412.6980, algorithm 1), which with a [`WeightDecay::Decoupled`](crate::WeightDecay::Decoupled) is AdamW
-/// (Loshchilov & Hutter, arXiv:1711.05101, algorithm 2), as `torch.optim.AdamW` has it: `m ← β₁ m + (1-β₁) g`, `v ← β₂ v + (1-β₂) g²`, and at
-/// the k-th step that was not skipped `u = m/(1-β₁ᵏ) / (√v/√(1-β₂ᵏ) + ε)`. Keeps m and v.
+/// Adam (Kingma & Ba, arXiv:1412.6980, algorithm 1). With a [`WeightDecay::Decoupled`](crate::WeightDecay::Decoupled)
+/// it is AdamW (Loshchilov & Hutter, arXiv:1711.05101, algorithm 2), as in `torch.optim.AdamW`: `m ← β₁ m + (1-β₁) g`,
+/// `v ← β₂ v + (1-β₂) g²`, and at the k-th step that was not skipped `u = m/(1-β₁ᵏ) / (√v/√(1-β₂ᵏ) + ε)`. It keeps m
+/// and v, 8 bytes per parameter.
 ///
-/// A group that is given no weight decay, and whose builder is given none, has PyTorch's default: a decoupled decay of 0.01. It is Adam with
-/// [`decoupled_weight_decay(0.0)`](crate::OptimizerBuilder::decoupled_weight_decay).
+/// If neither the group nor the builder sets a weight decay, the group has PyTorch's default, a decoupled decay of
+/// 0.01. For Adam without decay call [`decoupled_weight_decay(0.0)`](crate::OptimizerBuilder::decoupled_weight_decay).
 ///
 /// - The bias corrections are computed on the device from the group's exact count of steps.
-/// - The direction's elements are about 1 and do not shrink with the gradient, so that the regimes treat it like a direction of signs
-///   ([`Rule::is_scale_free`]). The secant regimes, the distances of DoG and DoWG and the telemetry use the actual step.
-/// - Because of ε the rule is not scale-invariant: a loss rescaled by a power of two changes the direction where `√v` is not far above ε.
-///   The norm, the alignment and the regime's decisions keep their bits. A [`LossScaler`](crate::LossScaler) is divided out before.
-/// - g² underflows to 0 in f32 for |g| below about 1e-22, as in PyTorch. That does not matter beside an ε above 1e-18. An element above
-///   1.8e19 counts as 1.8e19, whose square f32 can hold. (In PyTorch its v becomes infinite and the parameter never moves again.) No
-///   finite gradient makes a step that is not finite.
-/// - With `β₁ = 0` no m is kept: `u = g / (√v/√(1-β₂ᵏ) + ε)`, with 4 bytes per parameter for v. The rule then counts as one without
-///   momentum, so that Seesaw measures its alignment against direction counters, as for [`Sgd`](crate::Sgd).
+/// - The direction's elements are about 1 and do not shrink with the gradient, so that regimes treat it like a
+///   direction of signs ([`Rule::is_scale_free`]). The secant regimes, the distances of DoG and DoWG, and the telemetry
+///   use the actual step.
+/// - Because of ε the rule is not scale-invariant: rescaling the loss by a power of two changes the direction where
+///   `√v` is not far above ε. The norm, the alignment and the regime's decisions keep their bits. A
+///   [`LossScaler`](crate::LossScaler) is divided out before.
+/// - g² underflows to 0 in f32 for |g| below about 1e-22, as in PyTorch. That does not matter if ε is above 1e-18. An
+///   element above 1.8e19 counts as 1.8e19, whose square fits f32. (In PyTorch its v becomes infinite and the parameter
+///   never moves again.) No finite gradient makes a step that is not finite.
+/// - With `β₁ = 0` the rule keeps no m: `u = g / (√v/√(1-β₂ᵏ) + ε)`, with 4 bytes per parameter for v. It then counts
+///   as a rule without momentum, and Seesaw measures its alignment against direction counters, as for
+///   [`Sgd`](crate::Sgd).
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 pub struct AdamW {
-    /// β₁ in `[0, 1)`; 0.9 in PyTorch. 0 keeps no momentum.
+    /// β₁ in `[0, 1)`. PyTorch uses 0.9. With 0 no momentum is kept.
     pub beta1: f32,
-    /// β₂ in `[0, 1)`; 0.999 in PyTorch.
+    /// β₂ in `[0, 1)`. PyTorch uses 0.999.
     pub beta2: f32,
-    /// ε, finite, above 0 and not denormal; 1e-8 in PyTorch. (PyTorch takes 0 too, and makes NaN of a gradient of 0 with it.)
+    /// ε, finite, above 0 and not denormal. PyTorch uses 1e-8. (PyTorch also accepts 0, which turns a gradient of 0
+    /// into NaN.)
     pub epsilon: f32,
 }
 
 impl Default for AdamW {
-    /// PyTorch's β₁ = 0.9, β₂ = 0.999, ε = 1e-8.
+    /// Returns AdamW with PyTorch's β₁ = 0.9, β₂ = 0.999, ε = 1e-8.
     fn default() -> Self {
         AdamW { beta1: 0.9, beta2: 0.999, epsilon: 1e-8 }
     }
 }
 
 impl Rule {
-    /// Returns AdamW with PyTorch's β₁ = 0.9, β₂ = 0.999, ε = 1e-8 and, unless the group sets another, weight decay of 0.01.
+    /// Returns AdamW with PyTorch's β₁ = 0.9, β₂ = 0.999 and ε = 1e-8. The weight decay is 0.01 unless the group sets
+    /// another.
     pub fn adamw() -> Self {
         Rule::AdamW(AdamW::default())
     }
 
-    /// Returns AdamW with `β₁ = 0`, which keeps a mean of squares and no momentum; β₂ = 0.999 and ε = 1e-8 as in [`Rule::adamw`]. With
-    /// [`Averaging::ScheduleFree`](crate::Averaging::ScheduleFree) it is schedule-free AdamW.
+    /// Returns AdamW with `β₁ = 0`, which keeps a mean of squares and no momentum. β₂ is 0.999 and ε is 1e-8, as in
+    /// [`Rule::adamw`]. With [`Averaging::ScheduleFree`](crate::Averaging::ScheduleFree) it is schedule-free AdamW.
     pub fn adamw_without_momentum() -> Self {
         Rule::AdamW(AdamW { beta1: 0.0, ..AdamW::default() })
     }
@@ -61,7 +67,7 @@ pub(super) fn examples() -> [AdamW; 1] {
 }
 
 impl AdamW {
-    /// Refuses numbers outside their ranges, in the name of a rule that has them too.
+    /// Returns an error, in the name of `rule`, if a number is outside its range.
     pub(super) fn validate_as(&self, rule: &dyn UpdateRule) -> Result<(), Error> {
         require_share(rule, "beta1", self.beta1)?;
         require_share(rule, "beta2", self.beta2)?;
@@ -123,7 +129,7 @@ impl UpdateRule for AdamW {
     }
 }
 
-/// The preconditioned momentum.
+/// Direction from the preconditioned momentum.
 pub(crate) struct TwoMoments;
 
 impl HostRule for TwoMoments {
@@ -140,7 +146,7 @@ impl HostRule for TwoMoments {
     }
 }
 
-/// The preconditioned gradient.
+/// Direction from the preconditioned gradient.
 pub(crate) struct SecondMoment;
 
 impl HostRule for SecondMoment {

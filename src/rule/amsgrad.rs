@@ -1,4 +1,4 @@
-//! AMSGrad. On the device: `shaders/rule/amsgrad.wgsl`.
+//! AMSGrad. Its device code is `shaders/rule/amsgrad.wgsl`.
 
 use super::{AdamW, HostRule, LastStep, Rule, RuleKind, Traits, UpdateRule, WeightDecay, preconditioned};
 use crate::averaging::Averaging;
@@ -6,33 +6,34 @@ use crate::error::Error;
 use crate::layout::{RuleNumbers, Update};
 use crate::reference::RuleStep;
 
-/// AMSGrad (Reddi, Kale & Kumar, ICLR 2018, arXiv:1904.09237, algorithm 2), as `torch.optim.AdamW(amsgrad=True)` has it: the moments of
-/// [`AdamW`], `v̂ ← max(v̂, v)` from 0, and `u = m/(1-β₁ᵏ) / (√v̂/√(1-β₂ᵏ) + ε)` at the k-th step that was not skipped. Keeps m, v and v̂, 12 bytes
-/// per parameter.
+/// AMSGrad (Reddi, Kale & Kumar, ICLR 2018, arXiv:1904.09237, algorithm 2), as in `torch.optim.AdamW(amsgrad=True)`:
+/// the moments of [`AdamW`], `v̂ ← max(v̂, v)` from 0, and `u = m/(1-β₁ᵏ) / (√v̂/√(1-β₂ᵏ) + ε)` at the k-th step that
+/// was not skipped. It keeps m, v and v̂, 12 bytes per parameter.
 ///
-/// - The maximum is taken before the bias correction, as in PyTorch. (optax takes it after.)
-/// - A large gradient shortens all later steps of its element, while AdamW forgets it after about 1/(1-β₂) steps.
-/// - The default weight decay, the range of gradients, and how regimes treat the direction are those of [`AdamW`].
+/// - The maximum is taken before the bias correction, as in PyTorch. (optax takes it afterwards.)
+/// - A large gradient shortens all later steps of its element. AdamW forgets it after about 1/(1-β₂) steps.
+/// - The default weight decay, the range of gradients and the treatment by regimes are those of [`AdamW`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 pub struct AmsGrad {
-    /// β₁ in `[0, 1)`; 0.9 in PyTorch. With 0 the momentum is the last gradient, and is kept all the same.
+    /// β₁ in `[0, 1)`. PyTorch uses 0.9. With 0 the momentum is the last gradient and still takes memory.
     pub beta1: f32,
-    /// β₂ in `[0, 1)`; 0.999 in PyTorch.
+    /// β₂ in `[0, 1)`. PyTorch uses 0.999.
     pub beta2: f32,
-    /// ε, finite, above 0 and not denormal; 1e-8 in PyTorch.
+    /// ε, finite, above 0 and not denormal. PyTorch uses 1e-8.
     pub epsilon: f32,
 }
 
 impl Default for AmsGrad {
-    /// PyTorch's β₁ = 0.9, β₂ = 0.999, ε = 1e-8.
+    /// Returns AMSGrad with PyTorch's β₁ = 0.9, β₂ = 0.999, ε = 1e-8.
     fn default() -> Self {
         AmsGrad { beta1: 0.9, beta2: 0.999, epsilon: 1e-8 }
     }
 }
 
 impl Rule {
-    /// Returns AMSGrad with PyTorch's β₁ = 0.9, β₂ = 0.999, ε = 1e-8 and, unless the group sets another, AdamW's weight decay of 0.01.
+    /// Returns AMSGrad with PyTorch's β₁ = 0.9, β₂ = 0.999 and ε = 1e-8. The weight decay is AdamW's 0.01 unless the
+    /// group sets another.
     pub fn amsgrad() -> Self {
         Rule::AmsGrad(AmsGrad::default())
     }
@@ -43,7 +44,7 @@ pub(super) fn examples() -> [AmsGrad; 1] {
 }
 
 impl AmsGrad {
-    /// AdamW with the same numbers.
+    /// Returns AdamW with the same numbers.
     fn moments(&self) -> AdamW {
         AdamW { beta1: self.beta1, beta2: self.beta2, epsilon: self.epsilon }
     }
@@ -98,7 +99,7 @@ impl UpdateRule for AmsGrad {
     }
 }
 
-/// The momentum, preconditioned by the largest v.
+/// Direction from the momentum, preconditioned by the largest v.
 pub(crate) struct LargestSecondMoment;
 
 impl HostRule for LargestSecondMoment {

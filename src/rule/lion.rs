@@ -1,4 +1,4 @@
-//! Lion. On the device: `shaders/rule/lion.wgsl`.
+//! Lion. Its device code is `shaders/rule/lion.wgsl`.
 
 use super::{HostRule, LastStep, Rule, RuleKind, Traits, UpdateRule, WeightDecay, owner, require_share, sign};
 use crate::averaging::Averaging;
@@ -6,14 +6,14 @@ use crate::error::{Error, require};
 use crate::layout::{RuleNumbers, Update};
 use crate::reference::{self, RuleStep};
 
-/// Lion (Chen et al. 2023, arXiv:2302.06675, program 1): `u = sign(β₁ m + (1-β₁) g)`, then `m ← β₂ m + (1-β₂) g`. Keeps m. The paper's decay is
-/// the decoupled one; set it on the group.
+/// Lion (Chen et al. 2023, arXiv:2302.06675, program 1): `u = sign(β₁ m + (1-β₁) g)`, then `m ← β₂ m + (1-β₂) g`. It
+/// keeps m, 4 bytes per parameter. The paper uses decoupled weight decay; set it on the group.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 pub struct Lion {
-    /// β₁ in `[0, 1)`; 0.9 in the paper.
+    /// β₁ in `[0, 1)`. The paper uses 0.9.
     pub beta1: f32,
-    /// β₂ in `(0, 1)`; 0.99 in the paper.
+    /// β₂ in `(0, 1)`. The paper uses 0.99.
     pub beta2: f32,
 }
 
@@ -76,7 +76,7 @@ impl UpdateRule for Lion {
     }
 }
 
-/// The signs of the gradient mixed into the momentum.
+/// Direction from the signs of the gradient mixed into the momentum.
 pub(crate) struct MixedSigns;
 
 impl HostRule for MixedSigns {
@@ -87,7 +87,8 @@ impl HostRule for MixedSigns {
         sign(update.momentum * last + (1.0 - update.momentum) * g)
     }
 
-    /// β₂ times the average β₁ m_{t-2} + (1-β₁) g_{t-1} has the same sign, and m_{t-1} = β₂ m_{t-2} + (1-β₂) g_{t-1} is known.
+    /// Computes the direction from m_{t-1} = β₂ m_{t-2} + (1-β₂) g_{t-1}, because β₂ times β₁ m_{t-2} + (1-β₁) g_{t-1}
+    /// has the same sign as the direction.
     #[inline(always)]
     fn last_direction(step: &LastStep) -> f32 {
         let (beta_1, beta_2) = (step.numbers.direction_momentum, step.numbers.momentum);

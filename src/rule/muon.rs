@@ -1,4 +1,4 @@
-//! Muon. On the device: `shaders/rule/muon.wgsl`, with the passes in `shaders/orthogonalize/`.
+//! Muon. Its device code is `shaders/rule/muon.wgsl`, with the passes in `shaders/orthogonalize/`.
 
 use super::{HostRule, LastStep, Rule, RuleKind, Traits, UpdateRule, WeightDecay, owner, require_epsilon, require_share};
 use crate::averaging::Averaging;
@@ -7,60 +7,63 @@ use crate::layout::{RuleNumbers, Update};
 use crate::plan::{MatrixNumbers, Shape, TensorWork};
 use crate::reference::RuleStep;
 
-/// Muon (Keller Jordan 2024, <https://kellerjordan.github.io/posts/muon/>; `torch.optim.Muon`): `m ← μ m + (1-μ) g`, and the direction is the
-/// orthogonal matrix that is nearest to the momentum. Keeps m.
+/// Muon (Keller Jordan 2024, <https://kellerjordan.github.io/posts/muon/>; `torch.optim.Muon`): `m ← μ m + (1-μ) g`,
+/// and the direction is the orthogonal matrix nearest to the momentum. It keeps m, 4 bytes per parameter.
 ///
-/// With `x = μ m + (1-μ) g` (Nesterov) or `x = m`, and `X = x / max(‖x‖, ε)` transposed where it has more rows than columns, the Newton–Schulz
-/// iteration `X ← a X + (b A + c A²) X`, `A = X Xᵀ`, is repeated `iterations` times. It brings the singular values near 1:
-/// with the usual coefficients between 0.7 and 1.2. The direction is X times a factor of the shape ([`scale`](Muon::scale)).
+/// With `x = μ m + (1-μ) g` (Nesterov) or `x = m`, and `X = x / max(‖x‖, ε)`, transposed if it has more rows than
+/// columns, the Newton–Schulz iteration `X ← a X + (b A + c A²) X`, `A = X Xᵀ`, is repeated `iterations` times. It
+/// brings the singular values near 1: between 0.7 and 1.2 with the usual coefficients. The direction is X times a
+/// factor that depends on the shape ([`scale`](Muon::scale)).
 ///
-/// PyTorch iterates in bf16, this crate in f32 or, where that is asked for and the device has it, in f16
-/// ([`precision`](Muon::precision)). It takes 8 bytes per parameter and two squares of the short side beside the momentum, for the matrices
-/// between two iterations; they are no part of a checkpoint.
+/// PyTorch iterates in bf16. This crate iterates in f32 or, if asked to and the device supports it, in f16
+/// ([`precision`](Muon::precision)). The matrices between two iterations take 8 bytes per parameter and two squares of
+/// the short side, beside the momentum. They are not part of a checkpoint.
 ///
-/// Only matrices can be trained with it: tensors whose [`shape`](crate::Group::shaped_tensor) has two dimensions or more. Name a rule for the
-/// others with [`Group::other_tensors`](crate::Group::other_tensors). Embeddings and the last layer are usually given another rule too.
+/// The rule trains only matrices: tensors whose [`shape`](crate::Group::shaped_tensor) has two dimensions or more. Name
+/// a rule for the other tensors with [`Group::other_tensors`](crate::Group::other_tensors). Embeddings and the last
+/// layer usually get another rule too.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 pub struct Muon {
-    /// μ in `[0, 1)`; 0.95 in PyTorch.
+    /// μ in `[0, 1)`. PyTorch uses 0.95.
     pub momentum: f32,
-    /// True to look ahead along the momentum, as PyTorch does by default.
+    /// True for Nesterov momentum, which is PyTorch's default.
     pub nesterov: bool,
-    /// Coefficients a, b, c of the iteration; (3.4445, -4.775, 2.0315) by default.
+    /// Coefficients a, b, c of the iteration. The default is (3.4445, -4.775, 2.0315).
     pub coefficients: [f32; 3],
-    /// Iterations, from 1 to 99; 5 by default.
+    /// Number of iterations, from 1 to 99. The default is 5.
     pub iterations: u32,
-    /// ε: the smallest norm that x is divided by; 1e-7 by default.
+    /// ε, the smallest norm that x is divided by. The default is 1e-7.
     pub epsilon: f32,
     /// Factor of the direction.
     pub scale: MuonScale,
-    /// In what numbers the iteration runs on a device.
+    /// Number format of the iteration on a device.
     pub precision: MuonPrecision,
 }
 
-/// Numbers in which Muon's iteration keeps its matrices.
+/// Number format in which Muon's iteration stores its matrices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 #[non_exhaustive]
 pub enum MuonPrecision {
-    /// f32, everywhere.
+    /// f32 on every device.
     F32,
-    /// f16 on devices with [`Features::SHADER_F16`](crate::wgpu::Features::SHADER_F16), with sums in f32; f32 on other devices and on the CPU
-    /// path. Matrices in f16 take half the memory traffic of f32 and half the workgroup memory. A direction differs from that in f32
-    /// by about 0.2 % of its length with 5 iterations, as measured on lavapipe. PyTorch's bf16 has 8 times as large roundings.
+    /// f16 on devices with [`Features::SHADER_F16`](crate::wgpu::Features::SHADER_F16), with sums in f32. Other devices
+    /// and the CPU path use f32. Matrices in f16 take half the memory traffic and half the workgroup memory of f32.
+    /// With 5 iterations the direction differs from that in f32 by about 0.2 % of its length, as measured on lavapipe.
+    /// Rounding errors of PyTorch's bf16 are 8 times as large.
     F16,
 }
 
-/// Factor of Muon's direction for a matrix of `rows × columns`: PyTorch's `adjust_lr_fn`.
+/// Factor of Muon's direction for a matrix of `rows × columns`, which PyTorch calls `adjust_lr_fn`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 #[non_exhaustive]
 pub enum MuonScale {
     /// `√max(1, rows / columns)`, PyTorch's default `"original"`.
     Original,
-    /// `0.2 √max(rows, columns)`, PyTorch's `"match_rms_adamw"`: the direction is about as long as AdamW's (Liu et al. 2025,
-    /// arXiv:2502.16982, equation 4). The default here, because regimes set one rate for all layers.
+    /// `0.2 √max(rows, columns)`, PyTorch's `"match_rms_adamw"`: the direction is about as long as AdamW's (Liu et al.
+    /// 2025, arXiv:2502.16982, equation 4). This is the default here, because regimes set one rate for all layers.
     MatchRmsAdamW,
     /// `√(rows / columns)`, PyTorch's `"spectral_unclamped"`.
     Spectral,
@@ -114,7 +117,7 @@ impl UpdateRule for Muon {
         RuleKind::Muon
     }
 
-    /// With momentum a gradient moves the parameters 1/(1 - μ) times as far as its first step does.
+    /// Returns ε. With momentum, a gradient moves the parameters 1/(1 - μ) times as far as its first step does.
     fn first_step(&self, _: &Averaging) -> f32 {
         (0.105 * (1.0 - self.momentum)).min(0.05)
     }
@@ -154,7 +157,7 @@ impl UpdateRule for Muon {
         let in_range = (1..100).contains(&self.iterations);
         require(in_range, || owner(self), "iterations", self.iterations, "between 1 and 99")?;
         for coefficient in self.coefficients {
-            // Beyond this the iterates leave f32.
+            // With larger coefficients the iterates overflow f32.
             let in_range = coefficient.abs() <= 10.0;
             require(in_range, || owner(self), "coefficients", coefficient, "between -10 and 10")?;
         }
@@ -175,7 +178,7 @@ impl UpdateRule for Muon {
             let transposed = |x: &[f64], rows: usize, columns: usize| -> Vec<f64> {
                 (0..columns * rows).map(|i| x[i % rows * columns + i / rows]).collect()
             };
-            // a · b of (n × k) and (k × m).
+            // Multiplies a (n × k) by b (k × m).
             let product = |a: &[f64], b: &[f64], k: usize, m: usize| -> Vec<f64> {
                 let rows = a.chunks_exact(k);
                 let of_row = |row: &[f64]| -> Vec<f64> {
@@ -214,7 +217,7 @@ impl UpdateRule for Muon {
     }
 }
 
-/// The direction that the passes over matrices have made.
+/// Direction computed by the passes over matrices.
 pub(crate) struct Orthogonal;
 
 impl HostRule for Orthogonal {
@@ -225,7 +228,8 @@ impl HostRule for Orthogonal {
         v
     }
 
-    /// Not a number, which no step takes: the momentum does not tell it, and regimes that need it refuse the rule.
+    /// Returns NaN, because the last direction cannot be computed from the momentum. Regimes that need it refuse the
+    /// rule.
     fn last_direction(_: &LastStep) -> f32 {
         f32::NAN
     }

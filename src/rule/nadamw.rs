@@ -1,4 +1,4 @@
-//! NAdamW, AdamW with Nesterov momentum. On the device: `shaders/rule/nadamw.wgsl`.
+//! NAdamW, which is AdamW with Nesterov momentum. Its device code is `shaders/rule/nadamw.wgsl`.
 
 use super::{
     AdamW, HostRule, LARGEST_SQUARED, LastStep, Rule, RuleKind, Traits, UpdateRule, WeightDecay, owner, preconditioned, require_share,
@@ -8,30 +8,32 @@ use crate::error::{Error, require};
 use crate::layout::{RuleNumbers, Update};
 use crate::reference::RuleStep;
 
-/// AdamW with Nesterov momentum (Dozat 2016, with a constant β₁), as `optax.nadamw` has it: the moments of [`AdamW`], and
-/// `u = (β₁ m/(1-β₁ᵏ⁺¹) + (1-β₁) g/(1-β₁ᵏ)) / (√v/√(1-β₂ᵏ) + ε)` at the k-th step that was not skipped. Keeps m and v.
+/// AdamW with Nesterov momentum (Dozat 2016, with a constant β₁), as in `optax.nadamw`: the moments of [`AdamW`], and
+/// `u = (β₁ m/(1-β₁ᵏ⁺¹) + (1-β₁) g/(1-β₁ᵏ)) / (√v/√(1-β₂ᵏ) + ε)` at the k-th step that was not skipped. It keeps m and
+/// v, 8 bytes per parameter.
 ///
-/// `torch.optim.NAdam` lets β₁ rise over the first steps (its `momentum_decay`), so that its steps differ.
+/// The steps of `torch.optim.NAdam` differ, because it raises β₁ over the first steps (`momentum_decay`).
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 pub struct NAdamW {
-    /// β₁ in `(0, 1)`; 0.9 in optax.
+    /// β₁ in `(0, 1)`. optax uses 0.9.
     pub beta1: f32,
-    /// β₂ in `[0, 1)`; 0.999 in optax.
+    /// β₂ in `[0, 1)`. optax uses 0.999.
     pub beta2: f32,
-    /// ε, finite, above 0 and not denormal; 1e-8 in optax.
+    /// ε, finite, above 0 and not denormal. optax uses 1e-8.
     pub epsilon: f32,
 }
 
 impl Default for NAdamW {
-    /// β₁ = 0.9, β₂ = 0.999, ε = 1e-8.
+    /// Returns NAdamW with β₁ = 0.9, β₂ = 0.999, ε = 1e-8.
     fn default() -> Self {
         NAdamW { beta1: 0.9, beta2: 0.999, epsilon: 1e-8 }
     }
 }
 
 impl Rule {
-    /// Returns NAdamW with β₁ = 0.9, β₂ = 0.999, ε = 1e-8 and, unless the group sets another, AdamW's weight decay of 0.01.
+    /// Returns NAdamW with β₁ = 0.9, β₂ = 0.999 and ε = 1e-8. The weight decay is AdamW's 0.01 unless the group sets
+    /// another.
     pub fn nadamw() -> Self {
         Rule::NAdamW(NAdamW::default())
     }
@@ -42,7 +44,7 @@ pub(super) fn examples() -> [NAdamW; 1] {
 }
 
 impl NAdamW {
-    /// AdamW with the same numbers.
+    /// Returns AdamW with the same numbers.
     fn moments(&self) -> AdamW {
         AdamW { beta1: self.beta1, beta2: self.beta2, epsilon: self.epsilon }
     }
@@ -97,10 +99,10 @@ impl UpdateRule for NAdamW {
     }
 }
 
-/// The preconditioned momentum of the step to come.
+/// Direction from the preconditioned momentum of the next step.
 pub(crate) struct Ahead;
 
-/// β₁ m/(1-β₁ᵏ⁺¹) + (1-β₁) g/(1-β₁ᵏ), of the correction c = 1/(1-β₁ᵏ): 1-β₁ᵏ⁺¹ is (1-β₁) + β₁/c.
+/// Computes β₁ m/(1-β₁ᵏ⁺¹) + (1-β₁) g/(1-β₁ᵏ). With `correction` c = 1/(1-β₁ᵏ), 1-β₁ᵏ⁺¹ is (1-β₁) + β₁/c.
 #[inline(always)]
 fn ahead(beta1: f32, correction: f32, m: f32, g: f32) -> f32 {
     let g = g.clamp(-LARGEST_SQUARED, LARGEST_SQUARED);

@@ -1,4 +1,4 @@
-//! RMSprop. Its kernels are those of AdamW without momentum, whose bias corrections its numbers make 1.
+//! RMSprop. It uses the kernels of AdamW without momentum, with bias corrections of 1.
 
 use super::{Rule, RuleKind, UpdateRule, decay_of, require_epsilon, require_share};
 use crate::averaging::Averaging;
@@ -6,22 +6,23 @@ use crate::error::Error;
 use crate::layout::RuleNumbers;
 use crate::reference::RuleStep;
 
-/// RMSprop (Tieleman & Hinton 2012, lecture 6.5 of their course), as `torch.optim.RMSprop` has it without momentum and not centred:
-/// `v ← α v + (1-α) g²`, `u = g / (√v + ε)`. Keeps v, 4 bytes per parameter.
+/// RMSprop (Tieleman & Hinton 2012, lecture 6.5 of their course), as in `torch.optim.RMSprop` without momentum and not
+/// centred: `v ← α v + (1-α) g²`, `u = g / (√v + ε)`. It keeps v, 4 bytes per parameter.
 ///
-/// There is no bias correction: the first directions are 1/√(1-α) times as long as later ones, ten times with the default. The first rate
-/// allows for it. For the rest it is a rule without momentum that does not shrink with the gradient, as [`AdamW`](crate::AdamW) with `β₁ = 0`.
+/// There is no bias correction: the first directions are 1/√(1-α) times as long as later ones, ten times with the
+/// default. The first rate allows for it. Otherwise regimes treat the rule like [`AdamW`](crate::AdamW) with `β₁ = 0`:
+/// it has no momentum, and its direction does not shrink with the gradient.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 pub struct RmsProp {
-    /// α in `[0, 1)`, the share of the old mean of squares; 0.99 in PyTorch.
+    /// α in `[0, 1)`, the weight of the old mean of squares. PyTorch uses 0.99.
     pub alpha: f32,
-    /// ε, finite, above 0 and not denormal; 1e-8 in PyTorch.
+    /// ε, finite, above 0 and not denormal. PyTorch uses 1e-8.
     pub epsilon: f32,
 }
 
 impl Default for RmsProp {
-    /// PyTorch's α = 0.99, ε = 1e-8.
+    /// Returns RMSprop with PyTorch's α = 0.99, ε = 1e-8.
     fn default() -> Self {
         RmsProp { alpha: 0.99, epsilon: 1e-8 }
     }
@@ -63,7 +64,7 @@ impl UpdateRule for RmsProp {
         RuleNumbers {
             square_keep: self.alpha,
             square_share: 1.0 - self.alpha,
-            // The corrections are 1.
+            // Bias corrections of 1.
             first_decay: decay_of(0.0),
             second_decay: decay_of(0.0),
             epsilon: self.epsilon,

@@ -1,11 +1,11 @@
-//! Stochastic gradient descent. On the device: `shaders/rule/sgd.wgsl`.
+//! Stochastic gradient descent. Its device code is `shaders/rule/sgd.wgsl`.
 
 use super::{HostRule, LastStep, Rule, RuleKind, Traits, UpdateRule};
 use crate::averaging::Averaging;
 use crate::layout::{RuleNumbers, Update};
 use crate::reference::RuleStep;
 
-/// Stochastic gradient descent: `u = g`. Keeps nothing.
+/// Stochastic gradient descent: `u = g`. It keeps no memory.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 pub struct Sgd;
@@ -51,7 +51,7 @@ impl UpdateRule for Sgd {
     }
 }
 
-/// The gradient.
+/// Direction that is the gradient.
 pub(crate) struct Plain;
 
 impl HostRule for Plain {

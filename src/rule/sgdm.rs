@@ -1,4 +1,4 @@
-//! SGD with momentum. On the device: `shaders/rule/sgdm.wgsl`.
+//! SGD with momentum. Its device code is `shaders/rule/sgdm.wgsl`.
 
 use super::{HostRule, LastStep, Rule, RuleKind, Traits, UpdateRule, owner, require_share};
 use crate::averaging::Averaging;
@@ -6,17 +6,18 @@ use crate::error::{Error, require};
 use crate::layout::{RuleNumbers, Update};
 use crate::reference::RuleStep;
 
-/// SGD with momentum (heavy ball, Polyak 1964): `m ← μ m + (1-δ) g`, `u = m`; with Nesterov `u = g + μ m`. Keeps m.
+/// SGD with momentum (heavy ball, Polyak 1964): `m ← μ m + (1-δ) g`, and `u = m`, or `u = g + μ m` with Nesterov. It
+/// keeps m, 4 bytes per parameter.
 ///
-/// As in PyTorch, the very first step sets `m = g` without dampening.
+/// As in PyTorch, the first step sets `m = g` without dampening.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 pub struct Sgdm {
     /// μ in `[0, 1)`.
     pub momentum: f32,
-    /// δ in `[0, 1)`; 0 in PyTorch and here by default.
+    /// δ in `[0, 1)`. The default is 0, as in PyTorch.
     pub dampening: f32,
-    /// Look ahead along the momentum; needs `momentum > 0` and `dampening = 0`.
+    /// True for Nesterov momentum, which needs `momentum > 0` and `dampening = 0`.
     pub nesterov: bool,
 }
 
@@ -53,7 +54,7 @@ impl UpdateRule for Sgdm {
         if self.nesterov { RuleKind::Nesterov } else { RuleKind::Sgdm }
     }
 
-    /// With momentum a gradient moves the parameters (1 - δ)/(1 - μ) times as far as its first step does.
+    /// Returns ε. With momentum, a gradient moves the parameters (1 - δ)/(1 - μ) times as far as its first step does.
     fn first_step(&self, _: &Averaging) -> f32 {
         (0.105 * (1.0 - self.momentum) / (1.0 - self.dampening)).min(0.05)
     }
@@ -61,7 +62,7 @@ impl UpdateRule for Sgdm {
     fn numbers(&self) -> RuleNumbers {
         RuleNumbers {
             momentum: self.momentum,
-            // As in PyTorch: without momentum there is nothing to dampen.
+            // Without momentum, dampening has no effect, as in PyTorch.
             gradient_share: if self.momentum == 0.0 { 1.0 } else { 1.0 - self.dampening },
             direction_momentum: self.momentum,
             ..RuleNumbers::default()
@@ -101,7 +102,7 @@ impl UpdateRule for Sgdm {
 
 const TRAITS: Traits = Traits { momentum: true, momentum_from_gradient: true, ..Traits::PLAIN };
 
-/// The momentum.
+/// Direction that is the momentum.
 pub(crate) struct HeavyBall;
 
 impl HostRule for HeavyBall {
@@ -118,7 +119,7 @@ impl HostRule for HeavyBall {
     }
 }
 
-/// The gradient and the momentum.
+/// Direction from the gradient and the momentum.
 pub(crate) struct Nesterov;
 
 impl HostRule for Nesterov {

@@ -1,11 +1,12 @@
-//! signSGD. On the device: `shaders/rule/sign_sgd.wgsl`.
+//! signSGD. Its device code is `shaders/rule/sign_sgd.wgsl`.
 
 use super::{HostRule, LastStep, Rule, RuleKind, Traits, UpdateRule, sign};
 use crate::averaging::Averaging;
 use crate::layout::{RuleNumbers, Update};
 use crate::reference::{self, RuleStep};
 
-/// signSGD: `u = sign(g)`, `sign(0) = 0` (Bernstein et al. 2018, arXiv:1802.04434, algorithm 1). Keeps nothing.
+/// signSGD: `u = sign(g)` with `sign(0) = 0` (Bernstein et al. 2018, arXiv:1802.04434, algorithm 1). It keeps no
+/// memory.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 pub struct SignSgd;
@@ -51,7 +52,7 @@ impl UpdateRule for SignSgd {
     }
 }
 
-/// The signs of the gradient.
+/// Direction from the signs of the gradient.
 pub(crate) struct Signs;
 
 impl HostRule for Signs {

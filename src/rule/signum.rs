@@ -1,4 +1,4 @@
-//! Signum, signSGD with momentum. On the device: `shaders/rule/signum.wgsl`.
+//! Signum, which is signSGD with momentum. Its device code is `shaders/rule/signum.wgsl`.
 
 use super::{HostRule, LastStep, Rule, RuleKind, Traits, UpdateRule, require_share, sign};
 use crate::averaging::Averaging;
@@ -6,7 +6,8 @@ use crate::error::Error;
 use crate::layout::{RuleNumbers, Update};
 use crate::reference::{self, RuleStep};
 
-/// Signum: `m ← β m + (1-β) g`, `u = sign(m)` (Bernstein et al. 2018, arXiv:1802.04434, algorithm 2). Keeps m.
+/// Signum: `m ← β m + (1-β) g`, `u = sign(m)` (Bernstein et al. 2018, arXiv:1802.04434, algorithm 2). It keeps m, 4
+/// bytes per parameter.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 pub struct Signum {
@@ -66,7 +67,7 @@ impl UpdateRule for Signum {
     }
 }
 
-/// The signs of the momentum.
+/// Direction from the signs of the momentum.
 pub(crate) struct MomentumSigns;
 
 impl HostRule for MomentumSigns {

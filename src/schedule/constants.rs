@@ -1,9 +1,9 @@
-//! The numbers by which the learning-rate pass evaluates a schedule.
+//! Numbers with which the learning-rate pass evaluates a schedule.
 
 use super::{DecayShape, Schedule};
 use crate::layout::{GroupConstants, schedule_kinds};
 
-/// A schedule in the words of [`GroupConstants`], which says what they mean.
+/// Schedule as the constants that [`GroupConstants`] documents.
 struct Constants {
     kind: u32,
     rise: u32,
@@ -14,26 +14,27 @@ struct Constants {
 }
 
 impl Constants {
-    /// A warm-up, and then this kind over the rest of the steps.
+    /// Returns a warm-up followed by this kind over the remaining steps.
     fn after(kind: u32, warmup: u32, steps: u32, first: f32, last: f32) -> Self {
         Constants { kind, rise: warmup, steps, fall: steps - warmup, first, last }
     }
 
-    /// A warm-up, and then falls by e^ln.
+    /// Returns a warm-up followed by falls by a factor of e^ln.
     fn falls(warmup: u32, every: u32, ln: f64) -> Self {
         let (first, last) = split(ln);
         Constants { kind: schedule_kinds::STEP, rise: warmup, steps: every, fall: 0, first, last }
     }
 }
 
-/// A number as one of 8 bits, whose product with a whole number below 2^16 is exact, and what that lacks.
+/// Splits a number into one of 8 bits, whose product with an integer below 2^16 is exact, and the remainder.
 fn split(x: f64) -> (f32, f32) {
     let upper = f32::from_bits(((x as f32).to_bits() + 0x8000) & 0xffff_0000);
     (upper, (x - f64::from(upper)) as f32)
 }
 
 impl Schedule {
-    /// Writes the schedule into a group's constants for the learning-rate pass. The schedule is valid. A table begins at factor 0.
+    /// Writes the schedule into a group's constants for the learning-rate pass. The schedule must be valid. A table
+    /// begins at factor 0.
     pub(crate) fn write_to(&self, group: &mut GroupConstants) {
         let constants = self.constants();
         group.schedule = constants.kind;

@@ -1,4 +1,4 @@
-//! Where the factors of tables lie.
+//! Placement of the factors of schedule tables.
 
 use std::sync::Arc;
 
@@ -6,21 +6,21 @@ use super::Schedule;
 use crate::error::{BuildError, Error};
 use crate::layout::TABLE_FACTORS;
 
-/// The tables of all groups, end to end.
+/// Tables of all groups, concatenated.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Tables {
-    /// Each with the index of its first factor.
+    /// Each table with the index of its first factor.
     placed: Vec<(Arc<[f32]>, u32)>,
     pub(crate) factors: Vec<f32>,
 }
 
 impl Tables {
-    /// Returns the index of the schedule's first factor, or `None` where it has no table. Equal tables are kept once.
+    /// Returns the index of the schedule's first factor, or `None` if it has no table. Equal tables are stored once.
     pub(crate) fn place(&mut self, schedule: &Schedule) -> Result<Option<u32>, Error> {
         let Schedule::Table { factors, .. } = schedule else {
             return Ok(None);
         };
-        // The tensors of one group come with the same table, which need not be compared number by number.
+        // The tensors of one group share the table's pointer, so that its numbers need not be compared.
         let same = |other: &Arc<[f32]>| Arc::ptr_eq(other, factors) || other == factors;
         if let Some((_, first)) = self.placed.iter().find(|(other, _)| same(other)) {
             return Ok(Some(*first));
@@ -41,7 +41,8 @@ impl Tables {
     }
 }
 
-/// Writes the number of factors and a hash of their bits: they would be most of a checkpoint's head, and of a message on what differs.
+/// Writes the number of factors and a hash of their bits. The factors themselves would dominate a checkpoint's header
+/// and the messages about differences.
 #[cfg(feature = "checkpoint")]
 pub(crate) fn serialize<S: serde::Serializer>(factors: &[f32], to: S) -> Result<S::Ok, S::Error> {
     let bytes = bytemuck::cast_slice::<f32, u8>(factors);

@@ -11,13 +11,13 @@ use crate::CliError;
 use crate::files;
 use crate::page::{self, Area, Axis, COLORS, DrawError, bounds, font, log_marks};
 
-/// The plot's size in pixels: it fits a window 1280 pixels wide.
+/// Size of the plot in pixels, which fits a window 1280 pixels wide.
 const SIZE: (u32, u32) = (1200, 900);
 /// Height of the title, and of a row of the legend below it.
 const TITLE: u32 = 66;
 const LEGEND_ROW: u32 = 22;
 
-/// A report to be: a page, or the plot alone.
+/// Output file of the report: a page, or the plot alone.
 #[derive(Debug)]
 pub struct ReportFile {
     file: files::ReportFile,
@@ -25,7 +25,7 @@ pub struct ReportFile {
 }
 
 impl ReportFile {
-    /// The plot alone where the name ends in .svg.
+    /// Creates the report. It is the plot alone if the name ends in .svg.
     pub fn create(path: &Path, force: bool) -> Result<Self, CliError> {
         let is_page = path.extension().is_none_or(|ending| ending != "svg");
         Ok(ReportFile { file: files::ReportFile::create(path, force)?, is_page })
@@ -41,14 +41,14 @@ impl ReportFile {
     }
 }
 
-/// One line of the plot.
+/// Line of the plot.
 #[derive(Debug, Clone, PartialEq)]
 struct Line {
     label: String,
     color: RGBColor,
-    /// Lengths of dash and gap; solid without.
+    /// Lengths of dash and gap, or `None` for a solid line.
     dash: Option<(i32, i32)>,
-    /// log2 of the size, log10 of GB/s.
+    /// Points as log2 of the size and log10 of GB/s.
     points: Vec<(f64, f64)>,
 }
 
@@ -57,7 +57,7 @@ const ROOF: RGBColor = RGBColor(60, 60, 60);
 const DASHES: [Option<(i32, i32)>; 8] =
     [None, Some((7, 4)), Some((2, 3)), Some((12, 5)), Some((4, 8)), Some((1, 1)), Some((18, 3)), Some((9, 9))];
 
-/// Distinct values in the order of their first appearance.
+/// Returns distinct values in the order of their first appearance.
 fn distinct<T: PartialEq>(values: impl Iterator<Item = T>) -> Vec<T> {
     values.fold(Vec::new(), |mut seen, value| {
         if !seen.contains(&value) {
@@ -75,7 +75,7 @@ fn points<'a>(rows: impl Iterator<Item = &'a Row>) -> Vec<(f64, f64)> {
     rows.map(|row| ((row.elements as f64).log2(), row.gb_per_s.log10())).collect()
 }
 
-/// Copy and triad, at the sizes of the steps.
+/// Returns the lines of copy and triad, at the sizes of the steps.
 fn roofs(report: &Report) -> impl Iterator<Item = Line> {
     [("copy", None), ("triad", Some((7, 4)))].into_iter().map(|(what, dash)| {
         let is_shown = |row: &&Row| row.what == what && steps(report).any(|step| step.elements == row.elements);
@@ -83,7 +83,7 @@ fn roofs(report: &Report) -> impl Iterator<Item = Line> {
     })
 }
 
-/// A line for each regime and mode of a rule.
+/// Returns a line for each regime and mode of a rule.
 fn lines(report: &Report, rule: &str) -> Vec<Line> {
     let modes = distinct(steps(report).map(|row| row.mode));
     let mut lines = Vec::new();
@@ -101,7 +101,7 @@ fn lines(report: &Report, rule: &str) -> Vec<Line> {
     lines
 }
 
-/// The plot: a panel for each rule, lines for its regimes, copy and triad as the roof.
+/// Draws the plot: a panel for each rule, lines for its regimes, copy and triad as the roof.
 fn plot(report: &Report) -> Result<String, String> {
     page::svg(SIZE, |root| draw(root, report))
 }
@@ -129,8 +129,8 @@ fn draw(root: &Area, report: &Report) -> Result<(), DrawError> {
     }
     let columns = if panels.len() > 1 { 2 } else { 1 };
     let areas = body.split_evenly((panels.len().div_ceil(columns), columns));
-    // Sizes as log2, a mark at each, or at every second or third where there are many; rates as log10, marks at 1, 2 and 5 times the
-    // powers of ten.
+    // Sizes are log2 with a mark at each, or at every second or third if there are many. Rates are log10 with marks at
+    // 1, 2 and 5 times the powers of ten.
     let sizes = distinct(steps(report).map(|row| (row.elements as f64).log2()));
     let every = sizes.len().div_ceil(12).max(1);
     let marks = sizes.iter().step_by(every).copied().collect();
@@ -145,8 +145,8 @@ fn draw(root: &Area, report: &Report) -> Result<(), DrawError> {
     Ok(())
 }
 
-/// Where the legend's entries are, side by side in as many rows as it takes: from the left in pixels, and the row. The label's width is
-/// a guess, no font is at hand.
+/// Returns the positions of the legend's entries, which fill as many rows as needed: the distance from the left in
+/// pixels, and the row. The width of a label is an estimate, because no font is available.
 fn legend(lines: &[Line]) -> Vec<(i32, u32)> {
     let (mut x, mut row) = (14, 0);
     let place = |line: &Line| {
@@ -206,7 +206,7 @@ fn draw_panel(area: &Area, rule: &str, lines: &[Line], (sizes, rates): (Axis, Ax
 
 fn page(report: &Report, plot: &str) -> String {
     let (header, rows) = table(report);
-    // Long names may break, or the table is too wide.
+    // Long names may break, because the table would be too wide otherwise.
     let table = page::table(&header, rows, TEXT_COLUMNS).replace('_', "_<wbr>");
     let facts = page::facts(&[
         ("device", report.device.clone()),

@@ -1,4 +1,4 @@
-//! Rows: what is measured at one size, and what it comes to against copy and triad.
+//! Rows: measurements at one size, compared with copy and triad.
 
 use serde::{Serialize, Serializer};
 use wgpu_optim::{Element, Error, ErrorKind, NonFinitePolicy, Regime, Rule};
@@ -6,7 +6,7 @@ use wgpu_optim::{Element, Error, ErrorKind, NonFinitePolicy, Regime, Rule};
 use wgpu_optim_conformance::bench::measure::{Bench, Effort, Measured, Seconds, measure};
 use wgpu_optim_conformance::bench::workload::{COPY_BYTES, Mode, Spec, TRIAD_BYTES, many_tensors};
 
-/// Which clock a row's figures are by.
+/// Clock of a row's figures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Clock {
@@ -14,41 +14,41 @@ pub enum Clock {
     Wall,
 }
 
-/// One measurement. Times are medians over the rounds; rule, regime and mode are empty where nothing is optimized.
+/// One measurement. Times are medians over the rounds. Rule, regime and mode are empty if nothing is optimized.
 #[derive(Debug, Clone, Serialize)]
 pub struct Row {
     /// `copy`, `triad`, `step`, `step+clip`, `many-tensors`, `many-tensors-odd`, `overhead-step` or `overhead-submit-wait`.
     pub what: &'static str,
-    /// How a copy was made: the fastest way there is.
+    /// Method of the copy, which is the fastest one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub by: Option<&'static str>,
     pub rule: &'static str,
     pub regime: &'static str,
     pub mode: &'static str,
-    /// Parameters, over all tensors.
+    /// Number of parameters over all tensors.
     pub elements: usize,
     pub tensors: usize,
     pub ns_per_param: f64,
-    /// The fastest and the slowest round, in nanoseconds per parameter.
+    /// Fastest and slowest round, in nanoseconds per parameter.
     pub spread_low: f64,
     pub spread_high: f64,
-    /// The clock of these three and of what follows from them.
+    /// Clock of these three figures and of those derived from them.
     pub clock: Clock,
-    /// Recording and waiting included.
+    /// Wall-clock time per parameter, including recording and waiting.
     pub wall_ns_per_param: f64,
     pub us_per_step: f64,
-    /// Bytes that the step cannot do without, per nanosecond.
+    /// Bytes that the step must move, per nanosecond.
     pub gb_per_s: f64,
-    /// Percent of the bandwidth of the copy and of the triad at this size, by the same clock.
+    /// Percentage of the bandwidth of copy and triad at this size, by the same clock.
     pub percent_of_copy: f64,
     pub percent_of_triad: f64,
-    /// Host time of `encode_step`, and the step's share of `CommandEncoder::finish`, where steps are recorded.
+    /// Host time of `encode_step`, and the step's part of `CommandEncoder::finish`, if steps are recorded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub encode_us_per_step: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub finish_us_per_step: Option<f64>,
-    /// Device time of each pass, by its stem. Each is timed in a compute pass of its own, so that at small sizes they come to more
-    /// than the step.
+    /// Device time of each pass, by its stem. Each pass is timed in a compute pass of its own, so that at small sizes
+    /// their sum exceeds the time of the step.
     #[serde(skip_serializing_if = "Vec::is_empty", serialize_with = "as_object")]
     pub pass_ns_per_param: Vec<(&'static str, f64)>,
 }
@@ -70,13 +70,13 @@ pub struct Entry {
     spec: Spec,
 }
 
-/// The tensor of the overhead rows: one quad.
+/// Number of elements of the tensor in the overhead rows: one quad.
 pub const OVERHEAD_ELEMENTS: usize = 4;
 const SUBMIT_WAIT: &str = "overhead-submit-wait";
 const OVERHEADS: [&str; 2] = ["overhead-step", SUBMIT_WAIT];
 
 impl Selection {
-    /// The optimizers that are measured at one size.
+    /// Returns the optimizers that are measured at one size.
     pub fn entries(&self, elements: usize) -> Vec<Entry> {
         let mut entries = Vec::new();
         for &mode in &self.modes {
@@ -91,13 +91,14 @@ impl Selection {
         entries
     }
 
-    /// What `clip_grad_norm_` and a step of SGD do elsewhere: a fixed rate, and a norm that the gradient exceeds.
+    /// Returns entries with a clip, comparable to `clip_grad_norm_` and a step of SGD: a fixed rate, and a norm that
+    /// the gradient exceeds.
     fn clipped(&self, mode: Mode, elements: usize) -> Vec<Entry> {
         let Some(&regime) = self.regimes.iter().find(|regime| matches!(regime, Regime::Fixed(_))) else {
             return Vec::new();
         };
         if mode.policy == NonFinitePolicy::Unchecked {
-            // With a clip it is as without the policy.
+            // With a clip, the policy makes no difference.
             return Vec::new();
         }
         let rules = self.rules.iter().filter(|rule| !rule.is_sign()).filter_map(|&rule| mode.rule(rule));
@@ -105,7 +106,7 @@ impl Selection {
         rules.map(|rule| Entry { what: "step+clip", spec: spec(rule) }).collect()
     }
 
-    /// The first rule and regime over many tensors, to be held against the same over one.
+    /// Returns the first rule and regime over many tensors, for comparison with the same over one.
     fn many(&self, mode: Mode, elements: usize) -> Vec<Entry> {
         let entry = |(what, odd)| {
             let (rule, regime) = self.first(mode)?;
@@ -115,7 +116,7 @@ impl Selection {
         [("many-tensors", false), ("many-tensors-odd", true)].into_iter().filter_map(entry).collect()
     }
 
-    /// Steps over next to nothing: in a batch, and each submitted and waited for.
+    /// Returns steps over almost nothing: in a batch, and each submitted and awaited.
     pub fn overhead_entries(&self) -> Vec<Entry> {
         let firsts = self.modes.iter().filter_map(|&mode| Some((mode, self.first(mode)?)));
         let entries = firsts.flat_map(|(mode, (rule, regime))| {
@@ -124,26 +125,27 @@ impl Selection {
         entries.collect()
     }
 
-    /// The first rule that there is in a mode, and the first regime.
+    /// Returns the first rule that a mode supports, and the first regime.
     fn first(&self, mode: Mode) -> Option<(Rule, Regime)> {
         let rule = self.rules.iter().find_map(|&rule| mode.rule(rule))?;
         Some((rule, *self.regimes.iter().find(|&&regime| mode.fits(rule, regime))?))
     }
 }
 
-/// Bytes that the entries of one size keep at once, arrays included.
+/// Returns the number of bytes that the entries of one size need at once, including arrays.
 pub fn bytes_of(elements: usize, entries: &[Entry]) -> f64 {
     let state = |Entry { spec: Spec { rule, regime, mode, .. }, .. }: &Entry| {
         mode.state_bytes_per_param(*rule, *regime) + mode.remainder_bytes() + mode.average_bytes(*regime)
     };
-    // Beside those of f32 that copy and triad go by.
+    // These arrays are in addition to the f32 arrays of copy and triad.
     let of_16_bits = [Element::F16, Element::Bf16].into_iter();
     let arrays = of_16_bits.filter(|&element| entries.iter().any(|entry| entry.spec.mode.element == element));
     let arrays: f64 = arrays.map(|element| 2.0 * element.bytes() as f64).sum();
     elements as f64 * (TRIAD_BYTES + arrays + entries.iter().map(state).sum::<f64>())
 }
 
-/// Measures the entries of one size beside copy and triad. What the device has no room for becomes a note.
+/// Measures the entries of one size together with copy and triad. Entries that do not fit the device's memory become
+/// notes.
 pub fn measure_size<B: Bench>(
     bench: &mut B,
     elements: usize,
@@ -183,7 +185,7 @@ pub fn measure_size<B: Bench>(
     let roofs = Roofs::new(elements, copies, rest.first());
     let mut rows: Vec<Row> =
         labels.iter().zip(&measured).map(|(label, measured)| label.row(elements, measured, &roofs)).collect();
-    // Of the copies only the fastest, by the device's clock if one of them has it.
+    // Only the fastest copy is kept, by the device's clock if one of them has it.
     let fastest = (0..copy_count).max_by(|&a, &b| {
         let by_device = |row: &Row| row.clock == Clock::Timestamps;
         by_device(&rows[a]).cmp(&by_device(&rows[b])).then(rows[a].percent_of_copy.total_cmp(&rows[b].percent_of_copy))
@@ -226,7 +228,7 @@ impl Roofs {
 impl Label {
     fn row(&self, elements: usize, measured: &Measured, roofs: &Roofs) -> Row {
         let (clock, seconds, [copy, triad]) = match (&measured.device, roofs.device) {
-            // Of an overhead it is the host's time that counts.
+            // An overhead is measured in host time.
             (Some(seconds), Some(roof)) if !OVERHEADS.contains(&self.what) => (Clock::Timestamps, seconds, roof),
             _ => (Clock::Wall, &measured.wall, roofs.wall),
         };

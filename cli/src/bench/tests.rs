@@ -1,4 +1,4 @@
-//! Tests of what is measured, and of its rows.
+//! Tests of the measurements and their rows.
 
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ fn the_byte_model_is_the_documented_one() {
         ("bf16", [12.0, 15.0, 20.0, 24.0, 28.0, 32.0]),
         ("f16", [12.0, 15.0, 20.0, 24.0, 28.0, 32.0]),
         ("bf16-stochastic", [8.0, 11.0, 16.0, 20.0, 24.0, 28.0]),
-        // SGD alone of these; with Seesaw pass 1 reads y and z, and no counters are kept.
+        // Only SGD has this mode. With Seesaw, pass 1 reads y and z, and no counters are kept.
         ("unchecked", [12.0, 0.0, 20.0, 0.0, 28.0, 0.0]),
         ("schedule-free", [24.0, 32.0, 0.0, 0.0, 0.0, 0.0]),
     ] {
@@ -53,7 +53,7 @@ fn the_byte_model_is_the_documented_one() {
     }
 }
 
-/// z in the average's place, and v alone.
+/// z replaces the average, and v is the only moment.
 #[test]
 fn schedule_free_adamw_moves_no_momentum() {
     let [fixed, _, seesaw] = regimes();
@@ -63,7 +63,7 @@ fn schedule_free_adamw_moves_no_momentum() {
     let rule = mode.rule(Rule::adamw()).expect("without momentum");
     assert_eq!(rule, Rule::adamw_without_momentum());
     assert_eq!(mode.bytes_per_param(rule, fixed), 32.0);
-    // It keeps counters.
+    // This regime keeps direction counters.
     assert_eq!(mode.bytes_per_param(rule, seesaw), 35.0);
     assert_eq!(mode.state_bytes_per_param(rule, seesaw), 5.0);
     for rule in [Rule::sgd(), Rule::sign_sgd()] {
@@ -77,7 +77,7 @@ fn mode_of(name: &str) -> Mode {
     *MODES.iter().find(|mode| mode.name == name).expect(name)
 }
 
-/// Three arrays of f32 for copy and triad, two of the element where it is another, and what the optimizer keeps.
+/// Copy and triad need three arrays of f32, and another element type needs two arrays. The optimizer's memory is added.
 #[test]
 fn the_memory_that_is_asked_for_is_what_is_kept() {
     let [_, _, seesaw] = regimes();
@@ -90,7 +90,7 @@ fn the_memory_that_is_asked_for_is_what_is_kept() {
     ] {
         let modes: Vec<Mode> = modes.iter().copied().map(mode_of).collect();
         let selection = Selection { rules: vec![Rule::lion()], regimes: vec![seesaw], modes };
-        // Fewer than many tensors need.
+        // The number of elements is too small for the rows with many tensors.
         assert_eq!(bytes_of(100, &selection.entries(100)), 100.0 * bytes, "{:?}", selection.modes);
     }
 }

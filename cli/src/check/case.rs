@@ -1,4 +1,4 @@
-//! What a case is, how its values are compared, and how a case that fails is made smaller until it no longer does.
+//! Cases, the comparison of their values, and the shrinking of a failing case to the smallest that still fails.
 
 use std::fmt::{self, Debug};
 
@@ -8,32 +8,32 @@ use wgpu_optim::{Gpu, wgpu};
 use super::run::Fault;
 use crate::CliError;
 
-/// What a case runs on.
+/// Adapter, device and geometry that a case runs on.
 pub struct Subject {
     pub adapter: wgpu::Adapter,
-    /// A device on the adapter, in the geometry below.
+    /// Device on the adapter, in the geometry below.
     pub gpu: Gpu,
-    /// Where the geometry comes from: the preset, the preset with subgroups, the cache.
+    /// Source of the geometry: the preset, the preset with subgroups, or the cache.
     pub geometry: String,
-    /// Seeded by tests.
+    /// Fault that a test has seeded.
     pub fault: Option<Fault>,
 }
 
-/// Something that must hold on a device.
+/// Property that must hold on a device.
 pub trait Case {
-    /// What is run, in the words of the table's list of failures.
+    /// Returns the name of the case in the list of failures.
     fn name(&self) -> String;
 
-    /// Runs it. An error counts as a failure of the case.
+    /// Runs the case. An error counts as a failure of the case.
     fn run(&self, subject: &Subject) -> Result<Outcome, CliError>;
 
-    /// Cases that are smaller in one way each, the smallest first.
+    /// Returns cases that are each smaller in one way, the smallest first.
     fn smaller(&self) -> Cases;
 }
 
 pub type Cases = Vec<Box<dyn Case>>;
 
-/// Who gave a value.
+/// Source of a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub enum Path {
     #[serde(rename = "device")]
@@ -42,45 +42,45 @@ pub enum Path {
     Cpu,
 }
 
-/// What came of a case: how many values were compared, how far off the worst was, and the first that was too far off. Numbers that are
-/// not finite are null in JSON.
+/// Result of a case: the number of compared values, the distance of the worst one, and the first ones that were too far
+/// off. Numbers that are not finite are null in JSON.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Outcome {
     pub values: usize,
-    /// Distance of the device's worst value, in units of the last place of what it should be.
+    /// Distance of the device's worst value, in units of the last place of the expected one.
     pub device_ulps: f64,
     /// Distance of the CPU path's worst value.
     pub cpu_ulps: f64,
-    /// The largest distance as a share of what is allowed for it: how near the case is to failing, 1 and above if it has; infinite where
-    /// the distance has no size.
+    /// Largest distance as a fraction of its tolerance. The case has failed from 1 on. It is infinite if the distance
+    /// has no size.
     pub share_of_allowed: f64,
-    /// Which value that is.
+    /// Description of the value with this distance.
     pub nearest: String,
-    /// What was too far off; of many, the first few.
+    /// Values that were too far off, limited to the first few.
     #[serde(skip)]
     pub mismatches: Vec<Mismatch>,
-    /// What the device does where it may choose.
+    /// Note on device behaviour that may differ between devices.
     #[serde(skip)]
     pub note: Option<String>,
 }
 
-/// A value that is not what it should be.
+/// Value that differs from the expected one.
 #[derive(Debug, Clone, Serialize)]
 pub struct Mismatch {
     pub what: String,
     pub path: Path,
     pub got: Value,
     pub expected: Value,
-    /// The distance in units of the last place; `None` for what is no number, or not finite.
+    /// Distance in units of the last place, or `None` if a value is not a finite number.
     pub ulps: Option<f64>,
     pub allowed_ulps: f64,
 }
 
-/// A value as the report shows it.
+/// Value in a report.
 #[derive(Debug, Clone, Serialize)]
 #[serde(untagged)]
 pub enum Value {
-    /// A number, and the bits of the f32 that it is or that is next to it.
+    /// Number, with the bits of the nearest f32.
     Number {
         value: f64,
         bits: String,
@@ -104,20 +104,20 @@ impl fmt::Display for Value {
     }
 }
 
-/// Mismatches that are kept of a case.
+/// Number of mismatches that are kept for a case.
 const KEPT: usize = 8;
 
-/// The unit of the last place of an f32 of this size.
+/// Returns the unit of the last place of an f32 of this size.
 pub fn ulp(size: f64) -> f64 {
     let size = size.abs().max(f64::from(f32::MIN_POSITIVE));
-    // The power of two at or below it.
+    // Exponent of the largest power of two that is not above `size`.
     let exponent = (size.to_bits() >> 52) as i32 - 1023;
     f64::from(exponent).exp2() * f64::from(f32::EPSILON)
 }
 
 impl Outcome {
-    /// Compares a number with what it should be; `unit` is what the distance is measured in, normally [`ulp`] of some size.
-    /// NaN is infinitely far from everything.
+    /// Compares a number with the expected one. The distance is in multiples of `unit`, normally [`ulp`] of some size.
+    /// NaN is infinitely far from every number.
     pub fn near(
         &mut self,
         path: Path,
@@ -128,11 +128,11 @@ impl Outcome {
     ) {
         let (got, expected) = (got.into(), expected.into());
         let distance = if got == expected { 0.0 } else { (got - expected).abs() / unit };
-        // From here on comparisons have an answer.
+        // `distance` is not NaN after this line, so that comparisons work.
         let distance = if distance.is_nan() { f64::INFINITY } else { distance };
         self.values += 1;
         self.widen(path, distance);
-        // No distance at all is fine where none is allowed: the greater of NaN and 0 is 0.
+        // A distance of 0 passes even if the tolerance is 0, because the maximum of NaN and 0 is 0.
         let share = (distance / allowed_ulps).max(0.0);
         if share > self.share_of_allowed {
             self.share_of_allowed = share;
@@ -159,7 +159,7 @@ impl Outcome {
         self.mismatch(path, what(), values, distance, 0.0);
     }
 
-    /// Compares what is no number.
+    /// Compares values that are not numbers.
     pub fn same<T: PartialEq + Debug>(&mut self, path: Path, what: impl FnOnce() -> String, got: T, expected: T) {
         self.values += 1;
         if got != expected {
@@ -192,7 +192,7 @@ impl Outcome {
         }
     }
 
-    /// Adds what another part of the case found.
+    /// Adds the result of another part of the case.
     pub fn merge(&mut self, other: Outcome) {
         self.values += other.values;
         self.device_ulps = self.device_ulps.max(other.device_ulps);
@@ -207,7 +207,8 @@ impl Outcome {
     }
 }
 
-/// The lines of two texts that are not the same in both, in a line each: the fields that two structs differ in.
+/// Returns the lines that differ between two texts, joined into one line each. They are the fields in which two structs
+/// differ.
 fn differing_lines(a: &str, b: &str) -> [String; 2] {
     let (a, b): (Vec<&str>, Vec<&str>) = (a.lines().collect(), b.lines().collect());
     if a.len() != b.len() {
@@ -218,7 +219,7 @@ fn differing_lines(a: &str, b: &str) -> [String; 2] {
     [a, b].map(|lines| lines.join(" "))
 }
 
-/// Runs a case; an error is a mismatch of its own.
+/// Runs a case. An error becomes a mismatch.
 pub fn outcome_of(case: &dyn Case, subject: &Subject) -> Outcome {
     case.run(subject).unwrap_or_else(|error| {
         let mut outcome = Outcome { share_of_allowed: f64::INFINITY, ..Outcome::default() };
@@ -228,11 +229,12 @@ pub fn outcome_of(case: &dyn Case, subject: &Subject) -> Outcome {
     })
 }
 
-/// How many smaller cases are tried for one that fails. By number and not by time, so that a busy machine finds the same.
+/// Number of smaller cases that are tried for a failing one. It does not depend on time, so that a busy machine finds
+/// the same case.
 const TRIES: usize = 80;
 
-/// The smallest form of a failing case that the shrinker finds to fail, and how: as long as one of the smaller cases fails, it is
-/// taken in place of the case.
+/// Returns the smallest failing form of a case that the shrinker finds, and its mismatch. While one of the smaller
+/// cases fails, it replaces the case.
 pub fn shrink<C>(
     case: C,
     first: Mismatch,
@@ -242,7 +244,8 @@ pub fn shrink<C>(
     let (mut case, mut mismatch) = (case, first);
     let (mut tries, mut last) = (0, 0);
     loop {
-        // From where the last one was found, so that one way of being smaller is followed to its end before the next.
+        // The search begins where the last failure was found, so that one way of shrinking is followed to its end
+        // before the next.
         let mut in_turn: Vec<(usize, C)> = smaller(&case).into_iter().enumerate().collect();
         let start = last.min(in_turn.len().saturating_sub(1));
         in_turn.rotate_left(start);
@@ -258,8 +261,8 @@ pub fn shrink<C>(
     }
 }
 
-/// Numbers from `least` on that are less than `n`: `least` itself, then halfway from there to `n`, and so on up to `n - 1`. Taking the
-/// first that still fails, again and again, is a bisection.
+/// Returns numbers from `least` to below `n`: `least` itself, then halfway from there to `n`, and so on up to `n - 1`.
+/// Repeatedly taking the first one that still fails is a bisection.
 pub fn less(n: usize, least: usize) -> Vec<usize> {
     let mut numbers = Vec::new();
     let mut gap = n.saturating_sub(least);
@@ -270,7 +273,7 @@ pub fn less(n: usize, least: usize) -> Vec<usize> {
     numbers
 }
 
-/// Shorter lists: halves first, then without one entry.
+/// Returns shorter lists: first the halves, then the list without one entry.
 pub fn shorter<T: Clone>(list: &[T]) -> Vec<Vec<T>> {
     if list.len() < 2 {
         return Vec::new();

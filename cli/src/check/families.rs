@@ -1,4 +1,5 @@
-//! Families whose cases differ by their groups alone: steps on the device and on the CPU path, against the oracle.
+//! Families whose cases differ only in their groups: steps on the device and on the CPU path, compared with the
+//! reference.
 
 use wgpu_optim::{Averaging, Lion, Regime, Rule, WeightDecay};
 use wgpu_optim_conformance::schedule::schedules;
@@ -9,10 +10,10 @@ use super::scenario::{Gradients, Layout, Part, Scenario, group};
 
 const STEPS: usize = 8;
 
-/// A tensor of several blocks, and small ones.
+/// Lengths of a tensor with several blocks, and of small ones.
 const LENGTHS: [usize; 3] = [130, 5, 10_007];
 
-/// One rule for each kind of memory.
+/// Returns one rule for each kind of memory.
 fn rules() -> [Rule; 4] {
     [Rule::sgd(), Rule::sgdm(0.9), Rule::sign_sgd(), Rule::adamw()]
 }
@@ -21,7 +22,7 @@ fn boxed(what: &'static str, optimizers: impl IntoIterator<Item = Vec<Spec>>) ->
     optimizers.into_iter().map(|specs| Scenario::new(what, STEPS, specs).boxed()).collect()
 }
 
-/// Averages of the iterates, that start at the first step and after it, of every kind; and schedule-free training.
+/// Returns cases of averages of every kind, which start at the first step and later, and of schedule-free training.
 pub fn averages(_: &Subject) -> Cases {
     let kinds = [
         Averaging::Running { start: 0 },
@@ -31,13 +32,14 @@ pub fn averages(_: &Subject) -> Cases {
     ];
     let averaged = |averaging, rule, name| Spec { averaging, ..group(name, rule, Regime::seesaw(), &LENGTHS) };
     let of_rule = |rule| kinds.map(|averaging| averaged(averaging, rule, averaging.name())).into();
-    // Which takes part in the training, and is for rules without momentum.
+    // Schedule-free training is part of the training, and is for rules without momentum.
     let free = [Rule::sgd(), Rule::sign_sgd(), Rule::adamw_without_momentum()];
     let free = free.map(|rule| averaged(Averaging::ScheduleFree, rule, rule.name()));
     boxed("averages", rules().map(of_rule).into_iter().chain([free.into()]))
 }
 
-/// What a group can be told: decay, clip, maximize, schedules, a rate per tensor, a shared norm; all side by side in one optimizer.
+/// Returns cases of the settings of groups: decay, clip, maximize, schedules, a rate per tensor and a shared norm, side
+/// by side in one optimizer.
 pub fn groups(_: &Subject) -> Cases {
     boxed("groups", rules().map(groups_of))
 }
@@ -65,7 +67,8 @@ fn groups_of(rule: Rule) -> Vec<Spec> {
     groups
 }
 
-/// Controls that are others in every step: factors of the rate, decay, clip, and groups that are frozen now and then.
+/// Returns cases with controls that change in every step: factors of the rate, decay, clip, and groups that are frozen
+/// at times.
 pub fn controls(_: &Subject) -> Cases {
     let of_rule = |rule| {
         let of = |name, regime, decay, clip| Spec { decay, clip, ..group(name, rule, regime, &[130, 5, 1001]) };
@@ -81,7 +84,7 @@ pub fn controls(_: &Subject) -> Cases {
     rules().map(of_rule).into()
 }
 
-/// Trust ratios, with what passes 4 and 5 measure of the step.
+/// Returns cases of trust ratios, which use the measurements of passes 4 and 5.
 pub fn trust(_: &Subject) -> Cases {
     let of_rule = |rule| {
         let of_regime = |regime: Regime| {
@@ -93,13 +96,14 @@ pub fn trust(_: &Subject) -> Cases {
     boxed("trust ratios", rules().map(of_rule))
 }
 
-/// The device can bind so many bytes at once: several windows are cheap to have then.
+/// Size of a binding in bytes. It is small, so that several windows need little memory.
 const BINDING_BYTES: u64 = 64 << 10;
 
-/// Tensors over many binding windows, at odd offsets, many small ones, and parameters and gradients in one buffer.
+/// Returns cases of tensors over many binding windows, at odd offsets, many small ones, and parameters and gradients in
+/// one buffer.
 pub fn windows(_: &Subject) -> Cases {
     let window = BINDING_BYTES as usize / 4;
-    // Over one window by one element, and over several; a small tensor between the two.
+    // One tensor exceeds a window by one element, another fills several. A small tensor lies between them.
     let large = [window + 1, 8, 2 * window + window / 2 + 3];
     let small: Vec<usize> = (0..40).map(|i| [1, 7, 64, 130, 3][i % 5] + i).collect();
     let mixed = [&large[..2], &small].concat();
@@ -118,10 +122,11 @@ pub fn windows(_: &Subject) -> Cases {
     cases
 }
 
-/// Two blocks of the usual geometry of software drivers would take most of the time; a row and a few elements see every path.
+/// Lengths for the magnitudes. Blocks of the usual geometry of software drivers would take most of the time, and a row
+/// with a few elements covers every path.
 const MAGNITUDE_LENGTHS: [usize; 2] = [77, 1030];
 
-/// Magnitudes of gradients whose momentum and whose step stay within the range of f32.
+/// Magnitudes of gradients whose momentum and step stay within the range of f32.
 const FINITE: [(&str, &[f32]); 10] = [
     ("zero", &[0.0]),
     ("1e37", &[1e37]),
@@ -130,20 +135,21 @@ const FINITE: [(&str, &[f32]); 10] = [
     ("1e-37", &[1e-37]),
     ("1e30 and 1e-30", &[1e30, 1e-30]),
     ("1, 1e30, 1e-37", &[1.0, 1e30, 1e-37]),
-    // Where plain sums of squares begin to be scaled, from both sides.
+    // The limits beyond which plain sums of squares are scaled, from both sides.
     ("2^-40 from both sides", &[9.094_947e-13, 1.9e-12]),
     ("2^40 from both sides", &[1.099_511_6e12, 2.2e12]),
     ("1e-13, 1, 1e13", &[1e-13, 1.0, 1e13]),
 ];
 
-/// Each element's square, or the whole sum, is beyond the range of f32. Without momentum, which would be as well.
+/// Magnitudes where each element's square, or the whole sum, overflows f32. A momentum would overflow as well, so that
+/// they are only for rules without one.
 const LARGEST: [(&str, &[f32]); 2] = [("3e38", &[3e38]), ("3e38 and 1e-38", &[3e38, 1.2e-38])];
 
-/// Numbers that a device may take for zeros, some of them or all.
+/// Numbers that a device may flush to zero, in part or all.
 const DENORMAL: [(&str, &[f32]); 4] =
     [("1e-38", &[2e-38]), ("1e-39", &[1e-39]), ("the least f32", &[3e-45]), ("1 and 1e-40", &[1.0, 1e-40])];
 
-/// Numbers of every size: 1e38, 1e-38, denormals, and all of them mixed; zeros of either sign.
+/// Returns cases with numbers of every size: 1e38, 1e-38, denormals, all of them mixed, and zeros of either sign.
 pub fn magnitudes(_: &Subject) -> Cases {
     let plain = vec![Rule::sgd(), Rule::sign_sgd()];
     let lion = Rule::Lion(Lion { beta1: 0.5, beta2: 0.75 });
@@ -151,7 +157,7 @@ pub fn magnitudes(_: &Subject) -> Cases {
     let all = [&plain[..], &with_momentum].concat();
     let mut cases = Vec::new();
     for regime in [Regime::seesaw(), Regime::norm_ratio()] {
-        // All in one optimizer, whose kernels are compiled once.
+        // All groups are in one optimizer, whose kernels are compiled once.
         let mut parts = Vec::new();
         for (rules, magnitudes) in [(&all, &FINITE[..]), (&plain, &LARGEST[..]), (&plain, &DENORMAL[..])] {
             for &rule in rules {

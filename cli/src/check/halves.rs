@@ -1,5 +1,5 @@
-//! Halves: parameters and gradients of 16 bits against the oracle, and against the CPU path code by code; micro-batches; gradients that
-//! are cleared.
+//! Halves: 16-bit parameters and gradients compared with the reference, and code by code with the CPU path;
+//! micro-batches; and gradients that are cleared.
 
 use wgpu_optim::{Element, Regime, Rounding, Rule, SecantForm, WeightDecay};
 use wgpu_optim_conformance::spec::{DOG, Spec};
@@ -10,10 +10,10 @@ use crate::CliError;
 
 const STEPS: usize = 5;
 
-/// Around the boundaries of words, quads and blocks.
+/// Lengths around the boundaries of words, quads and blocks.
 const LENGTHS: [usize; 6] = [1, 2, 3, 4, 7, 4099];
 
-/// What is stored as what. Of f32 parameters nothing is rounded.
+/// Element types of parameters and gradients, with the rounding. It does not matter for f32 parameters.
 const STORED: [(Element, Element, Rounding); 9] = [
     (Element::F16, Element::F16, Rounding::Masters),
     (Element::Bf16, Element::Bf16, Rounding::Masters),
@@ -26,7 +26,7 @@ const STORED: [(Element, Element, Rounding); 9] = [
     (Element::Bf16, Element::F32, Rounding::Stochastic { seed: 2 }),
 ];
 
-/// Tensors that begin at odd words.
+/// Layout of tensors that begin at odd words.
 const LAYOUT: Layout = Layout::Packed { start: 2, gap: 1 };
 
 pub fn cases(_: &Subject) -> Cases {
@@ -58,14 +58,14 @@ pub fn cases(_: &Subject) -> Cases {
     cases.into_iter().map(Scenario::boxed).collect()
 }
 
-/// Rules and regimes that go about parameters and gradients in different ways.
+/// Returns rules and regimes that use parameters and gradients in different ways.
 fn specs(params: Element, grads: Element, rounding: Rounding) -> Vec<Spec> {
     let mut specs = vec![
         group("sgd", Rule::sgd(), Regime::seesaw(), &LENGTHS),
         group("adamw", Rule::adamw(), Regime::seesaw(), &LENGTHS),
     ];
     if params == Element::F32 || rounding == Rounding::Masters {
-        // Where the norm goes by the parameters, those that are rounded have another.
+        // If the norm depends on the parameters, rounded parameters have another norm.
         let decay = WeightDecay::Coupled(0.05);
         specs.push(Spec { decay, ..group("decay", Rule::sgdm(0.9), Regime::seesaw(), &LENGTHS) });
         specs.push(group("distance", Rule::sgd(), DOG, &LENGTHS));
@@ -75,12 +75,12 @@ fn specs(params: Element, grads: Element, rounding: Rounding) -> Vec<Spec> {
     specs.into_iter().map(|spec| spec.stored(params, grads, rounding)).collect()
 }
 
-/// Steps that f32 has no rounding for, so that every path must find the same codes.
+/// Returns steps without rounding in f32, for which every path must find the same codes.
 fn exact(params: Element, rounding: Rounding) -> Scenario {
     let rate = |exponent: i32| Regime::fixed((exponent as f32).exp2());
     let ordinary = group("ordinary", Rule::sgd(), rate(-12), &LENGTHS);
     let mut tiny = group("tiny", Rule::sgd(), rate(-30), &LENGTHS);
-    // Numbers that are denormal in f16.
+    // These numbers are denormal in f16.
     for w in tiny.tensors.iter_mut().flatten() {
         *w = (*w * 64.0).round() * 2f32.powi(-24);
     }
@@ -88,7 +88,7 @@ fn exact(params: Element, rounding: Rounding) -> Scenario {
     Scenario { layout: LAYOUT, judge: codes, ..Scenario::new("codes", 24, specs.into()).dyadic() }
 }
 
-/// Device and CPU path, code by code.
+/// Compares the codes of device and CPU path.
 fn codes(scenario: &Scenario, subject: &Subject) -> Result<Outcome, CliError> {
     let mut outcome = Outcome::default();
     let (mut device, mut host) = scenario.runs(subject, &subject.gpu)?;
@@ -103,7 +103,7 @@ fn codes(scenario: &Scenario, subject: &Subject) -> Result<Outcome, CliError> {
     Ok(outcome)
 }
 
-/// A scenario whose gradients are cleared by its steps, by those that are skipped too.
+/// Runs a scenario whose steps clear the gradients, including skipped steps.
 fn cleared(scenario: &Scenario, subject: &Subject) -> Result<Outcome, CliError> {
     let mut outcome = scenario.against_oracle(subject)?;
     let mut device = scenario.device_run(subject, &subject.gpu)?;

@@ -1,4 +1,4 @@
-//! Rules that own passes over matrices, over shapes around the tiles of their kernels.
+//! Rules with passes over matrices, with shapes around the tiles of their kernels.
 
 use wgpu_optim::{Adafactor, Averaging, Element, Muon, MuonScale, RateFactors, Regime, Rounding, Rule, WeightDecay};
 use wgpu_optim_conformance::spec::{Spec, regimes, shape_for};
@@ -8,7 +8,8 @@ use super::scenario::{Gradients, Layout, Part, Scenario, group};
 
 const STEPS: usize = 4;
 
-/// One element, a row, a column, less than a quad, both sides of a tile, several tiles wide or tall, and nothing.
+/// One element, a row, a column, less than a quad, both sides of a tile boundary, several tiles wide or tall, and empty
+/// shapes.
 const SHAPES: [[usize; 2]; 13] = [
     [1, 1],
     [1, 7],
@@ -25,7 +26,7 @@ const SHAPES: [[usize; 2]; 13] = [
     [0, 5],
 ];
 
-/// Bytes that a binding holds, where the matrices of one group do not fit into one.
+/// Size of a binding in bytes, so that the matrices of one group do not fit into one.
 const BINDING_BYTES: u64 = 64 << 10;
 
 fn matrices(name: impl Into<String>, rule: Rule, regime: Regime) -> Spec {
@@ -102,7 +103,8 @@ pub fn cases(_: &Subject) -> Cases {
     cases
 }
 
-/// Rows and columns with rates of their own, and rows that are left alone: of every rule, with decays and averages.
+/// Returns cases with their own rates for rows and columns and with lazy rows, for every rule, with decays and
+/// averages.
 fn rows() -> Cases {
     const COLUMNS: usize = 7;
     let shapes = [[1, COLUMNS], [3, COLUMNS], [130, COLUMNS], [0, COLUMNS]];

@@ -1,5 +1,6 @@
-//! NaN and infinities of every sign and payload, at the first, the middle and the last element of every tensor, and as the loss: the
-//! step is skipped bit for bit, on the device as on the CPU path, and the record names the element.
+//! NaN and infinities with every sign and payload, at the first, the middle and the last element of every tensor, and
+//! as the loss. The step must be skipped bit for bit on the device and on the CPU path, and the record must name the
+//! element.
 
 use wgpu_optim::{Record, Regime, Rule, WeightDecay};
 use wgpu_optim_conformance::NOT_FINITE;
@@ -10,12 +11,12 @@ use super::case::{Case, Cases, Outcome, Path, Subject, less, shorter};
 use super::scenario::{Scenario, group, loss_of};
 use crate::CliError;
 
-/// Where in a tensor an element is bad, in halves of its length.
+/// Position of the non-finite element in its tensor, in halves of the tensor's length.
 const POSITIONS: [(&str, usize); 3] = [("first", 0), ("middle", 1), ("last", 2)];
 
 #[derive(Debug, Clone, Copy)]
 enum Bad {
-    /// An element of a tensor, by its index in [`POSITIONS`].
+    /// An element of a tensor, with its index in [`POSITIONS`].
     Element {
         tensor: usize,
         position: usize,
@@ -32,16 +33,16 @@ fn in_words(bad: Bad, bits: u32) -> String {
     }
 }
 
-/// Good steps, then bad ones, then a good one.
+/// Case with good steps, then steps to be skipped, then a good step.
 #[derive(Clone)]
 struct Skipping {
-    /// Its steps are those before the bad ones.
+    /// Scenario whose steps come before the skipped ones.
     scenario: Scenario,
     bad: Vec<(Bad, u32)>,
 }
 
 pub fn cases(subject: &Subject) -> Cases {
-    // Several blocks, where they are not huge.
+    // The tensors have several blocks unless blocks are huge.
     let block = (subject.gpu.tuning().block_elements() as usize).min(1 << 14);
     let momentum = group("momentum", Rule::sgdm(0.9), Regime::seesaw(), &[130]);
     let specs = vec![
@@ -59,7 +60,7 @@ pub fn cases(subject: &Subject) -> Cases {
         }
     }
     bad.extend(NOT_FINITE.map(|bits| (Bad::Loss, bits)));
-    // Before the first step, and where every state has been written.
+    // One scenario begins with the skipped steps, and the other after every state has been written.
     let scenarios = [0, 3].map(|steps| Scenario::new("not finite", steps, specs.clone()));
     boxed(scenarios.map(|scenario| Skipping { scenario, bad: bad.clone() }))
 }
@@ -68,16 +69,16 @@ fn boxed(cases: impl IntoIterator<Item = Skipping>) -> Cases {
     cases.into_iter().map(|case| Box::new(case) as Box<dyn Case>).collect()
 }
 
-/// A step to be skipped.
+/// Step that must be skipped.
 struct BadStep {
     gradients: Vec<Vec<f32>>,
     loss: f32,
-    /// What its record must name: tensor and element, or nothing where it is the loss.
+    /// Tensor and element that the record must name, or `None` for the loss.
     place: Option<(usize, u64)>,
 }
 
 impl Skipping {
-    /// `None` where the case has become too small to have it.
+    /// Returns the step, or `None` if the case has become too small for it.
     fn bad_step(&self, bad: Bad, bits: u32, step: usize) -> Option<BadStep> {
         let mut gradients = self.scenario.gradients(step);
         let value = f32::from_bits(bits);
@@ -97,7 +98,7 @@ impl Skipping {
     }
 }
 
-/// A record of a skipped step: the reason, how many there have been, and the only element that is not finite.
+/// Compares the record of a skipped step: the reason, the number of skips, and the only element that is not finite.
 fn judge_record(outcome: &mut Outcome, path: Path, what: &str, record: &Record, skipped: u32, bad: &BadStep) {
     let flags = record.flags;
     let nonfinite = record.nonfinite.map(|found| (found.count, found.tensor, found.element));
@@ -151,7 +152,7 @@ impl Case for Skipping {
         outcome.same(Path::Cpu, states, without_counts(&host.run.states()), host_before.1);
         let rates = || "learning rates after all bad steps".to_owned();
         outcome.same(Path::Device, rates, device.run.try_rates()?, before.2);
-        // Momentum and counters show in the step that follows.
+        // The next step shows changes of momentum and counters.
         let (gradients, loss) = (scenario.gradients(next), loss_of(next));
         device.step(&gradients, loss)?;
         undisturbed.step(&gradients, loss)?;
@@ -170,7 +171,7 @@ impl Case for Skipping {
         };
         let steps = less(self.scenario.steps, 0).into_iter();
         smaller.extend(steps.map(|steps| with(&|scenario| scenario.steps = steps)));
-        // Groups from the end, so that tensors keep their numbers.
+        // Groups are removed from the end, so that tensors keep their indices.
         if self.scenario.parts.len() > 1 {
             smaller.push(with(&|scenario| drop(scenario.parts.pop())));
         }

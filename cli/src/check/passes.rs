@@ -1,5 +1,5 @@
-//! Each pass by itself: the sums of passes 1 and 2 with every kind of partials, pass 3 where the sums have no rounding, the update at a
-//! fixed rate.
+//! Each pass by itself: the sums of passes 1 and 2 with every kind of partial sums, pass 3 with sums that are not
+//! rounded, and the update at a fixed rate.
 
 use wgpu_optim::gpu::{Partials, Tuning};
 use wgpu_optim::internals::PassName;
@@ -17,7 +17,8 @@ pub fn cases(subject: &Subject) -> Cases {
     tunings(subject).into_iter().map(sums).chain(rates()).chain([update()]).map(Scenario::boxed).collect()
 }
 
-/// The subject's own geometry, and beside the preset every other kind of partials in workgroups of several subgroups.
+/// Returns the subject's own geometry. For the preset it adds every other kind of partial sums, with workgroups of
+/// several subgroups.
 fn tunings(subject: &Subject) -> Vec<Tuning> {
     let own = subject.gpu.tuning();
     let mut tunings = vec![own];
@@ -34,7 +35,7 @@ fn tunings(subject: &Subject) -> Vec<Tuning> {
     tunings
 }
 
-/// Groups of every kind of memory, of every length; the last step is looked at.
+/// Returns groups with every kind of memory and of every length. The last step is compared.
 fn sums(tuning: Tuning) -> Scenario {
     let mut specs = Vec::new();
     for (name, rule, regime, decay, clip) in [
@@ -51,7 +52,7 @@ fn sums(tuning: Tuning) -> Scenario {
     Scenario { tuning: Some(tuning), judge: judge_sums, ..scenario }
 }
 
-/// The sums of squares against f64, given the parameters before the step.
+/// Compares the sums of squares with f64, given the parameters before the step.
 fn judge_squares(
     scenario: &Scenario,
     outcome: &mut Outcome,
@@ -66,7 +67,7 @@ fn judge_squares(
         let decay = spec.decay.coupled();
         let square = |values: &mut dyn Iterator<Item = f32>| values.map(|x| f64::from(x).powi(2)).sum::<f64>();
         let pairs = || gradients[group].iter().zip(&before[group]);
-        // Rounded to f32 once or twice, as in the kernels: not an error of the sum.
+        // Rounding the terms to f32 once or twice, as the kernels do, is not an error of the sum.
         let seen = square(&mut pairs().map(|(g, w)| g + decay * w));
         let mut expected = vec![("Σ g²", sums[group].square.value(), seen)];
         if spec.clip.is_finite() {
@@ -80,7 +81,7 @@ fn judge_squares(
     }
 }
 
-/// Passes 1 and 2 against f64 and against the CPU path.
+/// Compares passes 1 and 2 with f64 and with the CPU path.
 fn judge_sums(scenario: &Scenario, subject: &Subject) -> Result<Outcome, CliError> {
     let mut outcome = Outcome::default();
     let gpu = subject.gpu.clone().with_tuning(scenario.tuning.unwrap_or(subject.gpu.tuning()))?;
@@ -99,12 +100,12 @@ fn judge_sums(scenario: &Scenario, subject: &Subject) -> Result<Outcome, CliErro
     let (sums, host_sums) = (device.sums()?, host.sums()?);
     judge_squares(scenario, &mut outcome, Path::Device, &sums, &on_device, &gradients);
     judge_squares(scenario, &mut outcome, Path::Cpu, &host_sums, &on_host, &gradients);
-    // The products against the CPU path's: the memory that they are taken with is not for reading.
+    // The products are compared with the CPU path's, because the memory that they use cannot be read.
     for (group, (got, expected)) in sums.iter().zip(&host_sums).enumerate() {
         let part = &scenario.parts[group];
         let name = describe(&part.spec, part.gradients);
         let directions = f64::from(expected.direction_square);
-        // The norm at the scale of the products.
+        // Norm at the scale of the products.
         let n = expected.square.value().sqrt() * f64::from(-scales[group]).exp2();
         let elements = (on_host[group].len().max(1) as f64).sqrt();
         for (what, got, expected, size) in [
@@ -120,10 +121,10 @@ fn judge_sums(scenario: &Scenario, subject: &Subject) -> Result<Outcome, CliErro
     Ok(outcome)
 }
 
-/// Every rule and regime where all sums are exact, so that passes 1 and 2 give pass 3 the same bits on every path.
+/// Returns every rule and regime with exact sums, so that passes 1 and 2 give pass 3 the same bits on every path.
 fn rates() -> impl Iterator<Item = Scenario> {
     Rule::all().into_iter().map(|rule| {
-        // Powers of two, so that momentum has no rounding either.
+        // With powers of two, momentum is not rounded either.
         let rule = match rule {
             Rule::Sgdm(Sgdm { nesterov, .. }) if nesterov => Rule::nesterov(0.5),
             Rule::Sgdm(_) => Rule::sgdm(0.5),
@@ -132,11 +133,11 @@ fn rates() -> impl Iterator<Item = Scenario> {
             rule => rule,
         };
         let specs = regimes()
-            // AutoSgd has no other regime beside it; the steps have it.
+            // AutoSgd cannot share an optimizer with other regimes. The steps family tests it.
             .filter(|regime| !regime.needs_streams() && regime.fits(&rule))
             .map(|regime| {
                 let name = format!("{} {}", rule.name(), regime.name());
-                // Whole quads, for which half as many kernels are compiled.
+                // Whole quads need half as many kernels.
                 let values = (0..64).map(|i| Gradients::Dyadic.value(1, 0.0, i, 0));
                 Spec::new(rule, regime, vec![values.collect()]).named(name)
             })
@@ -145,7 +146,7 @@ fn rates() -> impl Iterator<Item = Scenario> {
     })
 }
 
-/// Pass 3 against its twin.
+/// Compares pass 3 with its twin.
 fn judge_rates(scenario: &Scenario, subject: &Subject) -> Result<Outcome, CliError> {
     let mut outcome = Outcome::default();
     let (mut device, mut host) = scenario.runs(subject, &subject.gpu)?;
@@ -159,7 +160,7 @@ fn judge_rates(scenario: &Scenario, subject: &Subject) -> Result<Outcome, CliErr
             let name = format!("step {step}, {}", describe(&part.spec, part.gradients));
             let (got, expected) = (sums[group], host_sums[group]);
             outcome.same(Path::Device, || format!("Σ g² of {name}"), got.square, expected.square);
-            // Distances from the start are of parameters, which are rounded.
+            // Distances from the start depend on parameters, which are rounded.
             exact[group] &= got == expected;
             let allowed = if exact[group] { ULPS } else { LONG_ULPS };
             let (got, expected) = (&on_device[group], &on_host[group]);
@@ -187,7 +188,7 @@ fn judge_rates(scenario: &Scenario, subject: &Subject) -> Result<Outcome, CliErr
     Ok(outcome)
 }
 
-/// Every rule with every decay at a fixed rate: what is left is the update.
+/// Returns every rule with every decay at a fixed rate, which leaves only the update to test.
 fn update() -> Scenario {
     let mut specs = Vec::new();
     for rule in Rule::all() {
@@ -200,7 +201,7 @@ fn update() -> Scenario {
             specs.push(Spec { decay, ..group(name, rule, Regime::fixed(0.037), &[1001, 1, 3, 4, 5, 33]) });
         }
     }
-    // A product, a decay and a difference are rounded, and two products and a sum before them where there is momentum. Healthy runs reach 5 in
-    // three steps (RMSprop).
+    // A product, a decay and a difference are rounded, and with momentum also two products and a sum before them.
+    // Correct runs reach 5 in three steps (RMSprop).
     Scenario { tolerance: Tolerance::OfEach(4.0), ..Scenario::new("pass 4 at a fixed rate", 3, specs) }
 }

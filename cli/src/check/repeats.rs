@@ -1,4 +1,4 @@
-//! Repeats: the same steps, recorded in other ways, have the same bits.
+//! Repeats: the same steps, recorded in different ways, have the same bits.
 
 use wgpu_optim::{Record, Regime, Rule};
 use wgpu_optim_conformance::run::Run;
@@ -9,15 +9,15 @@ use crate::CliError;
 
 const STEPS: usize = 5;
 
-/// How the steps reach the device.
+/// How the steps are recorded and submitted.
 #[derive(Debug, Clone, Copy)]
 enum Way {
     Apart,
     OneEncoder,
     OnePass,
-    /// Command buffers that were all recorded before the first was submitted.
+    /// All command buffers are recorded before the first one is submitted.
     RecordedAhead,
-    /// Dispatch by dispatch, by a caller with an encoder of their own.
+    /// The caller records the dispatches one by one.
     ByHand,
 }
 
@@ -36,7 +36,7 @@ pub fn cases(_: &Subject) -> Cases {
         (Rule::adamw(), Regime::seesaw()),
         (Rule::sign_sgd(), Regime::norm_ratio()),
     ];
-    // Whole quads, for which half as many kernels are compiled, six times over.
+    // Whole quads need half as many kernels, and these are compiled six times.
     let specs = specs.map(|(rule, regime)| group(rule.name(), rule, regime, &[20_004, 64, 4]));
     vec![Scenario { judge: compare_ways, ..Scenario::new("repeats", STEPS, specs.into()) }.boxed()]
 }
@@ -50,7 +50,7 @@ struct Done {
 fn run_as(scenario: &Scenario, subject: &Subject, way: Way) -> Result<Done, CliError> {
     let steps = scenario.steps;
     let mut device = scenario.device_run(subject, &subject.gpu)?;
-    // Once for all steps.
+    // The same gradients are used for all steps.
     device.write(&scenario.gradients(1), loss_of(1));
     let optimizer = &device.run.optimizer;
     let mut encoder = device.run.encoder();
@@ -82,7 +82,7 @@ fn run_as(scenario: &Scenario, subject: &Subject, way: Way) -> Result<Done, CliE
     Ok(Done { records, rates, parameters: device.parameters()? })
 }
 
-/// Runs that must agree to the bit.
+/// Compares runs that must agree bit for bit.
 fn compare_ways(scenario: &Scenario, subject: &Subject) -> Result<Outcome, CliError> {
     let mut outcome = Outcome::default();
     let first = run_as(scenario, subject, Way::Apart)?;

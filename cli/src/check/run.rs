@@ -1,5 +1,5 @@
-//! The runs of the package `wgpu-optim-conformance`, as `check` wants them: what fails is an error, a step's records come with it, and
-//! what comes back from a device can be falsified.
+//! Runs of the package `wgpu-optim-conformance` for `check`: failures are errors, a step returns its records, and
+//! values that are read from a device can be falsified.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -11,30 +11,31 @@ use wgpu_optim_conformance::run::{CpuRun, GUARD, GpuRun, Run};
 use super::case::{Outcome, Path, ulp};
 use crate::CliError;
 
-/// A fault in what comes back from the device, seeded to see that a family tells: all numbers of one kind are nearer to zero than they
-/// should be.
+/// Fault in values that are read from the device, seeded to test that a family detects it: all numbers of one kind are
+/// nearer to zero than they should be.
 #[derive(Debug)]
 pub struct Fault {
     pub kind: Quantity,
     /// Distance in units of the last place of each number.
     pub ulps: f64,
-    /// Whether the distance grows by as much with each reading, so that a comparison of the device with itself sees it too.
+    /// True if the distance grows by the same amount with each reading, so that a comparison of the device with itself
+    /// detects it too.
     pub grows: bool,
     reads: AtomicU32,
 }
 
-/// What can be falsified.
+/// Quantity that can be falsified.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Quantity {
-    /// Of a record. The unit is the last place of 1.
+    /// Alignments of a record, in units of the last place of 1.
     Alignments,
-    /// Of a record.
+    /// Norms of a record.
     Norms,
-    /// And averages, while they are in the parameters' place.
+    /// Parameters, and averages while they are swapped in.
     Parameters,
     /// Inner products and sums of magnitudes of passes 1 and 2.
     Products,
-    /// Of a record.
+    /// Learning rates of a record.
     Rates,
     /// Sums of squares of passes 1 and 2.
     Squares,
@@ -49,7 +50,7 @@ impl Fault {
     fn plant<'x>(&self, numbers: impl IntoIterator<Item = &'x mut f32>) {
         let reads = self.reads.fetch_add(1, Ordering::Relaxed) + 1;
         let ulps = if self.grows { self.ulps * f64::from(reads) } else { self.ulps };
-        // Zeros stay: they may be numbers that the device has flushed.
+        // Zeros are not changed, because the device may have flushed them.
         for number in numbers.into_iter().filter(|number| **number != 0.0) {
             let exact = f64::from(*number);
             let unit = if self.kind == Quantity::Alignments { ulp(1.0) } else { ulp(exact) };
@@ -58,7 +59,7 @@ impl Fault {
     }
 }
 
-/// The CPU path or a device at work.
+/// Run on the CPU path or on a device.
 pub struct PathRun<'a, R> {
     pub run: R,
     fault: Option<&'a Fault>,
@@ -72,31 +73,31 @@ impl<'a, R: Run> PathRun<'a, R> {
         PathRun { run, fault }
     }
 
-    /// One step; gradients tensor by tensor.
+    /// Takes one step with gradients tensor by tensor.
     pub fn step(&mut self, gradients: &[Vec<f32>], loss: f32) -> Result<Vec<Record>, CliError> {
         self.run.set_loss(loss);
         self.run.try_step(gradients)?;
         self.records_of_step()
     }
 
-    /// A look at the last step.
+    /// Takes a look at the last step.
     pub fn look(&mut self, gradients: &[Vec<f32>]) -> Result<(), CliError> {
         Ok(self.run.try_look(gradients)?)
     }
 
-    /// A rank's part of a step.
+    /// Measures a rank's part of a step.
     pub fn measure(&mut self, gradients: &[Vec<f32>], loss: f32) -> Result<ShardSums, CliError> {
         self.run.set_loss(loss);
         Ok(self.run.try_measure(gradients)?)
     }
 
-    /// The step that was measured.
+    /// Applies the step that was measured.
     pub fn apply(&mut self, gradients: &[Vec<f32>], combined: &CombinedSums) -> Result<Vec<Record>, CliError> {
         self.run.try_apply(gradients, combined)?;
         self.records_of_step()
     }
 
-    /// The records of one step: one per group.
+    /// Returns the records of one step, one per group.
     fn records_of_step(&mut self) -> Result<Vec<Record>, CliError> {
         let (mut records, groups) = (self.run.try_records()?.records, self.run.groups().len());
         if records.len() != groups {
@@ -114,7 +115,7 @@ impl<'a, R: Run> PathRun<'a, R> {
         Ok(records)
     }
 
-    /// The parameters, tensor by tensor.
+    /// Returns the parameters, tensor by tensor.
     pub fn parameters(&self) -> Result<Vec<Vec<f32>>, CliError> {
         let mut parameters = self.run.try_params()?;
         if let Some(fault) = self.fault.filter(|fault| fault.kind == Quantity::Parameters) {
@@ -123,7 +124,7 @@ impl<'a, R: Run> PathRun<'a, R> {
         Ok(parameters)
     }
 
-    /// The sums of the last step, scope by scope.
+    /// Returns the sums of the last step, scope by scope.
     pub fn sums(&self) -> Result<Vec<ScopeSums>, CliError> {
         let mut sums = self.run.try_sums()?;
         if let Some(fault) = self.fault {
@@ -150,7 +151,7 @@ impl DeviceRun<'_> {
         self.run.gpu.queue().submit(encoders.into_iter().map(wgpu::CommandEncoder::finish));
     }
 
-    /// Runs those passes of the next step that are wanted.
+    /// Runs the selected passes of the next step.
     pub fn run_passes(&self, wanted: impl Fn(PassName) -> bool) {
         let mut encoder = self.run.encoder();
         {
@@ -161,7 +162,7 @@ impl DeviceRun<'_> {
         self.submit([encoder]);
     }
 
-    /// What lies between the tensors is, bit for bit, what was put there.
+    /// Checks that the bytes between the tensors are unchanged.
     pub fn compare_surroundings(&self, outcome: &mut Outcome) -> Result<(), CliError> {
         for (buffer, words) in self.run.read_surroundings()?.iter().enumerate() {
             for (word, &found) in words.iter().enumerate() {

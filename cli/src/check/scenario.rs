@@ -1,4 +1,5 @@
-//! The case that most families are made of: groups that take some steps, on the device and on the CPU path, against the oracle.
+//! Scenario, the case of most families: groups that take some steps on the device and on the CPU path, compared with
+//! the reference.
 
 use wgpu_optim::gpu::Tuning;
 use wgpu_optim::internals::reference::Moments;
@@ -16,55 +17,57 @@ use super::case::{Case, Cases, Outcome, Path, Subject, less, shorter, ulp};
 use super::run::{DeviceRun, HostRun, PathRun};
 use crate::CliError;
 
-/// One group and what its gradients are like.
+/// One group with its kind of gradients.
 #[derive(Debug, Clone)]
 pub struct Part {
     pub spec: Spec,
     pub gradients: Gradients,
 }
 
-/// What gradients are like; all of them follow from the group's name, tensor, element and step.
+/// Kind of gradients. They are a function of the group's name, the tensor, the element and the step.
 #[derive(Debug, Clone, Copy)]
 pub enum Gradients {
     /// Half the first parameter, plus noise in [-1, 1).
     Ordinary,
-    /// Of either sign, one of these times something in [½, 1); with a name for the lot.
+    /// One of these magnitudes with either sign, times a factor in [½, 1). The text names the list.
     Magnitudes(&'static str, &'static [f32]),
-    /// Ordinary, but nothing in one of three rows of so many elements, in each step another.
+    /// Ordinary, but zero in one of three rows of this many elements, which changes with the step.
     SomeRows(usize),
-    /// Multiples of ¼ up to 2, of which hundreds of squares and products add up without rounding.
+    /// Multiples of ¼ up to 2. Hundreds of their squares and products can be added without rounding.
     Dyadic,
 }
 
-/// How near the oracle the parameters must be.
+/// Tolerance of the parameters.
 #[derive(Debug, Clone, Copy)]
 pub enum Tolerance {
-    /// So many units in the last place of the group's largest parameter.
+    /// Units in the last place of the group's largest parameter.
     OfLargest(f64),
-    /// For each step so many units in the last place of the largest number that went into the element.
+    /// Units in the last place, for each step, of the largest number that went into the element.
     OfEach(f64),
 }
 
-/// Where the tensors lie.
+/// Placement of the tensors in buffers.
 #[derive(Debug, Clone, Copy)]
 pub enum Layout {
-    /// Parameters in one buffer and gradients in another, so many elements apart, from an element on.
+    /// Parameters in one buffer and gradients in another, `gap` elements apart and starting at element `start`.
     Packed { start: usize, gap: usize },
-    /// Parameters and gradients of one tensor after the other in one buffer.
+    /// Parameters and gradients of all tensors one after the other in one buffer.
     OneBuffer { gap: usize },
 }
 
-/// Distance allowed of sums and norms, and of rates and parameters after a few steps, in units of the last place; of alignments and terms in
-/// those of 1. Each step rounds a dozen times, and roundings hardly ever all err one way. Healthy runs reach 11 on every driver that was tried.
+/// Tolerance of sums and norms, and of rates and parameters after a few steps, in units of the last place. Alignments
+/// and terms use the units of 1. Each step rounds a dozen times, and the errors rarely have the same sign. Correct runs
+/// reach 11 on every driver that was tried.
 pub const ULPS: f64 = 24.0;
 
-/// The same of rates and parameters in long runs and long tensors. Healthy runs reach 94.
+/// Tolerance of rates and parameters in long runs and long tensors. Correct runs reach 94.
 pub const LONG_ULPS: f64 = 200.0;
 
-/// Steps that the record ring holds: they are drained after each.
+/// Number of steps that the record ring holds. Records are drained after each step.
 const RECORD_STEPS: u32 = 16;
 
-/// The gradients of a look are those of a step that comes so much later: as far from those of its own step as those of the next are.
+/// Offset of the steps whose gradients are used for looks. They differ from the gradients of the look's own step as
+/// much as those of the next step do.
 const FIRST_LOOK: usize = 1 << 16;
 
 #[derive(Debug, Clone)]
@@ -74,25 +77,26 @@ pub struct Scenario {
     pub steps: usize,
     pub layout: Layout,
     pub tolerance: Tolerance,
-    /// Whether denormal numbers occur, which a device may take for zeros.
+    /// True if denormal numbers occur, which a device may flush to zero.
     pub denormals: bool,
-    /// Run on a device whose bindings hold only so many bytes, and again on one that can bind everything: the bits must be the same.
+    /// Size of a binding in bytes on a limited device. The scenario also runs on a device without this limit, and the
+    /// bits must be the same.
     pub binding_bytes: Option<u64>,
     pub micro_batches: u32,
-    /// Whether the groups' controls are others in every step.
+    /// True if the groups' controls change in every step.
     pub controlled: bool,
-    /// Whether the device clears the gradients.
+    /// True if the device clears the gradients.
     pub clears: bool,
-    /// The ranks that run it together, each with a piece of every tensor.
+    /// Number of ranks that run the scenario together, each with a piece of every tensor.
     pub ranks: Option<usize>,
-    /// The geometry, where it is not the subject's.
+    /// Geometry, if it is not the subject's.
     pub tuning: Option<Tuning>,
-    /// How it is run and judged.
+    /// Function that runs and judges the scenario.
     pub judge: fn(&Scenario, &Subject) -> Result<Outcome, CliError>,
 }
 
 impl Scenario {
-    /// Groups with ordinary gradients, judged by the oracle.
+    /// Returns groups with ordinary gradients, compared with the reference.
     pub fn new(what: &'static str, steps: usize, specs: Vec<Spec>) -> Self {
         Scenario {
             what,
@@ -111,7 +115,7 @@ impl Scenario {
         }
     }
 
-    /// With gradients in which sums have no rounding.
+    /// Returns the scenario with gradients whose sums are not rounded.
     pub fn dyadic(mut self) -> Self {
         self.parts.iter_mut().for_each(|part| part.gradients = Gradients::Dyadic);
         self
@@ -125,21 +129,21 @@ impl Scenario {
         self.parts.iter().map(|part| part.spec.clone()).collect()
     }
 
-    /// The gradients of a step, counted from 1, tensor by tensor.
+    /// Returns the gradients of a step, counted from 1, tensor by tensor.
     pub fn gradients(&self, step: usize) -> Vec<Vec<f32>> {
         let mut gradients = Vec::new();
         for Part { spec, gradients: kind } in &self.parts {
             for (tensor, w) in spec.tensors.iter().enumerate() {
                 let key = key(&spec.name, tensor);
                 let values: Vec<f32> = (0..w.len()).map(|i| kind.value(key, w[i], i, step)).collect();
-                // Numbers that the gradients can be stored as.
+                // The gradients are rounded to their stored element type.
                 gradients.push(rounded(spec.grads, &values));
             }
         }
         gradients
     }
 
-    /// Whether a look follows each step. Several ranks have none.
+    /// Returns true if a look follows each step. Several ranks do not support looks.
     fn has_looks(&self) -> bool {
         self.ranks.is_none() && self.parts.iter().any(|part| part.spec.regime.needs_looks())
     }
@@ -159,7 +163,7 @@ impl Scenario {
         }
     }
 
-    /// The scenario on a device and on the CPU path.
+    /// Returns the scenario on a device and on the CPU path.
     pub fn runs<'a>(&self, subject: &'a Subject, gpu: &Gpu) -> Result<(DeviceRun<'a>, HostRun), CliError> {
         Ok((self.device_run(subject, gpu)?, self.host_run(&self.specs(), None)?))
     }
@@ -169,7 +173,7 @@ impl Scenario {
         self.device_run_of(subject, gpu, &specs, self.places(&specs), None)
     }
 
-    /// Some specs in some places on a device, as one of several ranks or alone.
+    /// Returns some specs in some places on a device, as one of several ranks or alone.
     pub fn device_run_of<'a>(
         &self,
         subject: &'a Subject,
@@ -186,7 +190,7 @@ impl Scenario {
         Ok(PathRun::new(GpuRun::try_with_room(gpu, specs, places, &[], told)?, subject.fault.as_ref()))
     }
 
-    /// Some specs on the CPU path, as one of several ranks or alone.
+    /// Returns some specs on the CPU path, as one of several ranks or alone.
     pub fn host_run(&self, specs: &[Spec], shard: Option<(u32, u32)>) -> Result<HostRun, CliError> {
         Ok(PathRun::new(CpuRun::try_with(specs, self.setup(shard))?, None))
     }
@@ -196,7 +200,7 @@ impl Scenario {
         Setup { record_steps, micro_batches, shard, ..Setup::default() }
     }
 
-    /// All steps, and what they leave.
+    /// Runs all steps, and returns their results.
     fn trace<R: Run>(&self, run: &mut PathRun<R>) -> Result<Trace, CliError> {
         let steps = 1..=self.steps;
         let mut checkpoints = Vec::new();
@@ -230,7 +234,7 @@ impl Scenario {
         Ok(trace)
     }
 
-    /// Both paths against the oracle.
+    /// Compares both paths with the reference.
     pub fn against_oracle(&self, subject: &Subject) -> Result<Outcome, CliError> {
         let mut outcome = Outcome::default();
         let trace = match self.binding_bytes {
@@ -251,7 +255,8 @@ impl Scenario {
         Ok(outcome)
     }
 
-    /// What one oracle answers for: a group, the tensors of a group with a rate each, or all groups that share a norm.
+    /// Returns the units that one reference computes: a group, the tensors of a group with a rate each, or all groups
+    /// that share a norm.
     fn units(&self) -> Vec<Unit> {
         let mut units: Vec<Unit> = Vec::new();
         let (mut tensor, mut group) = (0, 0);
@@ -283,8 +288,8 @@ impl Scenario {
         units
     }
 
-    /// The right answer for a unit. With `flushed`, where denormal inputs are zeros, and denormal momentum is. Moments in 8 bits are judged step by
-    /// step: each step begins with those that the path has stored.
+    /// Computes the reference for a unit. With `flushed`, denormal inputs and denormal momentum are zeros. Moments in 8
+    /// bits are compared step by step: each step begins with those that the path has stored.
     fn expected(
         &self,
         unit: &Unit,
@@ -330,7 +335,8 @@ impl Scenario {
         }
         let largest = oracle.w.iter().fold(0.0, |a: f64, w| a.max(w.abs()));
         let rate = expected.rates.iter().copied().fold(0.0, f64::max);
-        // Heavy balls of momentum μ are at most 1/(1-μ) as large as the largest gradient, and Nesterov looks μ farther.
+        // Heavy-ball momentum is at most 1/(1-μ) times the largest gradient, and Nesterov momentum looks ahead by a factor
+        // of 1+μ at most.
         let momentum = f64::from(spec.rule.momentum());
         let reach = (1.0 + momentum) / (1.0 - momentum);
         let decay = f64::from(spec.decay.coupled().max(spec.decay.decoupled()));
@@ -339,7 +345,7 @@ impl Scenario {
             Tolerance::OfEach(_) => {
                 let w = w.abs().max(f64::from(w_0.abs()));
                 let direction = match spec.rule {
-                    // Its first directions, without a bias correction.
+                    // The first directions of RMSprop have no bias correction.
                     Rule::RmsProp(rule) => 1.0 / (1.0 - f64::from(rule.alpha)).sqrt(),
                     rule if rule.is_scale_free() => 1.0,
                     _ => reach * (g + decay * w),
@@ -354,7 +360,8 @@ impl Scenario {
         expected
     }
 
-    /// Compares the codes of a unit after a step with the oracle's moments, and lets the oracle go on from them.
+    /// Compares the codes of a unit after a step with the reference's moments, and continues the reference from the
+    /// codes.
     fn go_on_from_codes(
         &self,
         unit: &Unit,
@@ -374,7 +381,7 @@ impl Scenario {
         let Moments { m, v, .. } = oracle.moments().clone();
         let [m, v] = [(Moment::First, m), (Moment::Second, v)].map(|(moment, values)| {
             let values = values?;
-            // The oracle of a rule without momentum may remember one.
+            // The reference may keep a moment that the rule does not have.
             if !(checkpoint.names().iter())
                 .any(|name| name.starts_with(&format!("{}/{}", moment.entry(), unit.spec.name)))
             {
@@ -440,8 +447,8 @@ impl Scenario {
             let mut exact = exact.iter().zip(&expected.sizes);
             for (number, &tensor) in unit.tensors.iter().enumerate() {
                 for (element, (&got, (&exact, &size))) in tensors[tensor].iter().zip(&mut exact).enumerate() {
-                    // What is lost by the rounding to 16 bits is no distance: half a last place in the end, or half of one in each step,
-                    // or all of it in each step where that is at random.
+                    // The rounding to 16 bits is not an error: half a unit of the last place at the end, half a unit in
+                    // each step, or a whole unit in each step with stochastic rounding.
                     let half_unit = |size: f64| half_ulp(spec.params, size);
                     let lost = match spec.rounding {
                         _ if spec.params == Element::F32 => 0.0,
@@ -470,7 +477,8 @@ impl Scenario {
         outcome
     }
 
-    /// Against the oracle; where there are denormals, against the one of two that is nearer.
+    /// Compares the trace with the reference. With denormal numbers there are two references, and the nearer one
+    /// counts.
     pub fn judge_all(&self, path: Path, trace: &Trace, outcome: &mut Outcome) {
         let gradients: Vec<Vec<Vec<f32>>> = (1..=self.steps).map(|step| self.gradients(step)).collect();
         for unit in self.units() {
@@ -495,7 +503,7 @@ impl Scenario {
         }
     }
 
-    /// Scenarios that are smaller in one way each: ranks, groups, steps, layout, tensors, lengths.
+    /// Returns scenarios that are each smaller in one way: ranks, groups, steps, layout, tensors, lengths.
     pub fn smaller_scenarios(&self) -> Vec<Scenario> {
         let with = |change: &dyn Fn(&mut Scenario)| {
             let mut scenario = self.clone();
@@ -511,7 +519,7 @@ impl Scenario {
         if !matches!(self.layout, Layout::Packed { start: 0, gap: 0 }) {
             smaller.push(with(&|case| case.layout = Layout::Packed { start: 0, gap: 0 }));
         }
-        // Lengths last, and when there are few left to choose from.
+        // Lengths come last, and only for a few parts.
         for (at, part) in self.parts.iter().enumerate().take(4) {
             let tensors = shorter(&part.spec.tensors).into_iter();
             smaller.extend(tensors.map(|tensors| with(&|case| case.parts[at].spec.tensors = tensors.clone())));
@@ -566,22 +574,22 @@ impl Case for Scenario {
 }
 
 pub struct Trace {
-    /// By step, then by group.
+    /// Records by step, then by group.
     pub records: Vec<Vec<Record>>,
     pub parameters: Vec<Vec<f32>>,
-    /// What an exchange brings in the parameters' place; empty where no group has an average.
+    /// Averages after an exchange, empty if no group has an average.
     pub averages: Vec<Vec<f32>>,
-    /// After each step; empty where no group keeps its state in 8 bits.
+    /// Checkpoints after each step, empty if no group keeps its state in 8 bits.
     pub checkpoints: Vec<Checkpoint>,
 }
 
 struct Unit {
-    /// With all the unit's tensors.
+    /// Spec with all tensors of the unit.
     spec: Spec,
     gradients: Gradients,
-    /// Their places among all tensors.
+    /// Indices of the unit's tensors among all tensors.
     tensors: Vec<usize>,
-    /// The records that are about it.
+    /// Groups whose records belong to the unit.
     groups: Vec<usize>,
 }
 
@@ -593,9 +601,9 @@ struct Expected {
     alignments: Vec<(f64, f64)>,
     parameters: Vec<f64>,
     averages: Option<Vec<f64>>,
-    /// What the last place is taken of, for each parameter.
+    /// Size whose last place is the unit of error, for each parameter.
     sizes: Vec<f64>,
-    /// Codes and scales that are not those of the moments.
+    /// Codes and scales that do not match the moments.
     wrong_codes: Vec<(String, WrongCode)>,
 }
 
@@ -614,12 +622,13 @@ impl Gradients {
     }
 }
 
-/// A number, or the exact one where that is denormal and came out as zero, as it may.
+/// Returns the number, or the exact one if that is denormal and was flushed to zero, which is allowed.
 fn unless_flushed(got: f32, exact: f64) -> f64 {
     if got == 0.0 && exact.abs() < f64::from(f32::MIN_POSITIVE) { exact } else { got.into() }
 }
 
-/// What a controlled scenario sets of a group before a step: a factor of the rate, a factor of decay and clip, and whether it is frozen.
+/// Returns the controls of a group before a step: a factor of the rate, a factor of decay and clip, and whether it is
+/// frozen.
 fn controls_of(number: usize, step: usize) -> (f32, f32, bool) {
     let turn = number + step;
     ([1.0, 0.5, 3.0][turn % 3], [1.0, 0.25][turn % 2], turn % 4 == 3)
@@ -633,7 +642,7 @@ fn control(spec: &Spec, number: usize, step: usize, controls: &mut Controls) {
     controls.frozen = frozen;
 }
 
-/// The same for the oracle. Returns false where the group takes no part.
+/// Applies the same controls to the reference. Returns false if the group takes no part in the step.
 fn control_oracle(spec: &Spec, number: usize, step: usize, oracle: &mut Oracle) -> bool {
     let (factor, share, frozen) = controls_of(number, step);
     oracle.factor = f64::from(factor);
@@ -648,7 +657,7 @@ fn control_oracle(spec: &Spec, number: usize, step: usize, oracle: &mut Oracle) 
     !frozen
 }
 
-/// A group in words.
+/// Describes a group.
 pub fn describe(spec: &Spec, gradients: Gradients) -> String {
     let decay = match spec.decay {
         WeightDecay::Coupled(0.0) => None,
@@ -685,7 +694,7 @@ pub fn describe(spec: &Spec, gradients: Gradients) -> String {
     words.into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
 
-/// A group whose tensors have these lengths; the parameters follow from its name.
+/// Returns a group whose tensors have these lengths. The parameters are a function of its name.
 pub fn group(name: impl Into<String>, rule: Rule, regime: Regime, lengths: &[usize]) -> Spec {
     let name = name.into();
     let values = |(tensor, &len)| {
@@ -696,18 +705,18 @@ pub fn group(name: impl Into<String>, rule: Rule, regime: Regime, lengths: &[usi
     Spec::new(rule, regime, tensors).named(name)
 }
 
-/// The loss of a step: it falls, with some noise, and every eighth is below the smallest loss there can be.
+/// Returns the loss of a step. It falls with some noise, and every eighth loss is below the smallest possible one.
 pub fn loss_of(step: usize) -> f32 {
     if step.is_multiple_of(8) { -0.5 } else { (3.0 + pseudo_random(0, 0, step)) / step as f32 }
 }
 
-/// FNV-1a of a group's name and a tensor's number in it.
+/// Returns the FNV-1a hash of a group's name and the index of a tensor in it.
 fn key(name: &str, tensor: usize) -> u64 {
     let start = 0xcbf2_9ce4_8422_2325 ^ tensor as u64;
     name.bytes().fold(start, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
-/// Uniform in [-1, 1): a hash of the tensor, the element and the step.
+/// Returns a number in [-1, 1) from a hash of the tensor, the element and the step.
 fn pseudo_random(key: u64, element: usize, step: usize) -> f32 {
     let mut x = key ^ ((element as u64) << 20 | step as u64);
     for _ in 0..2 {
@@ -716,8 +725,8 @@ fn pseudo_random(key: u64, element: usize, step: usize) -> f32 {
     (x >> 40) as f32 / 8_388_608.0 - 1.0
 }
 
-/// A device on the same adapter whose bindings hold only so many bytes. Blocks are no smaller than such bindings can hold the partials
-/// of.
+/// Returns a device on the same adapter whose bindings are limited to this many bytes. Bindings must be able to hold
+/// the partial sums of a block.
 fn with_bindings(subject: &Subject, bytes: u64) -> Result<Gpu, CliError> {
     let (device, queue) = pollster::block_on(subject.adapter.request_device(&wgpu::DeviceDescriptor {
         label: Some("narrow bindings"),

@@ -1,4 +1,5 @@
-//! Ranks that have a piece of every tensor each, and step by what all of them have measured: they are one optimizer of the whole.
+//! Ranks that each have a piece of every tensor and step with the combined sums. They must be equivalent to one
+//! optimizer of the whole.
 
 use wgpu_optim::{AdaGradNorm, Element, Regime, Rounding, Rule, SecantForm, ShardSums, WeightDecay};
 use wgpu_optim_conformance::run::Run;
@@ -11,7 +12,7 @@ use crate::CliError;
 
 const STEPS: usize = 8;
 
-/// Lengths of a group's tensors: no rank has as much of them as another, and one has nothing of some.
+/// Lengths of a group's tensors. Every rank has a different number of elements, and one has nothing of some tensors.
 const LENGTHS: [usize; 4] = [2, 130, 5, 10_007];
 
 pub fn cases(_: &Subject) -> Cases {
@@ -45,13 +46,13 @@ pub fn cases(_: &Subject) -> Cases {
     [2, 3, 4, 3].into_iter().zip(batches).map(sharded).collect()
 }
 
-/// What a rank has of every tensor.
+/// Returns the piece of every tensor that a rank has.
 fn part(tensors: &[Vec<f32>], rank: usize, ranks: usize) -> Vec<Vec<f32>> {
     let start = |len: usize, rank: usize| len * rank / ranks;
     tensors.iter().map(|t| t[start(t.len(), rank)..start(t.len(), rank + 1)].to_vec()).collect()
 }
 
-/// The steps, and the parameters put together. All ranks must have the same records, bit for bit.
+/// Runs the steps, and joins the parameters. All ranks must have the same records, bit for bit.
 fn trace<R: Run>(
     scenario: &Scenario,
     path: Path,
@@ -77,7 +78,7 @@ fn trace<R: Run>(
     for rank in &ranks {
         let pieces = rank.parameters()?;
         parameters.resize(pieces.len(), Vec::new());
-        // Pieces come in the order of the ranks.
+        // Pieces are in the order of the ranks.
         for (tensor, piece) in parameters.iter_mut().zip(pieces) {
             tensor.extend(piece);
         }
@@ -85,7 +86,7 @@ fn trace<R: Run>(
     Ok(Trace { records, parameters, averages: Vec::new(), checkpoints: Vec::new() })
 }
 
-/// A scenario that several ranks run together.
+/// Runs and judges a scenario on several ranks.
 fn sharded(scenario: &Scenario, subject: &Subject) -> Result<Outcome, CliError> {
     let ranks = scenario.ranks.unwrap_or(1);
     let pieces = (0..ranks).map(|rank| {

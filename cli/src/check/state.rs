@@ -1,5 +1,6 @@
-//! 8-bit state: every rule that can have it under regimes that read it in different ways, beside parameters of every kind. The codes are judged
-//! against the oracle's moments step by step, and where steps have no rounding they must be the CPU path's.
+//! 8-bit state: every supported rule under regimes that read the state in different ways, with parameters of every
+//! type. The codes are compared with the reference's moments step by step. In steps without rounding they must be those
+//! of the CPU path.
 
 use wgpu_optim::{AdamW, Averaging, Element, NAdamW, Regime, RmsProp, Rounding, Rule, State, WeightDecay};
 use wgpu_optim_conformance::codes::Moment;
@@ -12,10 +13,10 @@ use crate::CliError;
 
 const STEPS: usize = 6;
 
-/// Around the boundaries of quads, of blocks of 32, and of the plan's blocks.
+/// Lengths around the boundaries of quads, of blocks of 32, and of the plan's blocks.
 const LENGTHS: [usize; 9] = [1, 3, 4, 31, 32, 33, 64, 130, 4099];
 
-/// Bytes that a binding holds, where a group has several windows.
+/// Size of a binding in bytes, so that a group has several windows.
 const BINDING_BYTES: u64 = 64 << 10;
 
 fn in_8_bits(spec: Spec) -> Spec {
@@ -27,7 +28,8 @@ fn rules() -> Vec<Rule> {
     all.chain([Rule::nesterov(0.9), Rule::adamw_without_momentum()]).collect()
 }
 
-/// Regimes whose steps follow from decoded moments exactly. Those that take the last step from them take it within a code.
+/// Returns the regimes whose steps follow exactly from the decoded moments. Regimes that compute the last step from the
+/// moments only know it to within a code.
 fn exact_regimes(rule: &Rule) -> Vec<Regime> {
     let fits = |regime: &Regime| regime.fits(rule) && !regime.needs_last_gradient() && !regime.needs_schedule_free();
     regimes().filter(fits).collect()
@@ -38,7 +40,7 @@ pub fn cases(_: &Subject) -> Cases {
     for rule in rules() {
         let spec = |regime: Regime| in_8_bits(group(regime.name(), rule, regime, &LENGTHS));
         let specs = exact_regimes(&rule).into_iter().map(spec).collect();
-        // As in the family of rules and regimes: some rates go by small differences of parameters.
+        // As for the family of rules and regimes, some rates depend on small differences of parameters.
         let tolerance = Tolerance::OfLargest(LONG_ULPS);
         cases.push(Scenario { tolerance, ..Scenario::new("rules in 8 bits", STEPS, specs) });
     }
@@ -51,7 +53,7 @@ pub fn cases(_: &Subject) -> Cases {
         Spec { trust: Some(0.02), telemetry: true, ..sgdm() }.named("trust"),
         Spec { averaging: Averaging::Running { start: 2 }, ..adamw() }.named("averaged"),
         Spec { per_tensor: true, maximize: true, ..adamw() }.named("per tensor"),
-        // Beside groups whose memory is in f32.
+        // Groups with memory in f32, next to the 8-bit ones.
         group("floats", Rule::adamw(), Regime::seesaw(), &LENGTHS),
     ];
     let free = in_8_bits(group("free", Rule::adamw_without_momentum(), Regime::schedule_free_plus(), &LENGTHS));
@@ -87,7 +89,7 @@ pub fn cases(_: &Subject) -> Cases {
     all
 }
 
-/// Moments that differ by many powers of ten within a block, and that are near the ends of f32.
+/// Returns moments that differ by many powers of ten within a block, and that are near the limits of f32.
 fn magnitudes() -> Scenario {
     let mut parts = Vec::new();
     for rule in [Rule::sgdm(0.5), Rule::adamw()] {
@@ -99,7 +101,7 @@ fn magnitudes() -> Scenario {
             ("zero and 1", &[0.0, 1.0]),
             ("zero", &[0.0]),
         ] {
-            // Gradients beyond 1.8e19 are clamped before they are squared, which the oracle does not do.
+            // Gradients beyond 1.8e19 are clamped before they are squared, which the reference does not do.
             if rule.has_second_moment() && magnitudes.contains(&1e30) {
                 continue;
             }
@@ -110,7 +112,7 @@ fn magnitudes() -> Scenario {
     Scenario { parts, ..Scenario::new("8-bit state, magnitudes", 4, Vec::new()) }
 }
 
-/// Steps that f32 has no rounding for, so that every path must find the same codes.
+/// Returns steps without rounding in f32, for which every path must find the same codes.
 fn exact(layout: Layout) -> Scenario {
     let rate = Regime::fixed(2f32.powi(-12));
     let adamw = Rule::AdamW(AdamW { beta1: 0.5, beta2: 0.5, ..AdamW::default() });
@@ -128,7 +130,7 @@ fn exact(layout: Layout) -> Scenario {
     Scenario { layout, judge: same_codes, ..Scenario::new("codes", 24, specs).dyadic() }
 }
 
-/// Device and CPU path, code by code.
+/// Compares the codes of device and CPU path.
 fn same_codes(scenario: &Scenario, subject: &Subject) -> Result<Outcome, CliError> {
     let mut outcome = Outcome::default();
     let (mut device, mut host) = scenario.runs(subject, &subject.gpu)?;
@@ -144,7 +146,7 @@ fn same_codes(scenario: &Scenario, subject: &Subject) -> Result<Outcome, CliErro
                 outcome.same(Path::Device, what, on_device.entry(&name), on_host.entry(&name));
             }
         }
-        // Momentum alone takes exact steps, and so does no memory.
+        // Only the steps of rules with momentum alone, or without memory, are exact.
         let [device, host] = [device.parameters()?, host.parameters()?].map(|all| all[..4 * LENGTHS.len()].to_vec());
         outcome.same_tensors(Path::Device, &format!("parameters after step {step}"), &device, &host);
     }

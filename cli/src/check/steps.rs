@@ -1,4 +1,4 @@
-//! Every rule and regime, over lengths around the kernels' boundaries.
+//! Every rule and regime, with lengths around the kernels' boundaries.
 
 use wgpu_optim::{Regime, Rule};
 use wgpu_optim_conformance::spec::regimes;
@@ -6,10 +6,10 @@ use wgpu_optim_conformance::spec::regimes;
 use super::case::{Cases, Subject};
 use super::scenario::{LONG_ULPS, Scenario, Tolerance, group};
 
-/// Steps of a case without streams.
+/// Number of steps of a case without streams.
 const STEPS: usize = 8;
 
-/// Elements of the longest group.
+/// Number of elements of the longest group.
 const LONGEST: usize = 1 << 20;
 
 pub fn cases(subject: &Subject) -> Cases {
@@ -25,7 +25,7 @@ pub fn cases(subject: &Subject) -> Cases {
                     specs.push(group(name, rule, regime, &[length]));
                 }
             }
-            // An episode of streams takes fifteen, and the first after it tells how it ended.
+            // An episode of streams takes fifteen steps, and the first step after it has the outcome.
             let steps = if regimes[0].needs_streams() { 18 } else { STEPS };
             let tolerance = Tolerance::OfLargest(LONG_ULPS);
             cases.push(Scenario { tolerance, ..Scenario::new("rules and regimes", steps, specs) }.boxed());
@@ -34,8 +34,8 @@ pub fn cases(subject: &Subject) -> Cases {
     cases
 }
 
-/// Regimes that keep the same memory share an optimizer, so that most kernels are compiled once: some drivers take a tenth of a second
-/// for each.
+/// Groups regimes that keep the same memory into one optimizer, so that most kernels are compiled once. Some drivers
+/// take a tenth of a second for each.
 fn by_memory(regimes: Vec<Regime>) -> Vec<Vec<Regime>> {
     let memory = |of: &Regime| {
         let kept = [of.needs_last_gradient(), of.needs_looks(), of.needs_first_parameters(), of.needs_streams()];
@@ -52,9 +52,10 @@ fn by_memory(regimes: Vec<Regime>) -> Vec<Vec<Regime>> {
     batches
 }
 
-/// Lengths around every boundary of the kernels: nothing, less than a quad, a quad, a row, a block.
+/// Returns lengths around every boundary of the kernels: nothing, less than a quad, a quad, a row, a block.
 pub fn lengths(block: usize) -> Vec<usize> {
-    // A cached geometry may have blocks that the oracle would take minutes for: what there is of them is one block.
+    // A cached geometry may have blocks for which the reference would take minutes. The lengths then stay within one
+    // block.
     let around = [block - 1, block, block + 1, 3 * block + 2].map(|length| length.min(LONGEST));
     let mut lengths = [&[0, 1, 3, 4, 5, 31, 33][..], &around].concat();
     lengths.dedup();

@@ -1,5 +1,6 @@
-//! The comparisons can fail, every family tells a fault just above its tolerance, and the shrinker ends at the smallest case.
-//! (`cli/tests/program/check.rs` seeds a large fault, and sees every family tell it with its smallest case.)
+//! Tests that comparisons can fail, that every family detects a fault just above its tolerance, and that the shrinker
+//! ends at the smallest case. (`cli/tests/program/check.rs` seeds a large fault, and tests that every family detects it
+//! with its smallest case.)
 
 use super::case::{Case, Outcome, Path, Subject, less, outcome_of, shorter, shrink, ulp};
 use super::run::{Fault, Quantity};
@@ -42,7 +43,7 @@ fn the_last_place_is_that_of_f32() {
         let next = f64::from(f32::from_bits(x.to_bits() + 1));
         assert_eq!(ulp(x.into()), next - f64::from(x), "{x:e}");
     }
-    // Denormal numbers lie as far apart as the least normal ones.
+    // The distance of denormal numbers is that of the smallest normal ones.
     assert_eq!(ulp(0.0), ulp(f32::MIN_POSITIVE.into()));
 }
 
@@ -72,7 +73,7 @@ fn less_and_shorter_come_to_an_end_and_leave_nothing_out() {
     }
 }
 
-/// Twenty groups of three tensors in eight steps, of which a case fails from 37 elements and three steps on.
+/// Twenty groups of three tensors in eight steps. A case fails from 37 elements and three steps on.
 #[test]
 fn the_smallest_case_that_fails_is_found() {
     let spec = |i: usize| group(i.to_string(), Rule::sgd(), Regime::seesaw(), &[5, 100 * i, 7]);
@@ -101,8 +102,9 @@ fn of_two_structs_the_fields_that_differ_are_shown() {
     assert_eq!(mismatch.expected.to_string(), "skipped: 2,");
 }
 
-/// What each family allows: cases by a word of their names, what they compare, and how far off it may be in units of the last place.
-/// Nothing is allowed where bits are compared. Numbers and not the constants of the families, so that a larger constant is told.
+/// Tolerance of each family: a word in the names of its cases, the quantities that they compare, and the allowed
+/// distance in units of the last place. It is 0 if bits are compared. The values are repeated here, so that a larger
+/// constant in a family is detected.
 const TOLERANCES: [(&str, &str, &[Quantity], f64); 21] = [
     ("steps", "", &[Quantity::Parameters, Quantity::Rates], 200.0),
     ("steps", "", &[Quantity::Norms, Quantity::Alignments], 24.0),
@@ -129,7 +131,7 @@ const TOLERANCES: [(&str, &str, &[Quantity], f64); 21] = [
 
 const OF_STEPS: &[Quantity] = &[Quantity::Parameters, Quantity::Rates, Quantity::Norms, Quantity::Alignments];
 
-/// One and a half times what is allowed fails, half of it passes.
+/// One and a half times the tolerance fails, and half of it passes.
 #[test]
 fn every_family_tells_a_fault_just_above_its_tolerance() {
     let adapter = pollster::block_on(Gpu::adapters(None)).remove(0);

@@ -1,5 +1,5 @@
-//! CSV: features and a label. The separator, a first line of names and a column of row numbers are recognised, by whether they fit the rest
-//! of the file.
+//! CSV files with features and a label. The separator, a header and a column of row numbers are recognised by
+//! comparison with the rest of the file.
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
@@ -12,24 +12,25 @@ use super::labels::{is_missing, number};
 use super::{DataError, File, Labels, MOST_FEATURES, Table, feature, values_of};
 use crate::words::{count, escaped, quoted};
 
-/// Characters that may stand between fields, the likeliest first, and how messages call them.
+/// Possible separators, the likeliest first, with their names in messages.
 const SEPARATORS: [(char, &str); 5] =
     [(',', "commas"), (';', "semicolons"), ('\t', "tabs"), ('|', "bars"), (' ', "blanks")];
-/// Lines that the separator is told from.
+/// Number of lines from which the separator is determined.
 const LOOKED_AT: usize = 50;
-/// Bytes that a field may have: more is no number, and no name.
+/// Largest number of bytes of a field. A longer field is neither a number nor a name.
 const MOST_FIELD: usize = 1 << 16;
-/// Bytes that a line may have: numbers of [`MOST_FEATURES`] fit.
+/// Largest number of bytes of a line. Numbers for [`MOST_FEATURES`] fit.
 const MOST_LINE: usize = 1 << 26;
-/// What columns of labels are often called.
+/// Usual names of label columns.
 const LABEL_NAMES: [&str; 11] =
     ["label", "labels", "class", "classes", "target", "y", "species", "category", "type", "variety", "diagnosis"];
-/// Rows from which on a feature that counts them is no coincidence.
+/// Number of rows from which on a feature that counts them is not a coincidence.
 const FEWEST_NUMBERED: usize = 10;
-/// Rows from which on a class of one row is more likely to be the name of the column.
+/// Number of rows from which on a class with a single row is more likely to be the name of the column.
 const MANY_ROWS: usize = 20;
 
-/// Reads a CSV file; what was recognised comes with it. `label` names the column of the labels, which is the last one without it.
+/// Reads a CSV file, and returns the table with remarks on what was recognised. `label` names the column of the labels.
+/// The default is the last one.
 pub fn parse(file: &File, label: Option<&str>) -> Result<(Table, Vec<String>), DataError> {
     let text = file.text()?;
     check_lengths(file, text)?;
@@ -37,7 +38,7 @@ pub fn parse(file: &File, label: Option<&str>) -> Result<(Table, Vec<String>), D
     let ((separator, name), text) = told_separator(text).unwrap_or_else(|| (separator_of(text), text));
     let text = match separator {
         ' ' => Cow::Owned(single_blanks(text)),
-        // Comments go to the next line feed, and lines are counted by them.
+        // Comments extend to the next line feed, and lines are counted by line feeds.
         _ if text.split('\n').any(|line| line.strip_suffix('\r').unwrap_or(line).contains('\r')) => {
             Cow::Owned(lines_of(text).flat_map(|line| [line, "\n"]).collect())
         }
@@ -88,7 +89,7 @@ pub fn parse(file: &File, label: Option<&str>) -> Result<(Table, Vec<String>), D
     Ok((Table { features, x, labels: form.labels }, remarks))
 }
 
-/// A text and what stands between its fields.
+/// Text with its separator.
 struct Text<'a> {
     file: &'a File<'a>,
     text: &'a str,
@@ -96,8 +97,8 @@ struct Text<'a> {
 }
 
 impl Text<'_> {
-    /// Rows that are commented out, which `#` before their first number does. What may be a row with a value that begins with `#` is
-    /// refused: a spreadsheet's `#N/A`, or a label.
+    /// Returns the number of rows that are commented out by `#` before their first number. Returns an error for a line
+    /// that may be a row whose first value begins with `#`, such as a spreadsheet's `#N/A` or a label.
     fn rows_left_out(&self, form: &Form) -> Result<u64, DataError> {
         let mut left_out = 0;
         for (number, line) in lines_of(self.text).enumerate() {
@@ -126,14 +127,14 @@ impl Text<'_> {
         Ok(left_out)
     }
 
-    /// Calls `work` with so many records and the line each begins in. Records have as many fields as the first one, all of them within a
-    /// line.
+    /// Calls `work` with up to `most` records and the line where each begins. All records must have as many fields as
+    /// the first one, and must not extend over several lines.
     fn each_record(
         &self,
         most: u64,
         mut work: impl FnMut(u64, &StringRecord) -> Result<(), DataError>,
     ) -> Result<(), DataError> {
-        // A quote that is not closed ends with the file, and then has this line break in it.
+        // A quote that is not closed extends to the end of the file, and then contains this line break.
         let bytes = self.text.as_bytes().chain(&b"\n"[..]);
         let mut reader = ReaderBuilder::new()
             .has_headers(false)
@@ -182,7 +183,7 @@ impl Text<'_> {
         Ok(())
     }
 
-    /// The labels of all records but the first one, and that one's place.
+    /// Returns the labels of all records except the first, and the position of the first.
     fn labels(&self, column: usize) -> Result<Labels, DataError> {
         let mut labels = Labels::default();
         let mut is_first = true;
@@ -210,29 +211,29 @@ impl Text<'_> {
     }
 }
 
-/// Whether a feature is 0, 1, 2, … or 1, 2, 3, …
+/// Returns true if a feature is 0, 1, 2, … or 1, 2, 3, …
 fn numbers_rows(x: &[f64], features: usize, feature: usize) -> bool {
     let counts_from =
         |start: u32| x[feature..].iter().step_by(features).zip(start..).all(|(&value, row)| value == f64::from(row));
     x.len() / features >= FEWEST_NUMBERED && (counts_from(0) || counts_from(1))
 }
 
-/// What the columns are.
+/// Interpretation of the columns.
 struct Form {
     columns: usize,
-    /// The column of the labels.
+    /// Index of the label column.
     label: usize,
     labels: Labels,
     has_header: bool,
-    /// The first columns that number the rows, and are left out.
+    /// Number of first columns that number the rows and are left out.
     index: usize,
-    /// The line of the first record.
+    /// Line of the first record.
     first_line: u64,
     remarks: Vec<String>,
 }
 
 impl Form {
-    /// Reads all labels, and looks at whether the first line fits the others.
+    /// Reads all labels, and checks whether the first line fits the others.
     fn of(text: &Text, wanted: Option<&str>) -> Result<Self, DataError> {
         let mut first = None;
         text.each_record(1, |line, record| {
@@ -261,7 +262,7 @@ impl Form {
         let (label, by) = label_column(text, &fields, wanted)?;
         let mut labels = text.labels(label)?;
         let looks_like_header = is_header(&fields, label, &labels);
-        // What other rows have as well may be a name, where the line has other words.
+        // A word that other rows have too may be a name, if the line has other words.
         let mut features = fields.iter().enumerate().filter(|(column, _)| *column != label);
         let has_words = features.any(|(_, field)| field.parse::<f64>().is_err() && !is_missing(field));
         let is_named = by != By::Place && (has_words || !labels.contains(fields[label]));
@@ -321,16 +322,17 @@ impl Form {
     }
 }
 
-/// What a column was chosen by.
+/// How a column was chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum By {
     Place,
     Name,
-    /// By its name, which is the number of another column.
+    /// By a name that is also the number of another column.
     NameOrPlace,
 }
 
-/// The column of the labels, and what it was chosen by. A number is a place, unless the first line is one of names and has it.
+/// Returns the label column and how it was chosen. A number is a position, unless the first line is a header with this
+/// name.
 fn label_column(text: &Text, first: &[&str], wanted: Option<&str>) -> Result<(usize, By), DataError> {
     let wanted = match wanted {
         None | Some("last") => return Ok((first.len() - 1, By::Place)),
@@ -366,18 +368,18 @@ fn is_label_name(field: &str) -> bool {
     LABEL_NAMES.contains(&field.to_ascii_lowercase().as_str())
 }
 
-/// What pandas and R write over the numbers of the rows.
+/// Returns true for names that pandas and R give to row numbers.
 fn is_name_of_index(field: &str) -> bool {
     field.is_empty() || field.starts_with("Unnamed: 0")
 }
 
-/// Whether the first line has names, judged by the labels of the others.
+/// Returns true if the first line is a header, judged by the labels of the other lines.
 fn is_header(first: &[&str], label: usize, others: &Labels) -> bool {
     let features = || first.iter().enumerate().filter(|(column, _)| *column != label).map(|(_, field)| *field);
     let numbers = features().filter(|field| field.parse::<f64>().is_ok()).count();
     let names = features().filter(|field| field.parse::<f64>().is_err() && !is_missing(field)).count();
     let of_label = first[label];
-    // No feature is a number. A row with a slip of the pen or a word for what is missing has a label that others have, too.
+    // No feature is a number. A row with a typo or a word for a missing value has a label that other rows have, too.
     if numbers == 0 && names > 0 {
         let mut seen = HashSet::new();
         let is_row = others.contains(of_label)
@@ -387,21 +389,23 @@ fn is_header(first: &[&str], label: usize, others: &Labels) -> bool {
         return !is_row;
     }
     if of_label.is_empty() || others.names.is_empty() || others.contains(of_label) {
-        // Or the first line counts all the columns.
+        // The first line may still be a count of all columns.
         return others.contains(of_label) && first.len() > 4 && is_count(first.iter().copied());
     }
-    // From here on no other row has this label.
+    // No other row has this label.
     let is_word = of_label.parse::<f64>().is_err() && !is_missing(of_label);
     let others_are_numbers = others.names.iter().all(|label| number(label).is_some());
     let is_alone = others.rows.len() >= MANY_ROWS && others.counts().iter().all(|&rows| rows > 1);
     is_word && (others_are_numbers || names > 0 || is_alone || is_label_name(of_label))
         || is_word && features().count() > 2 && is_scale(features())
-        // Columns without names are counted, as pandas does, the label's or not. Few rows of few features may look like it by chance.
+        // pandas counts columns without names, with or without the label. A few rows with few features may look like
+        // this by chance.
         || (features().count() > 3 || others.rows.len() >= MANY_ROWS)
             && (is_count(features().skip_while(|field| field.is_empty())) || is_scale(first.iter().copied()))
 }
 
-/// Whether these ascend in equal steps: years, wavelengths. What descends is as likely a row, unless it is of four digits.
+/// Returns true if the fields ascend in equal steps, such as years or wavelengths. Descending fields must have four
+/// digits, because otherwise they may as well be a row.
 fn is_scale<'a>(fields: impl Iterator<Item = &'a str>) -> bool {
     let Some(values) = fields.map(number).collect::<Option<Vec<f64>>>() else { return false };
     let [first, second, _, ..] = values[..] else { return false };
@@ -411,13 +415,13 @@ fn is_scale<'a>(fields: impl Iterator<Item = &'a str>) -> bool {
         && values.windows(2).all(|pair| ((pair[1] - pair[0]) / step - 1.0).abs() < 1e-6)
 }
 
-/// Whether these are 0, 1, 2, … or 1, 2, 3, …
+/// Returns true if the fields are 0, 1, 2, … or 1, 2, 3, …
 fn is_count<'a>(fields: impl Iterator<Item = &'a str> + Clone) -> bool {
     let counts_from = |start: usize| fields.clone().zip(start..).all(|(field, index)| field.parse() == Ok(index));
     fields.clone().count() > 1 && (counts_from(0) || counts_from(1))
 }
 
-/// The separator that Excel's first line tells, as in `sep=;`, and the text behind it.
+/// Returns the separator that Excel's first line names (`sep=;`), and the text after that line.
 fn told_separator(text: &str) -> Option<((char, &'static str), &str)> {
     let told = text.strip_prefix("sep=")?;
     let separator = SEPARATORS.into_iter().find(|(separator, _)| told.starts_with(*separator))?;
@@ -425,9 +429,9 @@ fn told_separator(text: &str) -> Option<((char, &'static str), &str)> {
     rest.starts_with(['\n', '\r']).then_some((separator, rest))
 }
 
-/// Refuses texts of other kinds by their beginning.
+/// Returns an error for texts of other formats, recognised by their beginning.
 fn refuse_others(file: &File, text: &str) -> Result<(), DataError> {
-    // Comments of ARFF.
+    // The format ARFF has comments with `%`.
     let text = lines_of(text).find(|line| !line.trim().is_empty() && !line.starts_with('%')).unwrap_or_default();
     let start: String = text.trim_start().chars().chain(['\n']).take(16).flat_map(char::to_lowercase).collect();
     let others = [
@@ -441,12 +445,12 @@ fn refuse_others(file: &File, text: &str) -> Result<(), DataError> {
     }
 }
 
-/// The separator that makes the most numbers of the first lines, and what it is called; of several the one by which more of them have the
-/// same number of fields, and then the one that leaves decimal commas whole.
+/// Returns the separator, with its name, by which the most fields of the first lines are numbers. Ties are broken by
+/// the number of lines with equally many fields, then by how many decimal commas stay whole.
 fn separator_of(text: &str) -> (char, &'static str) {
     let lines =
         || lines_of(text).map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')).take(LOOKED_AT);
-    // Where fields are separated by semicolons, commas are often decimal.
+    // If semicolons separate fields, commas are often decimal.
     let is_decimal = |field: &str| field.contains(',') && field.replacen(',', ".", 1).parse::<f64>().is_ok();
     let rating = |separator: char| {
         let mut lengths: HashMap<usize, usize> = HashMap::new();
@@ -467,7 +471,7 @@ fn separator_of(text: &str) -> (char, &'static str) {
             *lengths.entry(length).or_default() += 1;
         }
         let (length, alike) = lengths.into_iter().max_by_key(|&(length, lines)| (lines, length))?;
-        // Where most lines are one field, it separates nothing.
+        // A separator that leaves most lines as one field separates nothing.
         (length > 1).then_some((numbers, alike, decimals))
     };
     let mut best = (SEPARATORS[0], None);
@@ -480,7 +484,7 @@ fn separator_of(text: &str) -> (char, &'static str) {
     best.0
 }
 
-/// Makes one of several blanks and tabs in a row, and none at the ends of lines, outside of quotes.
+/// Replaces runs of blanks and tabs by one blank, and removes those at the ends of lines, except in quotes.
 fn single_blanks(text: &str) -> String {
     let mut single = String::with_capacity(text.len());
     for line in lines_of(text) {
@@ -501,7 +505,8 @@ fn single_blanks(text: &str) -> String {
     single
 }
 
-/// Refuses what is no CSV before it is taken apart: that would take several times its length in memory.
+/// Returns an error for a file that is not CSV before it is parsed, because parsing would take several times its length
+/// in memory.
 fn check_lengths(file: &File, text: &str) -> Result<(), DataError> {
     let separators = SEPARATORS.map(|(separator, _)| separator as u8);
     for (number, line) in text.as_bytes().split(|byte| matches!(byte, b'\n' | b'\r')).enumerate() {

@@ -1,4 +1,4 @@
-//! Files, unpacked and in memory.
+//! Files, unpacked into memory.
 
 use std::borrow::Cow;
 use std::ffi::OsStr;
@@ -11,14 +11,14 @@ use super::DataError;
 use crate::memory;
 use crate::words::{self, escaped};
 
-/// The largest file, packed or not.
+/// Size of the largest file in bytes, packed or not.
 const MOST_BYTES: u64 = 1 << 33;
-/// What a file may take of the memory at hand: as text and as numbers it takes several times as much.
+/// Fraction of the available memory that a file may take. As text and as numbers it takes several times its size.
 const SHARE: f64 = 0.25;
 
 const GZIP: [u8; 2] = [0x1f, 0x8b];
 
-/// Beginnings of files that are no text, and what to do about them.
+/// First bytes of files that are not text, with advice.
 const OTHERS: [(&[u8], &str); 15] = [
     (&GZIP, "it is packed by gzip twice: unpack it once"),
     (b"\x1f\x9d", "it is packed by compress: unpack it"),
@@ -37,13 +37,13 @@ const OTHERS: [(&[u8], &str); 15] = [
     (b"\x28\xb5\x2f\xfd", "it is packed by zstd: unpack it"),
 ];
 
-/// A file's content, unpacked, and what to call it in messages.
+/// Content of a file, unpacked, with its name for messages.
 pub struct File<'a> {
     pub name: String,
     pub bytes: Cow<'a, [u8]>,
 }
 
-/// Bytes that a file may have.
+/// Returns the largest number of bytes that a file may have.
 fn most_bytes() -> u64 {
     memory::available().map_or(MOST_BYTES, |available| MOST_BYTES.min((SHARE * available) as u64))
 }
@@ -57,7 +57,7 @@ impl<'a> File<'a> {
             _ => unreadable(error.to_string()),
         };
         let about = path.metadata().map_err(failed)?;
-        // A pipe may keep us waiting, and a device may never end.
+        // Reading may block on a pipe and never end on a device.
         if !about.is_file() {
             return Err(unreadable("it is a pipe or a device; give a file".to_owned()));
         }
@@ -78,15 +78,15 @@ impl<'a> File<'a> {
         File::unpacked(name.to_owned(), Cow::Borrowed(bytes))
     }
 
-    /// Unpacks gzip, which its first two bytes give away: one member after the other, and zeros and line ends behind the last one, which
-    /// tapes and some servers add.
+    /// Unpacks gzip, which is recognised by its first two bytes. The file may have several members, followed by zeros
+    /// and line ends, which tapes and some servers add.
     fn unpacked(name: String, bytes: Cow<'a, [u8]>) -> Result<File<'a>, DataError> {
         if !bytes.starts_with(&GZIP) {
             return Ok(File { name, bytes });
         }
         let unreadable = |message: String| DataError::Unreadable { file: name.clone(), message };
         let mut plain = Vec::new();
-        // A hostile file can unpack to a thousand times its size.
+        // A malicious file can unpack to a thousand times its size.
         let most = most_bytes();
         let mut rest = bytes.as_ref();
         while rest.starts_with(&GZIP) {
@@ -113,7 +113,7 @@ impl<'a> File<'a> {
         Ok(File { name, bytes: Cow::Owned(plain) })
     }
 
-    /// The text, without the mark that some programs put before it.
+    /// Returns the text without a byte order mark.
     pub fn text(&self) -> Result<&str, DataError> {
         let refused = |at: usize| {
             let other = OTHERS.iter().find(|(start, _)| self.bytes.starts_with(start));
@@ -136,7 +136,7 @@ impl<'a> File<'a> {
         DataError::Malformed { file: self.name.clone(), place: place.into(), problem: problem.into() }
     }
 
-    /// The file's name without its folder and endings.
+    /// Returns the file's name without its folder and extensions.
     pub fn stem(&self) -> String {
         let name = Path::new(&self.name).file_name().map(OsStr::to_string_lossy).unwrap_or_default();
         let name = name.strip_suffix(".gz").unwrap_or(&name);
@@ -144,12 +144,12 @@ impl<'a> File<'a> {
     }
 }
 
-/// Lines that end as on any system, on several in one file.
+/// Returns the lines of a text, which may use the line ends of several systems.
 pub fn lines(text: &str) -> impl Iterator<Item = &str> {
     text.split('\n').flat_map(|line| line.strip_suffix('\r').unwrap_or(line).split('\r'))
 }
 
-/// The path itself or with `.gz` added, whichever exists; of both, the packed one where that is wanted.
+/// Returns the path or the path with `.gz`, whichever exists. If both exist, the packed one is returned on request.
 pub fn with_optional_gz(path: &Path, rather_packed: bool) -> Option<PathBuf> {
     let mut packed = path.as_os_str().to_owned();
     packed.push(".gz");
@@ -159,13 +159,13 @@ pub fn with_optional_gz(path: &Path, rather_packed: bool) -> Option<PathBuf> {
     }
     paths.into_iter().find(|path| match path.metadata() {
         Ok(about) => about.is_file(),
-        // To read what cannot be looked at is an error with its name.
+        // Reading a file whose metadata cannot be read gives an error with its name.
         Err(error) => !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::InvalidFilename),
     })
 }
 
-/// The first file beside `path` whose name has the second part of a pair in the place of the first, packed or not, rather as `path` is;
-/// `None` where there is no such part or file.
+/// Returns the first file beside `path` in whose name the second part of a pair replaces the first, packed or not and
+/// preferably packed like `path`. Returns `None` if there is no such part or file.
 pub fn sibling(path: &Path, parts: &[(&str, &str)]) -> Option<PathBuf> {
     let name = path.file_name()?.to_str()?;
     let (name, is_packed) = name.strip_suffix(".gz").map_or((name, false), |name| (name, true));

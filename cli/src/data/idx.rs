@@ -2,7 +2,7 @@
 
 use super::{DataError, File, Labels, Table, values_of};
 
-/// The type of the numbers, as the header's third byte has it.
+/// Type of the numbers, which is the header's third byte.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     U8 = 0x08,
@@ -29,7 +29,7 @@ impl Kind {
         }
     }
 
-    /// A number of this type from its bytes, of which there must be [`Kind::size`].
+    /// Reads a number of this type from its [`Kind::size`] bytes.
     fn value(self, bytes: &[u8]) -> f64 {
         let mut padded = [0; 8];
         padded[..bytes.len()].copy_from_slice(bytes);
@@ -45,23 +45,23 @@ impl Kind {
     }
 }
 
-/// Images and their labels.
+/// Images with their labels.
 pub struct Part {
     pub table: Table,
     pub kind: Kind,
-    /// Of an image.
+    /// Lengths of an image's dimensions.
     pub shape: Vec<usize>,
 }
 
 impl Part {
-    /// `28 x 28 of U8`.
+    /// Returns shape and type, such as `28 x 28 of U8`.
     pub fn in_words(&self) -> String {
         let sizes: Vec<String> = self.shape.iter().map(usize::to_string).collect();
         format!("{} of {:?}", sizes.join(" x "), self.kind)
     }
 }
 
-/// Whether a file starts as IDX files do, and no text does: two zeros, a type, and the number of dimensions.
+/// Returns true if a file starts like an IDX file and unlike any text: two zeros, a type, and the number of dimensions.
 pub fn is_idx(bytes: &[u8]) -> bool {
     matches!(bytes, [0, 0, 1..=0x1f, 1..=8, ..])
 }
@@ -104,7 +104,7 @@ pub fn parse(images: &File, labels: &File) -> Result<Part, DataError> {
         let problem = format!("dimensions {:?} for {rows} images: give one label per image", classes.sizes);
         return Err(DataError::unusable(&labels.name, problem));
     }
-    // No more than there are bytes, where there is a row.
+    // If there is a row, this is at most the number of bytes.
     let features = if rows == 0 { 0 } else { pixels.sizes[1..].iter().product() };
     if rows > 0 && features == 0 {
         let problem = format!("dimensions {:?} leave no pixel in an image: give images", pixels.sizes);

@@ -1,26 +1,26 @@
-//! Labels as files have them, and the classes that they become.
+//! Labels of files, and their classes.
 
 use std::collections::{BTreeMap, HashMap};
 
 use super::DataError;
 use crate::words::{count, escaped, grouped, quoted};
 
-/// Classes that a data set may have.
+/// Largest number of classes of a data set.
 const MOST_CLASSES: usize = 1024;
-/// Different labels that are read before it is clear that they are no classes.
+/// Number of different labels after which they cannot be classes.
 const MOST_NAMES: usize = 1 << 16;
 const WAY_OUT: &str = "if the label is in another column of a CSV file, name that with --label";
-/// As many classes are listed by name.
+/// Largest number of classes that are listed by name.
 const LISTED: usize = 6;
-/// Numbers above may be alike as f64, and different as texts.
+/// Magnitude above which different texts may be the same f64.
 const MOST_NUMBER: f64 = 1e15;
 
-/// The label of every row. Each text is kept once.
+/// Label of every row. Each text is stored once.
 #[derive(Debug, Default)]
 pub struct Labels {
     pub names: Vec<String>,
     numbers: HashMap<String, u32>,
-    /// Of every row the index of its name.
+    /// Index of the name of every row's label.
     pub rows: Vec<u32>,
 }
 
@@ -42,7 +42,7 @@ impl Labels {
         Ok(number)
     }
 
-    /// Adds a row, or says why it cannot.
+    /// Adds a row. Returns the reason if that is not possible.
     pub fn push(&mut self, label: &str) -> Result<(), String> {
         let number = self.number_of(label)?;
         self.make_room()?;
@@ -66,7 +66,7 @@ impl Labels {
         self.numbers.contains_key(label)
     }
 
-    /// Rows of every name.
+    /// Returns the number of rows of every name.
     pub fn counts(&self) -> Vec<usize> {
         let mut counts = vec![0; self.names.len()];
         self.rows.iter().for_each(|&name| counts[name as usize] += 1);
@@ -74,7 +74,7 @@ impl Labels {
     }
 }
 
-/// Whether this is what programs write where a value is missing.
+/// Returns true for words that programs write for a missing value.
 pub fn is_missing(word: &str) -> bool {
     const WORDS: [&str; 20] = [
         "", "?", "-", "--", ".", "*", "na", "n/a", "nan", "null", "nil", "none", "missing", "<na>", "#n/a", "#value!",
@@ -83,28 +83,28 @@ pub fn is_missing(word: &str) -> bool {
     WORDS.contains(&word.to_ascii_lowercase().as_str())
 }
 
-/// A finite number, as labels may be.
+/// Parses a label as a finite number.
 pub fn number(label: &str) -> Option<f64> {
     label.parse::<f64>().ok().filter(|value| value.is_finite())
 }
 
-/// What orders the classes: numbers by value, words by the alphabet.
+/// Sort key of the classes: numbers by value, words alphabetically.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Key {
     Number(i64),
     Word(String),
 }
 
-/// The number of every class by its label.
+/// Class numbers by label.
 #[derive(Debug)]
 pub struct Classes {
-    /// Whether labels that are the same number are the same class: where every label of the set is one.
+    /// True if every label of the set is a number. Labels with the same value are then the same class.
     are_numbers: bool,
     classes: BTreeMap<Key, u32>,
 }
 
 impl Classes {
-    /// The classes of the training rows; refuses what cannot be classified.
+    /// Returns the classes of the training rows, or an error for labels that cannot be classified.
     pub fn new(train: &Labels, test: Option<(&Labels, &str)>, file: &str) -> Result<Self, DataError> {
         let unusable = |problem: String| Err(DataError::unusable(file, problem));
         let names = || train.names.iter().chain(test.iter().flat_map(|(test, _)| &test.names));
@@ -140,7 +140,7 @@ impl Classes {
         self.classes.len()
     }
 
-    /// The class of every name among the training rows' labels.
+    /// Returns the class of every name among the training rows' labels.
     pub fn of_names(&self, labels: &Labels) -> Vec<u32> {
         labels.names.iter().map(|label| self.classes.get(&self.key(label)).copied().unwrap_or_default()).collect()
     }
@@ -152,7 +152,7 @@ impl Classes {
         }
     }
 
-    /// The class of a row.
+    /// Returns the class of a row.
     pub fn class_of(&self, labels: &Labels, row: usize, file: &str) -> Result<u32, DataError> {
         let label = &labels.names[labels.rows[row] as usize];
         self.classes.get(&self.key(label)).copied().ok_or_else(|| {
@@ -164,7 +164,7 @@ impl Classes {
         })
     }
 
-    /// Labels that may be meant for one class, or for none.
+    /// Returns a remark on labels that may be meant as one class, or as a missing value.
     fn remark_on_words(&self, labels: &Labels) -> Option<String> {
         if self.are_numbers {
             return None;
@@ -187,7 +187,8 @@ impl Classes {
         Some(format!("{} is a class: remove its rows if their label is missing", quoted(missing)))
     }
 
-    /// The classes and how many rows each has, where they are few; and labels that are written in more than one way.
+    /// Returns a remark with the classes and their numbers of rows, if there are few classes, and on labels that are
+    /// written in several ways.
     pub fn remark(&self, labels: &Labels) -> Option<String> {
         let mut by_class: BTreeMap<u32, (Vec<&str>, usize)> = BTreeMap::new();
         for ((label, rows), class) in labels.names.iter().zip(labels.counts()).zip(self.of_names(labels)) {
@@ -215,7 +216,8 @@ impl Classes {
     }
 }
 
-/// A label without what may be a slip: case, quotes, blanks, a comment, characters that nobody sees, another way to write a number.
+/// Returns a label without possible typing errors: case, quotes, blanks, a comment, invisible characters, or another
+/// notation of a number.
 fn plain(label: &str) -> String {
     let label = label.split(" #").next().unwrap_or(label);
     let label =
@@ -224,7 +226,7 @@ fn plain(label: &str) -> String {
     number(&label).map_or(label, |number| number.to_string())
 }
 
-/// The beginning of a name.
+/// Returns the beginning of a name.
 fn short(name: &str) -> String {
     match name.char_indices().nth(20) {
         None => escaped(name),

@@ -1,11 +1,12 @@
-//! LIBSVM text: `label index:value index:value …`, indices ascending, from 0 or 1; `#` starts a comment. `qid:N` after the label, which
-//! ranking adds, is skipped.
+//! LIBSVM text: `label index:value index:value …` with ascending indices from 0 or 1. `#` starts a comment. `qid:N`
+//! after the label, which ranking files have, is skipped.
 
 use super::file::lines;
 use super::{DataError, File, Labels, MOST_FEATURES, Table, feature, values_of};
 use crate::words::quoted;
 
-/// Whether the first line with more than a label has a token like `3:0.5` after it. A time or a quoted text of a CSV file is none.
+/// Returns true if the first line with more than a label has a token like `3:0.5` after it. A time or a quoted text of
+/// a CSV file does not count.
 pub fn is_libsvm(bytes: &[u8]) -> bool {
     let start = &bytes[..bytes.len().min(1 << 16)];
     let text = String::from_utf8_lossy(start);
@@ -19,7 +20,7 @@ pub fn is_libsvm(bytes: &[u8]) -> bool {
     })
 }
 
-/// Whether a line is the first one of files of extreme classification: the numbers of rows, of features and of labels.
+/// Returns true for the first line of files of extreme classification: the numbers of rows, features and labels.
 fn counts_rows(line: &str) -> bool {
     line.split_whitespace().count() == 3 && line.split_whitespace().all(|token| token.parse::<u64>().is_ok())
 }
@@ -28,12 +29,12 @@ fn content(line: &str) -> &str {
     line.split('#').next().unwrap_or_default().trim()
 }
 
-/// Rows as a file has them. Index 0 is a feature of its own where any file of the set has it.
+/// Rows as a file has them. Index 0 is a feature if any file of the set has it.
 pub struct Sparse {
     /// Row, index and value.
     values: Vec<(u32, u32, f64)>,
     labels: Labels,
-    /// The largest index and one.
+    /// The largest index plus one.
     pub indices: usize,
     pub has_index_0: bool,
     pub has_queries: bool,
@@ -97,7 +98,7 @@ pub fn parse(file: &File) -> Result<Sparse, DataError> {
 }
 
 impl Sparse {
-    /// The rows with so many features, of which the first has index `base`.
+    /// Returns the rows as a table with this number of features. The first feature has index `base`.
     pub fn dense(self, file: &File, base: usize, features: usize) -> Result<Table, DataError> {
         let rows = self.labels.rows.len();
         let mut x = values_of(file, rows, features)?;

@@ -1,5 +1,5 @@
-//! Small sets that are made from a seed, without a file: problems that no linear model solves, and on which a learning rate that is too
-//! small for too long ends at chance.
+//! Small generated data sets. No linear model solves them, and a learning rate that is too small for too long ends at
+//! chance.
 
 use std::f64::consts::PI;
 
@@ -10,24 +10,24 @@ use rand_distr::{Distribution, StandardNormal};
 
 use super::{Dataset, HELD_OUT, Scale, Split};
 
-/// A row's features and its class.
+/// Features and class of a row.
 type Row = (Vec<f32>, u32);
 
-/// A set that is made.
+/// Generated data set.
 #[derive(Debug, Clone, Copy)]
 pub struct Made {
-    /// What `--data` calls it.
+    /// Name for `--data`.
     pub name: &'static str,
-    /// The set's own, not the run's, so that every run has the same rows.
+    /// Seed of the set. It differs from the run's seed, so that every run has the same rows.
     seed: u64,
     classes: usize,
     rows: u32,
-    /// Makes the row of this number.
+    /// Function that generates the row with this number.
     row: fn(u32, &mut ChaCha8Rng) -> Row,
 }
 
-/// Every set that is made: three spiral arms around each other; whether an even number of the first 3 of 20 signs is negative; the sign
-/// of sin(12 x) for x from -1 to 1; the colour of a field of a 4 x 4 board.
+/// All generated sets: three spiral arms around each other; whether an even number of the first 3 of 20 signs is
+/// negative; the sign of sin(12 x) for x from -1 to 1; the colour of a field of a 4 x 4 board.
 const ALL: [Made; 4] = [
     Made { name: "spirals", seed: 5, classes: 3, rows: 1500, row: spiral },
     Made { name: "parity", seed: 12, classes: 2, rows: 2000, row: parity },
@@ -36,16 +36,17 @@ const ALL: [Made; 4] = [
 ];
 
 impl Made {
-    /// The set of this name.
+    /// Returns the set with this name.
     pub fn named(name: &str) -> Option<Self> {
         ALL.into_iter().find(|made| made.name == name)
     }
 
-    /// The set: one row in five, the first ones of an order by chance, is held out; features are standardised.
+    /// Generates the set. One row in five, taken from the start of a random order, is held out. Features are
+    /// standardised.
     pub fn dataset(self) -> Dataset {
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
         let mut rows: Vec<Row> = (0..self.rows).map(|row| (self.row)(row, &mut rng)).collect();
-        // The arms of the spirals come one after the other.
+        // The arms of the spirals are generated one after the other.
         rows.shuffle(&mut rng);
         let (test, train) = rows.split_at(rows.len() / HELD_OUT);
         let split = |rows: &[Row]| Split {
@@ -64,7 +65,7 @@ impl Made {
     }
 }
 
-/// Gives every column mean 0 and deviation 1 over the training rows.
+/// Gives every column mean 0 and standard deviation 1 over the training rows.
 fn standardise(dataset: &mut Dataset) {
     let features = dataset.features;
     for column in 0..features {
@@ -78,8 +79,8 @@ fn standardise(dataset: &mut Dataset) {
     }
 }
 
-/// A point of an arm, of which there are three of 500 rows each: it winds one and a half times around the middle, within a deviation of
-/// 0.03, and its end is at distance 2.
+/// Returns a point of one of three arms with 500 rows each. An arm winds one and a half times around the middle with a
+/// standard deviation of 0.03, and its end is at distance 2.
 fn spiral(row: u32, rng: &mut ChaCha8Rng) -> Row {
     let arm = row / 500;
     let turned = rng.random_range(0.0..1.0f64).sqrt() * 3.0 * PI;
@@ -117,7 +118,7 @@ mod tests {
         Made::named(name).expect(name).dataset()
     }
 
-    /// Rows of both parts, before and after which nothing is known of the order.
+    /// Returns the rows of both parts, in no particular order.
     fn all(dataset: &Dataset) -> Vec<(&[f32], u32)> {
         let parts = [&dataset.test, &dataset.train].into_iter();
         parts.flat_map(|part| part.x.chunks(dataset.features).zip(part.y.iter().copied())).collect()
@@ -158,10 +159,10 @@ mod tests {
         }
     }
 
-    /// The classes are what the definitions say, as far as they can be told from standardised features.
+    /// The classes follow the definitions, as far as standardised features show it.
     #[test]
     fn classes_follow_the_definitions() {
-        // Standardising keeps signs where the mean is far from every value.
+        // Standardising keeps the signs if the mean is far from every value.
         let parity = dataset("parity");
         for (x, y) in all(&parity) {
             let even = x[..3].iter().filter(|&&x| x < 0.0).count() % 2 == 0;
@@ -173,7 +174,7 @@ mod tests {
         rows.sort_by(|a, b| a.0[0].total_cmp(&b.0[0]));
         let changes = rows.windows(2).filter(|pair| pair[0].1 != pair[1].1);
         assert_eq!(changes.count(), 7);
-        // Four by four fields: of one colour each, unlike their neighbours.
+        // The four by four fields each have one colour, unlike their neighbours.
         let board = dataset("board");
         let rows = all(&board);
         let edges = |column: usize| {
@@ -184,20 +185,21 @@ mod tests {
         let mut told = 0;
         for (x, y) in &rows {
             let [a, b] = [0, 1].map(|column| field(x[column], edges(column)));
-            // The edges of the board are known only within the rows that lie there.
+            // The edges of the board are known only to within the rows near them.
             if [a, b].iter().all(|at| (0.05..0.95).contains(&at.fract())) {
                 assert_eq!((a as u32 + b as u32) % 2, *y, "{a}, {b}");
                 told += 1;
             }
         }
         assert!(told > 2000, "{told}");
-        // The middle of an arm, a third of a turn from the next one's.
+        // The middle of an arm is a third of a turn from that of the next one.
         let spirals = dataset("spirals");
         let mut right = 0;
         for (x, y) in all(&spirals) {
             let distance = f64::from(x[0].hypot(x[1]));
             let angle = f64::from(x[1].atan2(x[0]));
-            // Columns had a deviation of about 1 to begin with: distance 2 √u has a mean square of 2, one half of it in each column.
+            // The columns originally had a standard deviation of about 1: the distance 2 √u has a mean square of 2,
+            // half of it in each column.
             let turned = distance / 2.0 * 3.0 * PI;
             let arm = (angle - turned).rem_euclid(2.0 * PI) / (2.0 * PI) * 3.0;
             right += u32::from(arm.round() as u32 % 3 == y);

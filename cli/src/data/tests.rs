@@ -15,7 +15,7 @@ fn gz(bytes: &[u8]) -> Vec<u8> {
     encoder.finish().expect("packs")
 }
 
-/// Loads a file with this content and name.
+/// Loads a file with this name and content.
 fn load_bytes(name: &str, bytes: &[u8]) -> Result<Dataset, DataError> {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join(name);
@@ -40,7 +40,7 @@ fn built_in_sets_are_as_their_readme_says() {
     let mushrooms = load("mushrooms").expect("mushrooms");
     assert_eq!((mushrooms.features, mushrooms.classes), (126, 2));
     assert_eq!((mushrooms.train.rows(), mushrooms.test.rows()), (6513, 1611));
-    // 22 attributes, each one-hot.
+    // Every row has 22 attributes, each one-hot.
     assert_eq!(mushrooms.train.x[..126].iter().sum::<f32>(), 22.0);
 }
 
@@ -56,7 +56,7 @@ fn csv_with_a_header_and_words_as_labels_is_standardised() {
         let set = load_bytes("pets.csv", &bytes).expect("loads");
         assert_eq!((set.name.as_str(), set.features, set.classes), ("pets", 2, 2));
         let all: Vec<f32> = set.train.x.iter().chain(&set.test.x).copied().collect();
-        // Column b is constant; cats have the smaller a.
+        // Column b is constant, and cats have the smaller a.
         for (row, class) in all.chunks(2).zip(set.train.y.iter().chain(&set.test.y)) {
             assert_eq!(row[1], 0.0);
             assert_eq!(row[0] > 0.0, *class == 1, "{row:?}");
@@ -66,7 +66,7 @@ fn csv_with_a_header_and_words_as_labels_is_standardised() {
     }
 }
 
-/// The class of each row, in the order of the file.
+/// Returns the class of each row, in the order of the file.
 fn classes(text: &str) -> Vec<u32> {
     let (table, _) = csv::parse(&file(text), None).expect("parses");
     let classes = Classes::new(&table.labels, None, "test").expect("classes");
@@ -76,15 +76,15 @@ fn classes(text: &str) -> Vec<u32> {
 #[test]
 fn labels_are_numbered_by_value() {
     assert_eq!(classes("1,10\n2,-1\n3,2\n4,+2\n5,2.0\n6,02\n7,2e0\n"), [2, 0, 1, 1, 1, 1, 1]);
-    // Words where one is no number.
+    // If one label is not a number, all are words.
     assert_eq!(classes("1,1\n2,01\n3,a\n4,1\n5,inf\n"), [1, 0, 2, 1, 3]);
-    // Alike as f64, and no numbers therefore.
+    // These labels are equal as f64, so that they are treated as words.
     assert_eq!(classes("1,12345678901234567890\n2,12345678901234567891\n"), [0, 1]);
     let loaded = loaded("x.csv", b"1,1\n2,01\n3,2\n4,2\n", None).expect("loads");
     assert!(loaded.about.contains("the same number are one class: \"1\" and \"01\""), "{}", loaded.about);
 }
 
-/// A set from a file of this name and content, with what is told of it.
+/// Loads a set from a file of this name and content, with its summary.
 fn loaded(name: &str, bytes: &[u8], label: Option<&str>) -> Result<Loaded, DataError> {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join(name);
@@ -92,7 +92,7 @@ fn loaded(name: &str, bytes: &[u8], label: Option<&str>) -> Result<Loaded, DataE
     load_from(path.to_str().expect("UTF-8"), label)
 }
 
-/// The words are of the line that is told; the numbers are rows, features and classes.
+/// The expected words are part of the summary. The numbers are rows, features and classes.
 #[test]
 fn a_header_is_what_fits_the_other_lines() {
     let rows = |count: usize| -> String { (0..count).map(|i| format!("{}.5,{},{}\n", i % 7, i % 5, i % 3)).collect() };
@@ -107,14 +107,14 @@ fn a_header_is_what_fits_the_other_lines() {
         ("1999,2004,grade\n", rows(30), [30, 2, 3], "header seen"),
         ("a,7,label\n", rows(30), [30, 2, 3], "header seen"),
         ("150,4,setosa\n", rows(30), [30, 2, 3], "header seen"),
-        // Counted columns.
+        // Counted columns are a header.
         ("0,1,7\n", rows(30), [30, 2, 3], "header seen"),
         ("1,2,3\n", rows(30), [30, 2, 3], "header seen"),
         ("a,b,c\n", words(30), [30, 2, 3], "header seen"),
         ("0,1,species\n", words(30), [30, 2, 3], "header seen"),
         ("400,410,species\n", words(6), [6, 2, 3], "header seen"),
         ("400,410,what\n", words(30), [30, 2, 3], "header seen"),
-        // Rows of data.
+        // These first lines are rows of data.
         ("", rows(30), [30, 2, 3], "no header, the label is in column 3"),
         ("0,1,2\n", rows(30), [31, 2, 3], "no header"),
         ("9,8,7\n", rows(30), [31, 2, 4], "no header"),
@@ -124,12 +124,12 @@ fn a_header_is_what_fits_the_other_lines() {
         ("1,2,owl\n", words(3), [4, 2, 4], "no header"),
         ("400,410,cat\n", words(30), [31, 2, 3], "no header"),
         ("400,410,owl\n", words(6), [7, 2, 4], "no header"),
-        // What pandas writes.
+        // Headers that pandas writes.
         (",a,b\n", index(30), [30, 1, 3], "numbers the rows and is left out"),
         (",0,label\n", index(30), [30, 1, 3], "numbers the rows and is left out"),
         ("Unnamed: 0,a,b\n", index(30), [30, 1, 3], "numbers the rows and is left out"),
         ("\"\",\"a\",\"b\"\n", index(30), [30, 1, 3], "numbers the rows and is left out"),
-        // Other separators, line ends, a mark, comments.
+        // Other separators, line ends, a byte order mark, comments.
         ("\u{feff}# made by hand\na,b,c\n", rows(30), [30, 2, 3], "header seen"),
         ("a;b;c\n", rows(30).replace(',', ";"), [30, 2, 3], "separated by semicolons"),
         ("a\tb\tc\n", rows(30).replace(',', "\t"), [30, 2, 3], "separated by tabs"),
@@ -173,7 +173,7 @@ fn the_column_of_the_label_can_be_named() {
     }
 }
 
-/// A quote that is not closed would swallow rows, with and without another one behind it.
+/// An unclosed quote would swallow rows, whether or not another quote follows.
 #[test]
 fn a_quote_that_is_not_closed_is_an_error() {
     for text in ["1,2,x\n3,4,\"y\n5,6,x\n7,8,y\n", "1,2,x\n3,4,\"y\n5,6,x\n7,8,y", "1,2,x\n3,4,\"y\n5,6,\"x\n7,8,y\n"] {
@@ -186,7 +186,7 @@ fn a_quote_that_is_not_closed_is_an_error() {
     assert_eq!((quoted.dataset.features, quoted.dataset.classes), (2, 2));
 }
 
-/// Times, identifiers: what is left of them as f32 would be one number.
+/// Times and identifiers would become one number as f32.
 #[test]
 fn figures_keep_their_digits_until_they_are_standardised() {
     let rows: String = (0..400).map(|i| format!("{},0.1,{}\n", 1_700_000_000.25 + f64::from(i % 2), i % 2)).collect();
@@ -233,7 +233,7 @@ fn csv_errors_name_the_place() {
         (b"a,b,c\n", "not one row"),
         (b"0\n1\n", "no features"),
         (b"1,1\n2,1\n", "at least two classes"),
-        // Nothing but `#` begins a comment.
+        // Only `#` begins a comment.
         (b"1,2,0\n//2,3,1\n", "line 2: // begins no comment here: begin the line with #"),
         (b"//a,b,c\n1,2,0\n2,3,1\n", "line 1: // begins no comment"),
         (b"// by hand\n1,2,0\n2,3,1\n", "or begin them with #"),
@@ -259,7 +259,7 @@ fn libsvm_takes_indices_from_0_and_from_1() {
     }
 }
 
-/// One of the two files has index 0: then it is a feature in both.
+/// If one of the two files has index 0, it is a feature in both.
 #[test]
 fn libsvm_files_of_a_set_count_from_the_same_index() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -331,13 +331,13 @@ fn idx(dimensions: &[u32], data: &[u8]) -> Vec<u8> {
     idx_of(8, dimensions, data)
 }
 
-/// Every type, standardised but for bytes; names with a dot; and a type that there is not.
+/// Reads every type (standardised except for bytes) and names with a dot, and refuses an unknown type.
 #[test]
 fn idx_files_of_every_type_are_read() {
     let folder = tempfile::tempdir().expect("a folder");
     let write = |name: &str, bytes: Vec<u8>| std::fs::write(folder.path().join(name), bytes).expect("writes");
     let load = || load_from(folder.path().to_str().expect("UTF-8"), None);
-    // -1 and 1, alternating, class 0 and 1.
+    // Alternating -1 and 1, with classes 0 and 1.
     let values = |bytes: [&[u8]; 2]| bytes.concat().repeat(10);
     for (kind, data) in [
         (0x09, values([&(-1i8).to_be_bytes(), &1i8.to_be_bytes()])),
@@ -361,14 +361,14 @@ fn idx_files_of_every_type_are_read() {
     assert!(load().expect_err("NaN").to_string().contains("image 0: value 0 is not finite"));
     write("train-images.idx3-ubyte", idx_of(0x0a, &[1, 1, 1], &[0]));
     assert!(load().expect_err("no type").to_string().contains("0x0a is no type of IDX"));
-    // No rows, of more values than there are numbers.
+    // A file without rows, with more values per row than u64 can count.
     write("train-images.idx3-ubyte", idx(&[0, u32::MAX, u32::MAX, u32::MAX], &[]));
     write("train-labels.idx1-ubyte", idx(&[0], &[]));
     assert!(load().expect_err("empty").to_string().contains("not one row"));
     write("train-images.idx3-ubyte", idx(&[10, 0, 4], &[]));
     write("train-labels.idx1-ubyte", idx(&[10], &[0; 10]));
     assert!(load().expect_err("no pixels").to_string().contains("[10, 0, 4] leave no pixel"));
-    // Bytes are what they were: the nearest f32 of a 255th.
+    // Bytes become the nearest f32 of their multiple of 1/255.
     let all: Vec<u8> = (0..=255).collect();
     write("train-images.idx3-ubyte", idx(&[256, 1, 1], &all));
     write("train-labels.idx1-ubyte", idx(&[256], &all));
@@ -378,7 +378,7 @@ fn idx_files_of_every_type_are_read() {
     }
 }
 
-/// As many values in another shape or type are other images.
+/// The same number of values in another shape or type is refused.
 #[test]
 fn test_images_have_the_shape_of_the_training_images() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -421,7 +421,7 @@ fn a_folder_of_idx_files_is_a_set() {
 fn missing_and_damaged_files_are_named() {
     let message = load("no-such-set").expect_err("missing").to_string();
     assert!(message.contains("no-such-set: no such file") && message.contains("digits"));
-    // Members one after the other, and the zeros of a tape.
+    // Several gzip members, and the zeros that tapes add.
     let members = [gz(b"1,2,0\n3,4,1\n"), gz(b"5,6,0\n"), vec![0; 512]].concat();
     assert_eq!(load_bytes("x.csv.gz", &members).expect("loads").train.rows(), 2);
     assert!(error("x.csv.gz", &[gz(b"1,2,0\n3,4,1\n"), b"more".to_vec()].concat()).contains("4 bytes behind"));
@@ -433,7 +433,7 @@ fn missing_and_damaged_files_are_named() {
     assert!(error("x.csv.gz", &damaged).contains("x.csv.gz: cannot be read"));
 }
 
-/// Every reader of text, and what follows.
+/// Runs every reader of text, and the steps that follow.
 fn parse_all(file: &File) {
     for label in [None, Some("first"), Some("a")] {
         let mut loader = Loader { label: None, files: Vec::new(), remarks: Vec::new() };
@@ -461,7 +461,7 @@ proptest! {
     }
 }
 
-/// So many rows of a function of their number.
+/// Returns rows of text, each a function of its number.
 fn rows(count: usize, row: impl Fn(usize) -> String) -> String {
     (0..count).map(|i| row(i) + "\n").collect()
 }
@@ -470,7 +470,7 @@ fn class_word(row: usize) -> &'static str {
     ["a", "b"][row % 2]
 }
 
-/// What a CSV file of this text and `--label` comes to: a part of what is told of it, or of the refusal.
+/// Each case has the text of a CSV file, a `--label`, and a part of the expected summary or error.
 #[test]
 fn csv_files_that_may_be_read_in_two_ways() {
     let numbers = rows(60, |i| format!("{},{},{},{}", i % 9, i % 7, i % 5, i % 2));
@@ -478,7 +478,7 @@ fn csv_files_that_may_be_read_in_two_ways() {
     let mut wrong = Vec::new();
     let places = rows(59, |i| format!("{},{},{},{}", i % 10, i % 7 + 2, i % 5, i % 11));
     for (text, label, told) in [
-        // A number is a place, unless the first line has names.
+        // A number is a position, unless the first line has names.
         (format!("5,7,1,3\n{places}"), Some("1"), "60 rows, 3 features, 10 classes, 12 held out; no header"),
         (format!("5,7,1,3\n{places}"), Some("7"), "it is a row and no line of names"),
         (format!("0,1,2,3\n{places}"), Some("1"), "column 2); \"1\" is taken for this name"),
@@ -530,7 +530,7 @@ fn csv_files_that_may_be_read_in_two_ways() {
             "header seen, the label is \"spectrum\"",
         ),
         (format!("6,5,4,3\n{numbers}"), None, "only the first line has the label \"3\""),
-        // A first row with a value that is none.
+        // A first row with a missing value.
         (format!("missing,missing,a\n{words}"), None, "line 1, column 1: \"missing\" is not a number"),
         (format!("<NA>,missing,a\n{words}"), None, "line 1, column 1: \"<NA>\" is not a number"),
         (
@@ -558,7 +558,7 @@ fn csv_files_that_may_be_read_in_two_ways() {
             None,
             "column 2 numbers the rows",
         ),
-        // More labels than are kept.
+        // More labels than are supported.
         (rows(66_000, |i| format!("{},u{i}", i % 7)), None, "more than 65,536 different labels"),
     ] {
         let found = match loaded("x.csv", text.as_bytes(), label) {
@@ -573,7 +573,7 @@ fn csv_files_that_may_be_read_in_two_ways() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
-/// Joined files: no line is lost behind a comment, whatever ends it.
+/// Files that were joined. No line after a comment is lost, whatever ends the comment.
 #[test]
 fn lines_may_end_in_several_ways_in_one_file() {
     let csv = rows(60, |i| format!("1,{i},{}", class_word(i)));
@@ -591,14 +591,14 @@ fn lines_may_end_in_several_ways_in_one_file() {
     assert!(error("x", format!("{}\nx,y,z", old(&csv)).as_bytes()).contains("line 61"));
 }
 
-/// As [`csv_files_that_may_be_read_in_two_ways`], of other faults and formats.
+/// Other faults and formats, tested like [`csv_files_that_may_be_read_in_two_ways`].
 #[test]
 fn what_is_doubtful_is_told_and_what_is_no_csv_is_named() {
     let words = rows(60, |i| format!("{},{},{}", i % 9, i % 5, class_word(i)));
     let mut wrong = Vec::new();
     let latin = [b"x,caf\xe9,label\n", words.as_bytes()].concat();
     for (bytes, told) in [
-        // Labels that may be one.
+        // Labels that may belong to one class.
         (rows(60, |i| format!("{},b{} # note{i}", i % 9, i % 2)).into_bytes(), "are two classes: write them alike"),
         (
             rows(60, |i| format!("{},{}", i % 9, ["True", "true"][i % 2])).into_bytes(),
@@ -611,19 +611,19 @@ fn what_is_doubtful_is_told_and_what_is_no_csv_is_named() {
         (b"x,label\n1, \"b\"\n2,\"a\"\n3,b\n4,\"a\"\n".to_vec(), "are two classes"),
         ("1,a\n2,b\n3,a\n4,b\u{200b}\n".as_bytes().to_vec(), "\"b\" and \"b\\u{200b}\" are two classes"),
         (rows(60, |i| format!("{},{}", i % 9, ["NA", "x"][i % 2])).into_bytes(), "\"NA\" is a class: remove its rows"),
-        // Held-out rows of classes with one row.
+        // Held-out rows of classes with a single row.
         (b"1,a\n2,b\n".to_vec(), "1 held-out row of classes with no row left for training"),
-        // Figures that f32 does not tell apart, and tiny ones.
+        // Numbers that f32 cannot distinguish, and tiny ones.
         (
             rows(60, |i| format!("{} 1:{}", i % 2, 1_700_000_000 + 20 * (i % 2))).into_bytes(),
             "feature 1 are so close together",
         ),
         (rows(60, |i| format!("{} 2:{}", i % 2, 17 + 20 * (i % 2))).into_bytes(), "2 classes, 12 held out; classes"),
-        // CSV, and no LIBSVM.
+        // CSV files that resemble LIBSVM.
         (b"x,\"r 1:2\",label\n1,2,a\n2,3,b\n".to_vec(), "2 rows, 2 features"),
         (b"2020-01-01 12:30,5,a\n2020-01-01 12:31,6,b\n".to_vec(), "\"2020-01-01 12:31\" is not a number: features"),
         (b"0,1 1:2\n1 1:3\n".to_vec(), "is several labels: give every row one class"),
-        // Other formats and habits.
+        // Other formats and conventions.
         ([b"sep=;\n", words.replace(',', ";").as_bytes()].concat(), "separated by semicolons"),
         (b"<!DOCTYPE html>\n<a>".to_vec(), "it is HTML or XML: save it as CSV"),
         (b"[{\"x\": 1}]".to_vec(), "it is JSON: save it as CSV"),
@@ -664,7 +664,8 @@ fn what_is_doubtful_is_told_and_what_is_no_csv_is_named() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
-/// A class with one row is trained on, where another class can spare one; figures whose squares are 0 are told apart.
+/// A class with one row is used for training if another class can spare one. Numbers whose squares are 0 are
+/// distinguished.
 #[test]
 fn rare_classes_are_trained_on_and_tiny_figures_are_told_apart() {
     let text =
@@ -677,7 +678,7 @@ fn rare_classes_are_trained_on_and_tiny_figures_are_told_apart() {
     assert!(set.train.x.iter().all(|x| (0.5..2.0).contains(&x.abs())), "{:?}", set.train.x);
 }
 
-/// Names are bytes.
+/// File names are bytes.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_path_need_not_be_utf_8() {
@@ -687,7 +688,7 @@ fn a_path_need_not_be_utf_8() {
     assert_eq!(load(&path).expect("loads").features, 2);
 }
 
-/// Of two files that go with a set, the one that is packed as it is; test images in any spelling.
+/// Of two related files the one packed like the given file is taken. Test images may be spelled in any way.
 #[test]
 fn the_files_that_belong_together_are_found() {
     let folder = tempfile::tempdir().expect("a folder");

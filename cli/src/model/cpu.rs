@@ -1,20 +1,20 @@
-//! Forward and backward on the host, by `ndarray`.
+//! Forward and backward pass on the host, with `ndarray`.
 
 use ndarray::linalg::general_mat_mul;
 use ndarray::{Array2, ArrayView1, ArrayView2, ArrayViewMut1, ArrayViewMut2, Axis, Slice};
 
 use crate::model::{Evaluation, Layer, Model, ModelKind, TensorShape};
 
-/// Rows evaluated at a time.
+/// Number of rows evaluated at a time.
 const EVALUATION_ROWS: usize = 1024;
 
-/// A model on the host, with buffers for one batch.
+/// Model on the host, with buffers for one batch.
 pub struct CpuModel {
     model: Model,
     layers: Vec<Layer>,
-    /// The batch's rows (rows x features).
+    /// Rows of the batch (rows x features).
     input: Array2<f32>,
-    /// Each layer's output (rows x outputs); after `backward_from` its gradient.
+    /// Output of each layer (rows x outputs), replaced by its gradient in the backward pass.
     outputs: Vec<Array2<f32>>,
     labels: Vec<u32>,
 }
@@ -29,7 +29,7 @@ fn matrix_mut<'a>(flat: &'a mut [f32], tensor: &TensorShape) -> ArrayViewMut2<'a
         .expect("a tensor's range has rows x cols elements")
 }
 
-/// The first rows of a buffer.
+/// Returns the first rows of a buffer.
 fn head(buffer: &Array2<f32>, rows: usize) -> ArrayView2<'_, f32> {
     buffer.slice_axis(Axis(0), Slice::from(..rows))
 }
@@ -39,7 +39,7 @@ fn head_mut(buffer: &mut Array2<f32>, rows: usize) -> ArrayViewMut2<'_, f32> {
 }
 
 impl CpuModel {
-    /// A model with room for `batch` rows.
+    /// Creates a model with buffers for `batch` rows.
     pub fn new(model: &Model, batch: usize) -> Self {
         let layers = model.layers();
         CpuModel {
@@ -51,7 +51,8 @@ impl CpuModel {
         }
     }
 
-    /// Mean loss over the rows `rows` of the data (`x` is rows x features, `y` holds classes), and its gradient.
+    /// Computes the mean loss over the rows `rows` of the data (`x` is rows x features, `y` holds classes), and its
+    /// gradient.
     pub fn loss_and_gradients(
         &mut self,
         parameters: &[f32],
@@ -85,13 +86,13 @@ impl CpuModel {
             output.assign(&matrix(parameters, &layer.bias));
             general_mat_mul(1.0, &input, &matrix(parameters, &layer.weights), 1.0, &mut output);
             if index < last {
-                // Not f32::max: a NaN must flow on.
+                // `f32::max` would drop a NaN.
                 output.mapv_inplace(|x| if x < 0.0 { 0.0 } else { x });
             }
         }
     }
 
-    /// Turns the outputs into the gradient of the mean loss, which it gives.
+    /// Replaces the outputs by the gradient of the mean loss, and returns the mean loss.
     fn loss_gradient(&mut self, count: usize) -> f32 {
         let kind = self.model.kind;
         let Some(outputs) = self.outputs.last_mut() else {
@@ -126,7 +127,7 @@ impl CpuModel {
         }
     }
 
-    /// Mean loss and accuracy over all rows of a split.
+    /// Computes mean loss and accuracy over all rows of a split.
     pub fn evaluate(&mut self, parameters: &[f32], x: &[f32], y: &[u32]) -> Evaluation {
         let features = self.model.features;
         let mut evaluator = CpuModel::new(&self.model, EVALUATION_ROWS.min(y.len()));
@@ -148,18 +149,18 @@ impl CpuModel {
     }
 }
 
-/// Whether the label's output is above every other, which one of several that are alike is not, and all are finite.
+/// Returns true if the label's output is above every other one and all are finite. Equal outputs are not right.
 fn is_right(row: ArrayView1<f32>, label: usize) -> bool {
     let mut others = row.iter().enumerate().filter(|&(class, _)| class != label);
     row[label].is_finite() && others.all(|(_, &other)| other.is_finite() && row[label] > other)
 }
 
-/// The largest output that is a number; where there is none, any will do.
+/// Returns the largest output that is not NaN.
 fn largest(row: ArrayView1<f32>) -> f32 {
     row.iter().copied().fold(f32::NEG_INFINITY, f32::max)
 }
 
-/// The loss of one row; its outputs are replaced by the loss's gradient.
+/// Returns the loss of one row, and replaces its outputs by the loss's gradient.
 fn row_loss(kind: ModelKind, mut row: ArrayViewMut1<f32>, label: usize) -> f32 {
     match kind {
         ModelKind::Svm => {
@@ -174,7 +175,7 @@ fn row_loss(kind: ModelKind, mut row: ArrayViewMut1<f32>, label: usize) -> f32 {
             loss
         }
         ModelKind::Softmax | ModelKind::Mlp => {
-            // Shifted by the largest, so that no exponential overflows.
+            // Subtracting the largest output keeps the exponentials from overflowing.
             let shift = largest(row.view());
             let at_label = row[label] - shift;
             let mut sum = 0.0;

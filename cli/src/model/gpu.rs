@@ -1,4 +1,4 @@
-//! Forward and backward on the device: the kernels of `cli/shaders/train/`.
+//! Forward and backward pass on the device, with the kernels of `cli/shaders/train/`.
 
 use std::ops::Range;
 
@@ -7,15 +7,16 @@ use wgpu_optim::{Gpu, wgpu};
 use crate::data::{Dataset, Split};
 use crate::model::{Evaluation, Layer, Model, ModelError, ModelKind, Part, TensorShape};
 
-/// Trips of a loop that are safe: some drivers stop an invocation in silence after 65,535, all its loops together.
+/// Largest safe number of loop iterations of an invocation. Some drivers silently stop it after 65,535, summed over its
+/// loops.
 const MOST_TRIPS: usize = 65_000;
 
-/// Most rows evaluated at a time.
+/// Largest number of rows evaluated at a time.
 const EVALUATION_ROWS: usize = 256;
 
-/// A model on the device, with both splits of the data.
+/// Model on the device, with both splits of the data.
 ///
-/// The device counts its own batches: recording a batch twice trains on two successive batches.
+/// The device counts its own batches, so that recording a batch twice trains on two successive batches.
 pub struct GpuModel {
     gpu: Gpu,
     parameters: wgpu::Buffer,
@@ -25,20 +26,20 @@ pub struct GpuModel {
     test_evaluation: DeviceSplit,
 }
 
-/// A split's order and results, and what is done to a batch of it.
+/// Order and results of a split, and the passes of one of its batches.
 struct DeviceSplit {
     cursor: wgpu::Buffer,
     order: wgpu::Buffer,
     data: Uploaded,
     results: wgpu::Buffer,
     batch: usize,
-    /// The last one goes on to the next batch.
+    /// Passes of a batch. The last one advances to the next batch.
     passes: Vec<Pass>,
-    /// To the batch before and to the next one, without a loss; of training alone.
+    /// Passes that move to the previous and to the next batch without a loss. Only the training split has them.
     moves: Vec<Pass>,
 }
 
-/// The rows of a split, which training and evaluation share.
+/// Rows of a split, which training and evaluation share.
 #[derive(Clone)]
 struct Uploaded {
     x: Vec<Chunk>,
@@ -46,7 +47,7 @@ struct Uploaded {
     rows: usize,
 }
 
-/// Successive rows of a split, as many as one binding holds.
+/// Consecutive rows of a split, as many as one binding holds.
 #[derive(Clone)]
 struct Chunk {
     rows: Range<usize>,
@@ -67,11 +68,11 @@ impl Pass {
     }
 }
 
-/// Words of `Cursor` in the shaders: batch, rows of a batch, rows in all, loss.
+/// Number of words of `Cursor` in the shaders: batch, rows of a batch, number of rows, loss.
 const CURSOR_WORDS: usize = 4;
-/// Where in it the loss is.
+/// Byte offset of the loss in `Cursor`.
 const LOSS_BYTE: u64 = 12;
-/// Words of a row's results, and of a batch's, in the shaders: loss, right, not finite, unused.
+/// Number of words of a row's results, and of a batch's, in the shaders: loss, right, not finite, unused.
 const RESULT_WORDS: usize = 4;
 
 impl DeviceSplit {
@@ -79,14 +80,14 @@ impl DeviceSplit {
         self.data.rows.div_ceil(self.batch)
     }
 
-    /// Goes to a batch, counted from 0.
+    /// Moves to a batch, counted from 0.
     fn go_to(&self, gpu: &Gpu, batch: usize) {
         let cursor = [batch as u32, self.batch as u32, self.data.rows as u32];
         gpu.queue().write_buffer(&self.cursor, 0, bytemuck::cast_slice(&cursor));
     }
 
-    /// Mean loss, right rows and rows that are not finite of every batch of the order; of those that have not come yet, what an earlier
-    /// order left.
+    /// Reads the mean loss, the number of right rows and the number of non-finite rows for every batch of the order.
+    /// Batches that have not run yet have the results of an earlier order.
     fn read_results(&self, gpu: &Gpu) -> Result<Vec<[f32; RESULT_WORDS]>, ModelError> {
         let mut results = pollster::block_on(gpu.read_buffer::<[f32; RESULT_WORDS]>("batch results", &self.results))?;
         results.truncate(self.batches());
@@ -141,7 +142,7 @@ impl GpuModel {
         &self.gradients
     }
 
-    /// The mean loss of the batch that was recorded last.
+    /// Returns the mean loss of the batch that was recorded last.
     pub fn loss(&self) -> wgpu::BufferSlice<'_> {
         self.training.cursor.slice(LOSS_BYTE..LOSS_BYTE + 4)
     }
@@ -150,31 +151,32 @@ impl GpuModel {
         self.gpu.queue().write_buffer(&self.parameters, 0, bytemuck::cast_slice(values));
     }
 
-    /// Starts a pass over the training rows in this order, from some batch on.
+    /// Starts a pass over the training rows in this order, from a batch on.
     pub fn begin_epoch(&self, order: &[u32], batch: usize) {
         self.gpu.queue().write_buffer(&self.training.order, 0, bytemuck::cast_slice(order));
         self.training.go_to(&self.gpu, batch);
     }
 
-    /// Records the next batch: its mean loss, and the gradients of it.
+    /// Records the next batch: its mean loss and its gradients.
     pub fn encode_batch(&self, pass: &mut wgpu::ComputePass) {
         self.training.passes.iter().for_each(|step| step.encode(pass));
     }
 
-    /// Records the gradients of the last batch again, at the parameters as they are by then. Its loss stays that of before.
+    /// Records the gradients of the last batch again, at the parameters of the time when the commands run. The batch's
+    /// loss is not changed.
     pub fn encode_batch_again(&self, pass: &mut wgpu::ComputePass) {
         if let ([back, on], Some((_, gradients))) = (&self.training.moves[..], self.training.passes.split_last()) {
             [back].into_iter().chain(gradients).chain([on]).for_each(|step| step.encode(pass));
         }
     }
 
-    /// The mean loss of these batches of the epoch, which have been. Waits for the device.
+    /// Reads the mean losses of these batches of the epoch, which must have run. Waits for the device.
     pub fn read_losses(&self, batches: Range<usize>) -> Result<Vec<f32>, ModelError> {
         let results = self.training.read_results(&self.gpu)?;
         Ok(results[batches].iter().map(|[loss, ..]| *loss).collect())
     }
 
-    /// Mean loss and accuracy over a split, computed on the device.
+    /// Computes mean loss and accuracy over a split on the device.
     pub fn evaluate(&self, part: Part) -> Result<Evaluation, ModelError> {
         let split = match part {
             Part::Train => &self.train_evaluation,
@@ -201,10 +203,10 @@ impl GpuModel {
     }
 }
 
-/// Refuses a model or batch whose loops some drivers would cut short.
+/// Returns an error for a model or batch whose loops some drivers would stop early.
 fn check_loops(model: &Model, batch: usize) -> Result<(), ModelError> {
-    // Trips of one invocation for so many terms: `dense_forward` takes four inputs at a time, `loss` goes over the classes three
-    // times, the others take one row or one output at a time.
+    // Loop iterations of one invocation for a number of terms: `dense_forward` takes four inputs at a time, `loss` goes
+    // over the classes three times, and the others take one row or one output at a time.
     let loops = [
         (model.features, model.features / 4 + 3),
         (model.hidden, model.hidden / 4 + 3),
@@ -217,7 +219,7 @@ fn check_loops(model: &Model, batch: usize) -> Result<(), ModelError> {
     }
 }
 
-/// What the kernels of a batch work on, and hand to each other.
+/// Buffers that the kernels of a batch share.
 struct Scratch {
     parameters: wgpu::Buffer,
     gradients: wgpu::Buffer,
@@ -238,7 +240,7 @@ struct Build<'a> {
 }
 
 impl Build<'_> {
-    /// A zeroed buffer of 4-byte elements.
+    /// Creates a zeroed buffer of 4-byte elements.
     fn buffer(&self, what: &'static str, elements: usize) -> Result<wgpu::Buffer, ModelError> {
         let bytes = (elements.max(1) as u64 * 4).next_multiple_of(16);
         if bytes > self.largest {
@@ -281,7 +283,7 @@ impl Build<'_> {
         Ok(split)
     }
 
-    /// Uploads a split, its rows each padded with zeros to a multiple of four values.
+    /// Uploads a split, with each row padded with zeros to a multiple of four values.
     fn upload(&self, split: &Split) -> Result<Uploaded, ModelError> {
         let (queue, features) = (self.gpu.queue(), self.model.features);
         let padded = features.next_multiple_of(4);
@@ -343,20 +345,20 @@ impl Build<'_> {
         (invocations as u64).div_ceil(u64::from(self.workgroup))
     }
 
-    /// A grid for this many tiles, folded where one dimension does not hold them; see `tile_of` in `batch.wgsl`.
+    /// Returns a grid for this many tiles, folded if it exceeds one dimension (see `tile_of` in `batch.wgsl`).
     fn tiles(&self, tiles: usize) -> [u64; 2] {
         let groups = self.groups(tiles);
         [groups.min(self.grid), groups.div_ceil(self.grid)]
     }
 
-    /// The constants that the kernels of a layer have in common.
+    /// Returns the constants that the kernels of a layer have in common.
     fn layer_constants(&self, layer: &Layer) -> [(&'static str, f64); 4] {
         let TensorShape { rows, cols, offset, .. } = layer.weights;
         let (inputs, outputs) = (("INPUTS", rows as f64), ("OUTPUTS", cols as f64));
         [("WORKGROUP", f64::from(self.workgroup)), inputs, outputs, ("WEIGHTS", offset as f64)]
     }
 
-    /// Gathers a batch, computes outputs and loss.
+    /// Gathers a batch, and computes outputs and loss.
     fn forward(&self, split: &DeviceSplit, scratch: &Scratch) -> Result<Vec<Pass>, ModelError> {
         let features = self.model.features;
         let workgroup = ("WORKGROUP", f64::from(self.workgroup));
@@ -388,7 +390,7 @@ impl Build<'_> {
         Ok(passes)
     }
 
-    /// From the gradient of the last outputs to the gradient of every parameter.
+    /// Computes the gradient of every parameter from the gradient of the last outputs.
     fn backward(&self, split: &DeviceSplit, scratch: &Scratch) -> Result<Vec<Pass>, ModelError> {
         let (cursor, gradients) = (&split.cursor, &scratch.gradients);
         let mut passes = Vec::new();

@@ -5,7 +5,7 @@ use super::gpu::GpuModel;
 use super::*;
 use crate::data::{Dataset, Split};
 
-/// Uniform in [-1, 1), reproducible.
+/// Returns reproducible uniform values in [-1, 1).
 fn values(count: usize, seed: u64) -> Vec<f32> {
     let mut state = seed;
     (0..count)
@@ -24,7 +24,7 @@ fn shapes() -> Vec<Model> {
         Model::new(ModelKind::Mlp, 5, 3, 7),
         Model::new(ModelKind::Mlp, 64, 10, 33),
         Model::new(ModelKind::Mlp, 3, 2, 1),
-        // Whole quads throughout.
+        // All tensors of this model consist of whole quads.
         Model::new(ModelKind::Mlp, 64, 10, 32),
         Model::new(ModelKind::Softmax, 64, 4, 0),
     ]
@@ -37,13 +37,13 @@ fn split(model: &Model, rows: usize, seed: u64) -> Split {
     }
 }
 
-/// A data set of so many rows to train on and to test.
+/// Returns a data set with the given numbers of training and test rows.
 fn dataset(model: &Model, rows: [usize; 2]) -> Dataset {
     let [train, test] = [split(model, rows[0], 5), split(model, rows[1], 6)];
     Dataset { name: "test".to_owned(), features: model.features, classes: model.classes, train, test }
 }
 
-/// Parameters of ordinary size; the padding between tensors is zero.
+/// Returns parameters of ordinary size. The padding between tensors is zero.
 fn parameters_of(model: &Model, seed: u64) -> Vec<f32> {
     let mut parameters = vec![0f32; model.padded_len()];
     for tensor in model.tensors() {
@@ -52,7 +52,7 @@ fn parameters_of(model: &Model, seed: u64) -> Vec<f32> {
     parameters
 }
 
-/// The loss in f64, from its definition.
+/// Computes the loss in f64 from its definition.
 fn loss(model: &Model, parameters: &[f64], split: &Split, rows: &[u32]) -> f64 {
     let dense = |layer: &Layer, input: &[f64]| -> Vec<f64> {
         let TensorShape { offset, cols, .. } = layer.weights;
@@ -96,7 +96,7 @@ fn gradients_are_those_of_the_loss() {
                 moved[index] += shift;
                 loss(&model, &moved, &data, &rows)
             };
-            // Central differences of step 1e-5 in f64 are good to about 1e-9.
+            // Central differences with step 1e-5 in f64 are accurate to about 1e-9.
             let slope = (at(1e-5) - at(-1e-5)) / 2e-5;
             largest = largest.max(slope.abs());
             let got = gradients[index];
@@ -106,14 +106,14 @@ fn gradients_are_those_of_the_loss() {
     }
 }
 
-/// Every adapter there is; none is a failure.
+/// Returns every adapter. Having none is a failure.
 fn devices() -> Vec<Gpu> {
     let adapters = pollster::block_on(Gpu::adapters(None));
     assert!(!adapters.is_empty(), "no adapter to test");
     adapters.iter().map(|adapter| pollster::block_on(Gpu::open(adapter)).expect("opens")).collect()
 }
 
-/// The gradients of the next batch.
+/// Returns the gradients of the next batch.
 fn run_batch(gpu: &Gpu, device: &GpuModel) -> Vec<f32> {
     let mut encoder = gpu.device().create_command_encoder(&Default::default());
     {
@@ -136,7 +136,7 @@ fn the_device_computes_what_the_host_computes() {
 }
 
 fn compare(gpu: &Gpu, model: &Model, batch: usize) {
-    // 20 rows: the last batch is short for 3 and 17.
+    // With 20 rows the last batch is short for batch sizes 3 and 17.
     let dataset = dataset(model, [20, 300]);
     let parameters = parameters_of(model, 12);
     let device = GpuModel::new(gpu, model, &dataset, batch).expect("fits");
@@ -150,7 +150,7 @@ fn compare(gpu: &Gpu, model: &Model, batch: usize) {
         losses.push(host.loss_and_gradients(&parameters, &dataset.train.x, &dataset.train.y, rows, &mut expected));
         let got = run_batch(gpu, &device);
         for (index, (got, expected)) in got.iter().zip(&expected).enumerate() {
-            // Sums of up to 64 products of order 1, in another order.
+            // The sums have up to 64 products of order 1, in another order.
             let place = || format!("{}, {model}, batch {batch}, gradient {index}", gpu.describe());
             assert!((got - expected).abs() <= 2e-5, "{}: {got} against {expected}", place());
         }
@@ -167,7 +167,7 @@ fn compare(gpu: &Gpu, model: &Model, batch: usize) {
     }
 }
 
-/// Outputs that are alike, and of which one is not finite, name no class: no row is right, those of class 0 included.
+/// Outputs that are equal or not all finite select no class. No row is then right, not even those of class 0.
 #[test]
 fn no_answer_is_a_wrong_answer() {
     let gpus = devices();
@@ -206,7 +206,7 @@ fn no_answer_is_a_wrong_answer() {
             for got in std::iter::once(host).chain(on_devices) {
                 assert_eq!(got.accuracy, right as f64 / rows as f64, "{kind:?} {biases:?}");
                 assert_eq!(got.nonfinite_rows, nonfinite_rows, "{kind:?} {biases:?}");
-                // What is infinitely far below costs nothing.
+                // An output of minus infinity adds nothing to the loss.
                 let is_costly = nonfinite_rows > 0 && biases[1] != f32::NEG_INFINITY;
                 assert!(!is_costly || !got.loss.is_finite(), "{kind:?} {biases:?}");
                 assert!(is_costly || nonfinite_rows > 0 || got.loss.is_finite());
@@ -215,13 +215,13 @@ fn no_answer_is_a_wrong_answer() {
     }
 }
 
-/// Some drivers stop a loop after 65,535 turns; a sum over more features than that must still be whole.
+/// Some drivers stop a loop after 65,535 iterations. A sum over more features must still be complete.
 #[test]
 fn no_feature_is_lost_in_wide_rows() {
     let features = 70_001;
     let model = Model::new(ModelKind::Softmax, features, 2, 0);
     let dataset = dataset(&model, [4, 4]);
-    // Only the last feature counts, so that a lost tail is a lost answer.
+    // Only the last feature matters, so that a missing tail changes the answer.
     let mut parameters = vec![0f32; model.padded_len()];
     let weights = model.tensors()[0].range();
     parameters[weights][2 * (features - 1)] = 3.0;
@@ -245,7 +245,7 @@ fn loops_that_drivers_cut_short_are_refused() {
     }
 }
 
-/// A NaN or an infinity among the parameters ends up where it does on the host, and nowhere else.
+/// A NaN or an infinity in the parameters has the same effect as on the host.
 #[test]
 fn what_is_not_finite_flows_through() {
     let gpus = devices();
@@ -262,7 +262,7 @@ fn what_is_not_finite_flows_through() {
                 let Split { x, y } = &dataset.train;
                 let mut host = CpuModel::new(&model, 9);
                 let loss = host.loss_and_gradients(&parameters, x, y, &rows, &mut expected);
-                // Minus infinity may end in a ReLU or a hinge, a NaN nowhere.
+                // A ReLU or a hinge may swallow minus infinity, but nothing swallows a NaN.
                 assert!(loss.is_nan() || !value.is_nan(), "{model}, {}", tensor.name);
                 for (gpu, device) in gpus.iter().zip(&on_devices) {
                     device.write_parameters(&parameters);

@@ -12,11 +12,12 @@ use crate::model::Model;
 use crate::page::{self, Area, Axis, COLORS, DrawError, bounds, escaped, font};
 use crate::words::count;
 
-/// A chart's size in pixels: it fits a window 1280 pixels wide.
+/// Size of a chart in pixels, which fits a window 1280 pixels wide.
 const SIZE: (u32, u32) = (1200, 230);
 const TALL: (u32, u32) = (1200, 290);
 
-/// A colour for each of [`Term::ALL`]: Okabe and Ito's for those that come together, greys for what is not a cause of its own.
+/// Colour of each of [`Term::ALL`]: Okabe and Ito's for terms that occur together, greys for terms that are not causes
+/// of their own.
 const TERM_COLORS: [RGBColor; Term::ALL.len()] = [
     COLORS[0],
     COLORS[2],
@@ -39,8 +40,8 @@ const SKIP_COLOR: RGBColor = COLORS[1];
 const CLAMP_COLOR: RGBColor = COLORS[3];
 const CHANGED_COLOR: RGBColor = RGBColor(90, 90, 90);
 
-/// Of the quantities of tensors the first two. The third, the effective rate of weights whose scale does not matter, is for models that have
-/// such weights.
+/// Titles of the charts of the first two tensor quantities. The third, the effective rate of scale-invariant weights,
+/// has no chart, because these models have no such weights.
 const TENSOR_CHARTS: [&str; 2] =
     ["Norm of the parameters, logarithmic", "Length of the step beside the norm of the parameters, logarithmic"];
 
@@ -51,16 +52,16 @@ struct Chart {
     /// Bars around a line at zero, on a taller chart.
     bars: Vec<Bar>,
     line: Vec<(f64, f64)>,
-    /// Further lines, each in its colour.
+    /// Further lines with their colours.
     lines: Vec<(Vec<(f64, f64)>, RGBColor)>,
-    /// The line's means, where it is a band.
+    /// Means of the line, if it is a band.
     means: Vec<(f64, f64)>,
     /// Circles on the line.
     dots: Vec<(f64, f64)>,
     dot_color: RGBColor,
-    /// Steps with a line from top to bottom, and a triangle on it.
+    /// Steps marked by a vertical line with a triangle.
     marks: Vec<f64>,
-    /// Steps whose gradients were changed, with a dashed line.
+    /// Steps whose gradients were changed, marked by a dashed line.
     changed: Vec<f64>,
 }
 
@@ -75,7 +76,7 @@ impl Chart {
         let line = history.curve(of);
         let mut y = Axis::log10(line.iter().map(|point| point.1), 8);
         if line.is_empty() {
-            // The axis is made up, and its marks would pass for values.
+            // The axis is arbitrary, and its marks could be taken for values.
             y.marks.clear();
         }
         Chart { y, line, means: history.means(of), ..Chart::default() }
@@ -129,7 +130,7 @@ impl Chart {
             chart.draw_series(LineSeries::new(zero, ShapeStyle::from(BLACK)))?;
         }
         let skip = ShapeStyle::from(SKIP_COLOR);
-        // A crowd of them would hide the curve.
+        // Too many lines would hide the curve.
         let lines = if self.marks.len() > 100 { 0 } else { self.marks.len() };
         for &step in &self.marks[..lines] {
             chart.draw_series(LineSeries::new([(step, bottom), (step, top)], skip))?;
@@ -139,7 +140,7 @@ impl Chart {
             chart.draw_series(DashedLineSeries::new(line, 5, 4, ShapeStyle::from(CHANGED_COLOR)))?;
         }
         let color = if self.means.is_empty() { COLORS[0] } else { BAND_COLOR };
-        // A crowd of points in one line blurs where the line is thick.
+        // A thick line blurs many points.
         let width = if self.line.len() > 600 { 1 } else { 2 };
         let style = ShapeStyle::from(color).stroke_width(width);
         chart.draw_series(LineSeries::new(self.line.iter().copied(), style))?;
@@ -156,7 +157,7 @@ impl Chart {
 }
 
 pub fn charts(args: &Args, run: &Run, model: &Model, history: &History) -> Result<String, String> {
-    // A run that was stopped ends where it was stopped.
+    // The charts of a run that was stopped end at its last step.
     let svg = |chart: &Chart| chart.svg(run.steps.max(1));
     let skipped: Vec<f64> = marked(history, |column| column.skipped).map(|(step, _)| step).collect();
     let changed = [args.inject_nan, args.inject_spike].into_iter().flatten().filter(|&step| step < run.steps);
@@ -211,13 +212,13 @@ pub fn charts(args: &Args, run: &Run, model: &Model, history: &History) -> Resul
     Ok(html)
 }
 
-/// A linear axis with a share of the range beyond either end, at least so much.
+/// Returns a linear axis with a margin at both ends: a fraction of the range, or `least`.
 fn with_margin(range: &Range<f64>, share: f64, least: f64, marks: usize) -> Axis {
     let margin = (share * (range.end - range.start)).max(least);
     Axis::linear(range.start - margin..range.end + margin, marks, 0.0)
 }
 
-/// Logarithmic where it spans much, which a linear axis would press flat.
+/// Returns the chart of the loss. It is logarithmic if the loss spans a wide range, which a linear axis would flatten.
 fn loss(history: &History) -> (&'static str, Chart) {
     let line = history.curve(Quantity::Loss);
     let range = bounds(line.iter().map(|point| point.1), 0.0);
@@ -232,15 +233,15 @@ fn accuracy(history: &History) -> Chart {
     let accuracies = history.accuracies.iter();
     let line: Vec<(f64, f64)> = accuracies.map(|&(step, accuracy)| (step as f64, 100.0 * accuracy)).collect();
     let mut y = with_margin(&bounds(line.iter().map(|point| point.1), 0.0), 0.08, 0.5, 7);
-    // No accuracy is there, but the line's width should be.
+    // No accuracy lies beyond these values, but the line has a width.
     y.range = y.range.start.max(-1.0)..y.range.end.min(101.0);
     y.marks.retain(|mark| (0.0..=100.0).contains(mark));
-    // Dots that touch each other say nothing.
+    // Dots that touch each other are left out.
     let dots = if line.len() <= 100 { line.clone() } else { Vec::new() };
     Chart { y, line, dots, dot_color: COLORS[0], ..Chart::default() }
 }
 
-/// The marked columns' first step and learning rate; where a column has no rate yet, the bottom is as good a place as any.
+/// Returns the first step and learning rate of the marked columns. A column without a rate is placed at the bottom.
 fn marked(history: &History, is_marked: impl Fn(&Column) -> bool) -> impl Iterator<Item = (f64, f64)> {
     let rates = || history.columns.iter().map(|column| column.extremes[Quantity::LogRate as usize]);
     let lowest = bounds(rates().flat_map(Extremes::points).map(|point| point.1), 0.0).start;
@@ -250,7 +251,7 @@ fn marked(history: &History, is_marked: impl Fn(&Column) -> bool) -> impl Iterat
     })
 }
 
-/// A bar up for what rose and one down for what fell, term upon term, in every bin.
+/// Stacks the terms in every bin, with rises above zero and falls below.
 fn stacked_causes(run: &Run, history: &History) -> (Chart, String) {
     let (width, end) = (history.bin_width() as f64, run.steps as f64);
     let mut bars = Vec::new();
@@ -279,7 +280,7 @@ const DASHES: &str = "M5 0h2v4h-2zM5 6h2v4h-2z";
 const TRIANGLE: &str = "M6 1L12 11L0 11z";
 const DISC: &str = "M2 6a4 4 0 1 0 8 0a4 4 0 1 0 -8 0z";
 
-/// An entry of a legend. A drawing, as a background would be missing on paper.
+/// Returns an entry of a legend. It is drawn as a shape, because printers omit backgrounds.
 fn key(shape: &str, RGBColor(r, g, b): RGBColor, name: &str) -> String {
     format!(
         "<span><svg viewBox=\"0 0 12 12\"><path d=\"{shape}\" fill=\"rgb({r},{g},{b})\"/></svg>{}</span>",

@@ -1,5 +1,5 @@
-//! `wgpu-optim train --compare`: regimes side by side with the best of a grid of fixed rates, and with the best peak of the same grid
-//! under warm-up and cosine, over rules, data sets, settings and seeds.
+//! `wgpu-optim train --compare`: compares regimes with the best of a grid of fixed rates, and with the best peak of the
+//! same grid under warm-up and cosine, over rules, data sets, settings and seeds.
 
 mod cases;
 mod report;
@@ -23,9 +23,9 @@ use results::Results;
 pub struct CompareArgs {
     /// Compare regimes with the best of a grid of fixed rates
     ///
-    /// And with the best peak of that grid under warm-up and cosine: a table for each data set and setting, and a summary of all. --data
-    /// takes a comma-separated list. --last evaluates the regimes by their last weights. A run that diverges counts as the most frequent
-    /// class.
+    /// They are also compared with the best peak of that grid under warm-up and cosine. There is a table for each data
+    /// set and setting, and a summary of all. --data takes a comma-separated list. --last evaluates the regimes by
+    /// their last weights. A run that diverges counts as the most frequent class.
     #[arg(long, conflicts_with_all = ["rule", "regime", "lr", "schedule", "average", "seed", "trace", "checkpoint", "every", "resume", "change", "telemetry", "inject_nan", "inject_spike", "lose_device"])]
     pub compare: bool,
     /// Update rules to compare
@@ -43,7 +43,7 @@ pub struct CompareArgs {
     regimes: Option<Vec<RegimeName>>,
     /// Schedules to compare
     ///
-    /// Each has a row with the best of the fixed rates under it, and one for every regime under it.
+    /// Each has a row for the best of the fixed rates under it, and one for every regime under it.
     #[arg(
         long,
         value_enum,
@@ -53,10 +53,10 @@ pub struct CompareArgs {
         requires = "compare"
     )]
     schedules: Vec<ScheduleName>,
-    /// Seeds to take means over
+    /// Seeds over which means are taken
     #[arg(long, value_delimiter = ',', default_value = "0,1,2", requires = "compare")]
     seeds: Vec<u64>,
-    /// Batches and epochs, a table for each, such as 64x10,128x3 [default: --batch and --epochs]
+    /// Batch sizes and epochs, one table for each, such as 64x10,128x3 [default: --batch and --epochs]
     #[arg(
         long,
         value_name = "BATCHxEPOCHS",
@@ -66,18 +66,18 @@ pub struct CompareArgs {
         conflicts_with_all = ["batch", "epochs"]
     )]
     settings: Option<Vec<Setting>>,
-    /// Fixed rates to choose the best from, and peaks of the cosine [default: by rule]
+    /// Fixed rates from which the best is chosen, and peaks of the cosine [default: by rule]
     ///
-    /// Half decades from 0.01 to 10 for sgd, 0.001 to 1 for sgdm and nesterov, 3e-4 to 0.1 for adamw, 1e-4 to 0.03 for signsgd, signum and
-    /// lion, and up to three more beyond an end where the best one is.
+    /// The defaults are half decades from 0.01 to 10 for sgd, 0.001 to 1 for sgdm and nesterov, 3e-4 to 0.1 for adamw,
+    /// 1e-4 to 0.03 for signsgd, signum and lion, and up to three more beyond an end where the best one is.
     #[arg(long, value_name = "RATES", value_delimiter = ',', allow_negative_numbers = true, requires = "compare")]
     lrs: Option<Vec<f32>>,
-    /// ε of the first step's length ε (1 + ‖w₀‖), a row for each [default: each regime's own]
+    /// ε of the first step's length ε (1 + ‖w₀‖), one row for each [default: each regime's own]
     #[arg(long, value_name = "EPSILONS", value_delimiter = ',', allow_negative_numbers = true, requires = "compare")]
     first_steps: Option<Vec<f32>>,
-    /// Factors on every gradient, a row for each; on the CPU path only
+    /// Factors of every gradient, one row for each; on the CPU path only
     ///
-    /// They show what a rescaled loss does to each regime, and to the fixed rate that is best without.
+    /// They show how a rescaled loss affects each regime, and the fixed rate that is best without rescaling.
     #[arg(long, value_name = "FACTORS", value_delimiter = ',', allow_negative_numbers = true, requires = "compare")]
     gradient_scales: Option<Vec<f32>>,
     /// Print Markdown rows, as in docs/results.md, instead of tables
@@ -85,14 +85,14 @@ pub struct CompareArgs {
     markdown: bool,
 }
 
-/// Rows per step and passes over the data.
+/// Rows per step, and passes over the data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Setting {
     batch: u32,
     epochs: u32,
 }
 
-/// As `--settings` takes it.
+/// Formats the setting as `--settings` takes it.
 impl fmt::Display for Setting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}x{}", self.batch, self.epochs)
@@ -106,7 +106,7 @@ fn parse_setting(text: &str) -> Result<Setting, String> {
         .ok_or_else(|| "give rows per step and epochs, both at least 1, such as 64x10".to_owned())
 }
 
-/// Trains all of it, and reports.
+/// Trains all cases and reports.
 pub fn run(args: &Args) -> Result<(), CliError> {
     let (comparison, read) = Comparison::new(args)?;
     let mut check = Check::new(&read, args.force);

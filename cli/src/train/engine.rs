@@ -1,4 +1,4 @@
-//! A model and its optimizer, on the host or on the device.
+//! Model with its optimizer, on the host or on the device.
 
 use std::ops::{ControlFlow, Range};
 
@@ -15,10 +15,10 @@ use crate::model::gpu::GpuModel;
 use crate::model::{Evaluation, Model, Part, TensorShape};
 use crate::target::Target;
 
-/// Steps recorded into one submit.
+/// Number of steps recorded into one submit.
 const STEPS_PER_SUBMIT: usize = 16;
 
-/// The optimizer's configuration.
+/// Configuration of the optimizer.
 #[derive(Debug, Clone)]
 pub struct OptimizerSettings {
     pub rule: Rule,
@@ -27,29 +27,30 @@ pub struct OptimizerSettings {
     pub averaging: Averaging,
     pub weight_decay: WeightDecay,
     pub clip_norm: Option<f32>,
-    /// A learning rate for each tensor.
+    /// True for one learning rate per tensor.
     pub per_tensor: bool,
-    /// Record every tensor's norm and step.
+    /// True to record every tensor's norm and step.
     pub telemetry: bool,
-    /// How the rule's memory is kept.
+    /// Storage of the rule's memory.
     pub state: State,
-    /// Factor on every gradient before the optimizer sees it, on the CPU path: how a regime takes to the scale of the loss.
+    /// Factor of every gradient before the optimizer sees it, on the CPU path. It shows how a regime depends on the
+    /// scale of the loss.
     pub gradient_scale: f32,
 }
 
 impl OptimizerSettings {
-    /// The builder of an optimizer of nothing.
+    /// Returns the builder of an optimizer without elements.
     fn empty(&self) -> OptimizerBuilder<cpu::Tensor> {
         let empty: &[f32] = &[];
         self.builder().group(Group::new("model").shaped_tensor("check", &[0, 0], empty, empty))
     }
 
-    /// Refuses numbers outside their ranges, before data and devices are looked for.
+    /// Returns an error if a number is outside its range. It is called before data and devices are searched.
     pub fn check(&self) -> Result<(), CliError> {
         Ok(self.empty().build_cpu().map(drop)?)
     }
 
-    /// What is known to fail in it.
+    /// Returns warnings of settings that are known to fail.
     pub fn warnings(&self) -> Vec<Warning> {
         self.empty().warnings()
     }
@@ -61,7 +62,7 @@ impl OptimizerSettings {
 
     fn builder<T>(&self) -> OptimizerBuilder<T> {
         let builder = OptimizerBuilder::new(self.rule)
-            // Of the biases, where the rule takes matrices alone.
+            // Rule of the biases, if the main rule takes only matrices.
             .other_tensors(Rule::adamw())
             .regime(self.regime)
             .schedule(self.schedule.clone())
@@ -79,13 +80,13 @@ impl OptimizerSettings {
     }
 }
 
-/// What is done to the gradients of single steps, to see what the optimizer makes of them.
+/// Changes of the gradients in single steps, which show how the optimizer reacts.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Injection {
     pub nan: Option<u64>,
-    /// The step whose gradients become a hundred times as large.
+    /// Step whose gradients are multiplied by 100.
     pub spike: Option<u64>,
-    /// The step before which the device is destroyed.
+    /// Step before which the device is destroyed.
     pub loss_of_device: Option<u64>,
 }
 
@@ -101,38 +102,38 @@ impl Injection {
     }
 }
 
-/// What hears of steps that are done, and says whether others are to follow.
+/// Callback that receives the number of finished steps and decides whether to continue.
 pub type OnSteps<'a> = &'a mut dyn FnMut(usize) -> ControlFlow<()>;
 
-/// A model and its optimizer, on the host or on the device.
+/// Model with its optimizer, on the host or on the device.
 pub trait Engine {
-    /// Starts a pass over the training rows in the given order, from some step of it on.
+    /// Starts a pass over the training rows in the given order, from a step of the epoch on.
     fn begin_epoch(&mut self, order: &[u32], step: usize);
 
-    /// The next steps of the epoch; the loss and the records of each. `on_steps` hears of progress, and may break off: then the steps that
-    /// are under way are the last ones, and as many losses come back.
+    /// Trains the next steps of the epoch. Returns the loss and the records of each. `on_steps` receives the progress
+    /// and may break off. Steps in flight are then the last ones, and only their losses are returned.
     fn train(&mut self, steps: Range<usize>, on_steps: OnSteps) -> Result<(Vec<f32>, Records), CliError>;
 
-    /// Everything that the steps to come follow from, but for the order of the rows.
+    /// Returns a checkpoint with all state that later steps depend on, except the order of the rows.
     fn checkpoint(&self, notes: &Notes) -> Result<Checkpoint, CliError>;
 
-    /// Goes on from a checkpoint, with the differences that are accepted. Returns what differs.
+    /// Restores a checkpoint, and accepts the given differences. Returns the differences.
     fn restore(&mut self, checkpoint: &Checkpoint, accepted: Differences) -> Result<Vec<Difference>, CliError>;
 
-    /// Mean loss and accuracy over a split.
+    /// Computes mean loss and accuracy over a split.
     fn evaluate(&mut self, part: Part) -> Result<Evaluation, CliError>;
 
-    /// Puts the averaged parameters in the place of the parameters, or these back again, bit for bit.
+    /// Exchanges parameters and averages. A second call restores the parameters bit for bit.
     fn exchange_averages(&mut self) -> Result<(), CliError>;
 }
 
-/// What a run tells of its steps: the records of all groups, or of the first one where every tensor is a group.
+/// Keeps the records of the first group, which stand for the run. There is only one unless every tensor is a group.
 fn of_first_group(mut records: Records) -> Records {
     records.records.retain(|record| record.group == 0);
     records
 }
 
-/// Sets everything up; all tensors are one group, with one learning rate, or each has a rate of its own.
+/// Creates an engine. All tensors are one group with one learning rate, or each has its own.
 pub fn new<'a>(
     target: &Target,
     model: &Model,
@@ -193,7 +194,7 @@ pub fn new<'a>(
     }
 }
 
-/// Does something with the averaged parameters in the place of the parameters.
+/// Runs `work` with the averaged parameters in place of the parameters.
 pub fn with_averages<R>(
     engine: &mut dyn Engine,
     work: impl FnOnce(&mut dyn Engine) -> Result<R, CliError>,
@@ -212,24 +213,24 @@ struct CpuEngine<'a> {
     gradients: Vec<f32>,
     gradient_scale: f32,
     dataset: &'a Dataset,
-    /// The rows of the epoch.
+    /// Order of the rows in the epoch.
     order: Vec<u32>,
     batch: usize,
     injection: Injection,
     steps_done: u64,
-    /// Whether the gradient of each batch is computed again after the step.
+    /// True if the gradient of each batch is computed again after the step.
     looks: bool,
 }
 
 impl CpuEngine<'_> {
-    /// Multiplies the gradients, where that is asked.
+    /// Multiplies the gradients by the requested factor.
     fn scale_gradients(&mut self) {
         if self.gradient_scale != 1.0 {
             self.gradients.iter_mut().for_each(|gradient| *gradient *= self.gradient_scale);
         }
     }
 
-    /// The gradients of the last batch at the parameters after its step.
+    /// Computes the gradients of the last batch at the parameters after its step, and takes the look.
     fn look(&mut self, rows: &[u32]) -> Result<(), CliError> {
         let Split { x, y } = &self.dataset.train;
         let _ = self.model.loss_and_gradients(&self.parameters, x, y, rows, &mut self.gradients);
@@ -240,7 +241,7 @@ impl CpuEngine<'_> {
     }
 }
 
-/// The model's tensors in the order in which the optimizer has them.
+/// Returns the model's tensors in the order of the optimizer.
 fn in_order_of(infos: &[TensorInfo], tensors: &[TensorShape]) -> Vec<TensorShape> {
     let place = |tensor: &TensorShape| infos.iter().position(|info| info.name == tensor.name);
     let mut tensors = tensors.to_vec();
@@ -324,7 +325,7 @@ impl Engine for CpuEngine<'_> {
     }
 }
 
-/// A submit, and its steps.
+/// Submission with its number of steps.
 type Submitted = (wgpu::SubmissionIndex, usize);
 
 struct GpuEngine {
@@ -334,9 +335,9 @@ struct GpuEngine {
     gpu: Gpu,
     injection: Injection,
     steps_done: u64,
-    /// Whether the gradient of each batch is computed again after the step.
+    /// True if the gradient of each batch is computed again after the step.
     looks: bool,
-    /// The parameters, while the averages are in their place.
+    /// Copy of the parameters while the averages are in their place.
     kept: Option<wgpu::Buffer>,
 }
 
@@ -345,8 +346,8 @@ impl GpuEngine {
         self.gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some(label) })
     }
 
-    /// A step whose gradients are changed on their way to the optimizer. They come to the host and go back, which is slow, and good
-    /// enough for one step.
+    /// Takes a step whose gradients are changed before the optimizer reads them. They are copied to the host and back,
+    /// which is slow but good enough for one step.
     fn step_injected(&self, step: u64) -> Result<(), CliError> {
         const LABEL: &str = "training, gradients changed";
         let queue = self.gpu.queue();
@@ -370,7 +371,7 @@ impl GpuEngine {
         Ok(())
     }
 
-    /// Records the look at the last step, where there are looks.
+    /// Records the look at the last step, if the regime needs looks.
     fn encode_look_in(&self, pass: &mut wgpu::ComputePass) -> Result<(), CliError> {
         if self.looks {
             self.model.encode_batch_again(pass);
@@ -379,7 +380,7 @@ impl GpuEngine {
         Ok(())
     }
 
-    /// Waits for the steps of a submit, and tells of them.
+    /// Waits for the steps of a submit, and reports them to `on_steps`.
     fn finish(&self, submitted: Option<Submitted>, on_steps: OnSteps) -> Result<ControlFlow<()>, CliError> {
         let Some((submission, count)) = submitted else {
             return Ok(ControlFlow::Continue(()));
@@ -424,7 +425,7 @@ impl Engine for GpuEngine {
                 }
             }
             let submission = self.gpu.queue().submit([encoder.finish()]);
-            // One submit runs while the next is recorded, so that the progress shown is progress made.
+            // One submit runs while the next is recorded. The progress shown is that of finished steps.
             if self.finish(previous.replace((submission, count)), on_steps)?.is_break() {
                 break;
             }
@@ -451,8 +452,8 @@ impl Engine for GpuEngine {
         Ok(self.model.evaluate(part)?)
     }
 
-    /// Copies the averages over the parameters, of which a copy is kept. (A swap would bring back parameters of schedule-free training
-    /// within one unit in the last place only.)
+    /// Copies the averages over the parameters and keeps a copy of the parameters. (A swap would restore parameters of
+    /// schedule-free training only to within one unit in the last place.)
     fn exchange_averages(&mut self) -> Result<(), CliError> {
         let parameters = self.model.parameters();
         let mut encoder = self.encoder("averages");

@@ -1,4 +1,5 @@
-//! What the page of `--report` shows of a run, gathered step by step in a memory that does not grow with the steps.
+//! Data of a run for the page of `--report`, gathered step by step in memory that does not grow with the number of
+//! steps.
 
 use std::fmt;
 
@@ -6,45 +7,46 @@ use wgpu_optim::{NonFinite, Record, TensorRecord, Term};
 
 use super::report::{TermCauses, add_terms};
 
-/// Columns of a curve: more steps share one, of which the least and the greatest value are kept. About a pixel each.
+/// Number of columns of a curve, about one pixel each. If there are more steps, several share a column, which keeps the
+/// least and the greatest value.
 const COLUMNS: u64 = 1000;
-/// Bins of the causes.
+/// Number of bins of the causes.
 const BINS: u64 = 200;
-/// Moves in words.
+/// Number of moves that are described in words.
 const MOVES: usize = 10;
-/// Skipped steps in words.
+/// Number of skipped steps that are described in words.
 const SKIPPED: usize = 20;
 
-/// The steps of a run so far.
+/// History of the steps of a run so far.
 #[derive(Debug, Default, Clone)]
 pub struct History {
     pub steps: u64,
     pub columns: Vec<Column>,
     pub bins: Vec<Bin>,
-    /// The largest first.
+    /// Largest moves, in descending order.
     pub moves: Vec<Move>,
     pub skipped: Vec<(u64, Option<NonFinite>)>,
     pub clamped: u64,
-    /// Steps in which the rate was held back from falling.
+    /// Number of steps in which the rate was held back from falling.
     pub held: u64,
-    /// Steps whose gradient is zero, of which there is no logarithm.
+    /// Number of steps whose gradient is zero and has no logarithm.
     pub zero_norms: u64,
-    /// Steps done, and the share of the test rows that was right then.
+    /// Number of finished steps, and the fraction of the test rows that was right then.
     pub accuracies: Vec<(u64, f64)>,
-    /// The loss of all training rows before the first step.
+    /// Loss of all training rows before the first step.
     pub start_loss: Option<f64>,
     done: u64,
     smoothed_norm: f32,
-    /// Of every tensor that is recorded: column by column, the logarithms of its quantities.
+    /// Logarithms of the quantities of every recorded tensor, column by column.
     tensors: Vec<Vec<[Extremes; 3]>>,
 }
 
-/// Logarithms of base ten.
+/// Returns the quantities of a tensor as logarithms of base ten.
 fn tensor_quantities(record: &TensorRecord) -> [f64; 3] {
     [f64::from(record.parameter_norm).log10(), record.relative_step().log10(), record.effective_rate().log10()]
 }
 
-/// What curves are drawn of.
+/// Quantity of a curve.
 #[derive(Debug, Clone, Copy)]
 pub enum Quantity {
     Loss,
@@ -53,7 +55,7 @@ pub enum Quantity {
     LogNorm,
 }
 
-/// Every quantity of a step, in the order of [`Quantity`]. Logarithms are of base ten.
+/// Returns every quantity of a step, in the order of [`Quantity`]. Logarithms have base ten.
 fn quantities(loss: f32, record: &Record) -> [f64; 4] {
     let loss = f64::from(loss);
     [loss, loss.log10(), record.ln_rate / std::f64::consts::LN_10, f64::from(record.norm).log10()]
@@ -66,7 +68,7 @@ pub struct Bin {
     means: [Mean; 4],
 }
 
-/// The mean of the finite ones of some values, each with its step.
+/// Mean of the finite values among some values with their steps.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Mean {
     count: f64,
@@ -96,7 +98,7 @@ pub struct Column {
     pub clamped: bool,
 }
 
-/// The least and the greatest of some values, each with its step.
+/// Least and greatest of some values, each with its step.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Extremes(Option<[(f64, f64); 2]>);
 
@@ -114,7 +116,7 @@ impl Extremes {
         }
     }
 
-    /// Both, in the order of the steps; one where they are the same.
+    /// Returns both points in the order of their steps, or one if they are the same.
     pub fn points(self) -> impl Iterator<Item = (f64, f64)> {
         let mut points = self.0.map_or_else(Vec::new, Vec::from);
         points.sort_by(|a, b| a.0.total_cmp(&b.0));
@@ -130,7 +132,7 @@ pub struct Move {
 }
 
 impl History {
-    /// Nothing yet of a run of so many steps.
+    /// Returns an empty history of a run of this many steps.
     pub fn new(steps: u64) -> Self {
         let steps = steps.max(1);
         let columns = vec![Column::default(); steps.min(COLUMNS) as usize];
@@ -139,7 +141,7 @@ impl History {
         history
     }
 
-    /// Steps in a bin: as many in each, so that bins can be compared.
+    /// Returns the number of steps in a bin. All bins have the same number, so that they can be compared.
     pub fn bin_width(&self) -> u64 {
         self.steps.div_ceil(BINS).max(1)
     }
@@ -183,7 +185,7 @@ impl History {
         if size(record) == 0.0 {
             return;
         }
-        // Behind those as large: of equal moves the first is kept.
+        // Of equal moves the first one is kept.
         let place = self.moves.partition_point(|other| size(&other.record) >= size(record));
         if place < MOVES {
             self.moves.truncate(MOVES - 1);
@@ -191,7 +193,7 @@ impl History {
         }
     }
 
-    /// The test accuracy after the steps so far.
+    /// Adds the test accuracy after the steps so far.
     pub fn end_epoch(&mut self, accuracy: f64) {
         self.accuracies.push((self.done, accuracy));
     }
@@ -200,22 +202,22 @@ impl History {
         self.columns.iter().flat_map(|column| column.extremes[of as usize].points()).collect()
     }
 
-    /// The step with the least or the greatest value.
+    /// Returns the step with the least or the greatest value.
     pub fn step_of_extreme(&self, of: Quantity, greatest: bool) -> Option<f64> {
         let points = self.columns.iter().filter_map(|column| column.extremes[of as usize].0);
-        // Of the least value the negative is the greatest.
+        // The negative of the least value is the greatest.
         let points = points.map(|[low, high]| if greatest { high } else { (low.0, -low.1) });
         let best = points.reduce(|best, point| if point.1 > best.1 { point } else { best });
         best.map(|(step, _)| step)
     }
 
-    /// The curves of one of the quantities of tensors, tensor by tensor.
+    /// Returns the curves of one quantity, tensor by tensor.
     pub fn tensor_curves(&self, of: usize) -> Vec<Vec<(f64, f64)>> {
         let curve = |columns: &Vec<[Extremes; 3]>| columns.iter().flat_map(|extremes| extremes[of].points()).collect();
         self.tensors.iter().map(curve).collect()
     }
 
-    /// A second curve for where the first is a band, as steps share its pixels; else empty.
+    /// Returns a second curve of means if the first one is a band because steps share its pixels, else an empty curve.
     pub fn means(&self, of: Quantity) -> Vec<(f64, f64)> {
         if self.steps <= COLUMNS {
             return Vec::new();
@@ -224,7 +226,7 @@ impl History {
     }
 }
 
-/// `step 212: LR -31 %: norm jumped 1.4x (-29 %), steps contradict (-2.0 %)`.
+/// Formats as `step 212: LR -31 %: norm jumped 1.4x (-29 %), steps contradict (-2.0 %)`.
 impl fmt::Display for Move {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let record = &self.record;
@@ -247,7 +249,7 @@ impl fmt::Display for Move {
     }
 }
 
-/// A change of ln η as a change of η.
+/// Formats a change of ln η as a change of η.
 fn percent(change: f64) -> String {
     let percent = 100.0 * change.exp_m1();
     if percent.abs() >= 9.95 { format!("{percent:+.0} %") } else { format!("{percent:+.1} %") }

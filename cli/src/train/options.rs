@@ -1,4 +1,4 @@
-//! The options of `train`, and what they stand for.
+//! Options of `train`.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -19,11 +19,11 @@ use crate::data::{self, Dataset};
 use crate::model::ModelKind;
 use crate::target::TargetArgs;
 
-/// `--rule`: one of [`Rule::all`] or [`Rule::of_matrices`].
+/// Value of `--rule`: one of [`Rule::all`] or [`Rule::of_matrices`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RuleName(pub Rule);
 
-/// `--regime`: one of [`Regime::all`].
+/// Value of `--regime`: one of [`Regime::all`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RegimeName(pub Regime);
 
@@ -45,7 +45,7 @@ macro_rules! names_of_a_table {
 names_of_a_table!(RuleName, [Rule::all(), Rule::of_matrices()].concat());
 names_of_a_table!(RegimeName, Regime::all());
 
-/// `--state`: one of [`State::all`].
+/// Value of `--state`: one of [`State::all`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StateName(pub State);
 
@@ -77,12 +77,12 @@ impl RegimeName {
         self.0.needs_streams()
     }
 
-    /// Gradients that a step takes: two where the regime looks at each batch twice.
+    /// Returns the number of gradients per step: two if the regime looks at each batch twice.
     pub fn gradients(self) -> u64 {
         1 + u64::from(self.0.needs_looks())
     }
 
-    /// The regime, with the rate and the `ε` of the first step's length where they are given.
+    /// Returns the regime with the rate and the `ε` of the first step, if they are given.
     pub fn regime(self, lr: Option<f32>, first_step: Option<f32>) -> Result<Regime, CliError> {
         let mut regime = match (self.0, lr) {
             (Regime::Fixed(_), None) => {
@@ -124,7 +124,7 @@ impl RegimeName {
     }
 }
 
-/// `--schedule`: one of [`Schedule::all`] by its name.
+/// Value of `--schedule`: one of [`Schedule::all`] by its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ScheduleName(&'static str);
 
@@ -132,9 +132,9 @@ impl ScheduleName {
     pub const CONSTANT: Self = ScheduleName("constant");
     pub const WARMUP_COSINE: Self = ScheduleName("warmup-cosine");
 
-    /// The schedule of a run of so many steps.
+    /// Returns the schedule for a run of this many steps.
     fn over(self, steps: u64) -> Schedule {
-        // A schedule of more steps than its counter can have has not begun to fall by then.
+        // A schedule with more steps than its counter can hold has not begun to fall by then.
         let steps = u32::try_from(steps).unwrap_or(u32::MAX);
         Schedule::all(steps).into_iter().find(|schedule| schedule.name() == self.0).unwrap_or_default()
     }
@@ -152,24 +152,24 @@ impl ValueEnum for ScheduleName {
     }
 }
 
-/// `--average`.
+/// Value of `--average`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum AverageName {
-    /// Schedule-free training: gradients are taken between the average and the iterate; for rules without momentum.
+    /// Schedule-free training, with gradients between the average and the iterate; for rules without momentum.
     ScheduleFree,
-    /// The mean of all of them.
+    /// The mean of all iterates.
     Running,
-    /// An exponential average that looks back over about an epoch: 1 - decay is one over the steps of an epoch.
+    /// An exponential average over about an epoch: 1 - decay is one over the steps of an epoch.
     Exponential,
-    /// A mean whose weights grow as the eighth power of the step: over about the last ninth of the steps so far.
+    /// A mean whose weights grow as the eighth power of the step, over about the last ninth of the steps so far.
     Polynomial,
 }
 
 impl AverageName {
-    /// The average for a run of so many steps. Those that remember their start for long begin after the first epoch, or half way where
-    /// that comes first.
+    /// Returns the average for a run of this many steps. Averages that remember their start for long begin after the
+    /// first epoch, or half way through the run if that is earlier.
     fn over(self, steps_per_epoch: usize, steps: u64) -> Averaging {
-        // A run of more steps than the counter can have averages none of them.
+        // A run with more steps than the counter can hold averages none of them.
         let start = u32::try_from((steps / 2).min(steps_per_epoch as u64)).unwrap_or(u32::MAX);
         match self {
             AverageName::ScheduleFree => Averaging::ScheduleFree,
@@ -177,7 +177,7 @@ impl AverageName {
             AverageName::Exponential => {
                 Averaging::Exponential { decay: 1.0 - (1.0 / steps_per_epoch.max(1) as f32).max(f32::EPSILON), start }
             }
-            // It forgets the first steps by itself, and does not depend on how many there will be.
+            // This average forgets the first steps by itself, and does not depend on the number of steps.
             AverageName::Polynomial => Averaging::polynomial_decay(),
         }
     }
@@ -188,11 +188,11 @@ impl AverageName {
 pub struct Args {
     /// digits, mushrooms, spirals, parity, sine, board, or the path of a data set
     ///
-    /// spirals, parity, sine and board are made from a seed, and are not nearly linear. A path is a CSV or LIBSVM file or a folder of IDX
-    /// files, gzipped or not. With --compare a comma-separated list.
+    /// spirals, parity, sine and board are generated from a seed and are far from linear. A path is a CSV or LIBSVM
+    /// file or a folder of IDX files, gzipped or not. With --compare it is a comma-separated list.
     #[arg(long, default_value = "digits", help_heading = "Data and model")]
     pub data: OsString,
-    /// Column of a CSV file that has the class: its name, its number from 1 on, first or last [default: last]
+    /// Column of a CSV file with the class: its name, its number counted from 1, first or last [default: last]
     #[arg(long, value_name = "COLUMN", help_heading = "Data and model")]
     pub label: Option<String>,
     /// What to train
@@ -202,50 +202,52 @@ pub struct Args {
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=65536), help_heading = "Data and model")]
     pub hidden: Option<u32>,
     /// Update rule
-    // The one that the tables of benches/evidence favour.
+    // This is the best rule in the tables of benches/evidence.
     #[arg(long, value_enum, default_value = "sgd", help_heading = "Optimizer")]
     pub rule: RuleName,
     /// Momentum of sgdm, nesterov and signum [default: 0.9], and of muon [default: 0.95]
     ///
-    /// adamw has 0.9 and 0.999, or 0 and 0.999 where it is schedule-free; lion has 0.9 and 0.99.
+    /// The momentum of adamw is 0.9 with 0.999, or 0 with 0.999 if it is schedule-free. lion has 0.9 and 0.99.
     #[arg(long, allow_negative_numbers = true, help_heading = "Optimizer")]
     pub momentum: Option<f32>,
     /// Learning-rate regime
     #[arg(long, value_enum, default_value = "seesaw", help_heading = "Optimizer")]
     pub regime: RegimeName,
-    /// Learning rate of --regime fixed; first learning rate of --regime norm-ratio
+    /// Learning rate of --regime fixed, or first learning rate of --regime norm-ratio
     #[arg(long, value_name = "RATE", allow_negative_numbers = true, help_heading = "Optimizer")]
     pub lr: Option<f32>,
-    /// Factor of the learning rate over the run, whatever the regime
+    /// Factor of the learning rate over the run, for any regime
     #[arg(long, value_enum, default_value = "constant", help_heading = "Optimizer")]
     pub schedule: ScheduleName,
-    /// Which average of the weights is kept and evaluated, beside the last ones [default: by --rule]
+    /// Average of the weights to keep and evaluate, beside the last weights [default: by --rule]
     ///
-    /// Without it schedule-free with --regime schedule-free-plus, and for sgd, signsgd and adamw where no --schedule is given, none with --regime auto-sgd, polynomial otherwise and with curvature, prodigy and mechanic.
+    /// The default is schedule-free with --regime schedule-free-plus, and for sgd, signsgd and adamw without a
+    /// --schedule. It is none with --regime auto-sgd, and polynomial otherwise and with curvature, prodigy and
+    /// mechanic.
     #[arg(long, value_enum, help_heading = "Optimizer")]
     pub average: Option<AverageName>,
     /// Keep no average, and evaluate the weights of the last step
     ///
-    /// adamw then has its momentum of 0.9.
+    /// The momentum of adamw is then 0.9.
     #[arg(long, conflicts_with = "average", help_heading = "Optimizer")]
     pub last: bool,
     /// Weight decay [default: 0.01 for adamw, amsgrad and nadamw, otherwise 0]
     ///
-    /// Decoupled for adamw, amsgrad, nadamw and lion, coupled for the others. The default is PyTorch's.
+    /// It is decoupled for adamw, amsgrad, nadamw and lion, and coupled for the others. The default is PyTorch's.
     #[arg(long, value_name = "LAMBDA", allow_negative_numbers = true, help_heading = "Optimizer")]
     pub weight_decay: Option<f32>,
     /// Clip the gradient to this norm
     #[arg(long, value_name = "NORM", allow_negative_numbers = true, help_heading = "Optimizer")]
     pub clip_norm: Option<f32>,
-    /// Give every weight matrix and every bias a learning rate of its own
+    /// Give every weight matrix and every bias its own learning rate
     ///
-    /// What is told of the learning rate is of the first one.
+    /// Outputs about the learning rate refer to the first tensor.
     #[arg(long, help_heading = "Optimizer")]
     pub per_tensor: bool,
-    /// How momentum and second moment are kept
+    /// Storage of momentum and second moment
     #[arg(long, value_enum, default_value = "f32", help_heading = "Optimizer")]
     pub state: StateName,
-    /// Passes over the training data [default: 10, or 40 for sets that are made]
+    /// Passes over the training data [default: 10, or 40 for generated sets]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Run")]
     pub epochs: Option<u32>,
     /// Rows per step
@@ -259,7 +261,7 @@ pub struct Args {
     /// Print one JSON object instead of a table
     #[arg(long, help_heading = "Outputs")]
     pub json: bool,
-    /// Write a row for each step: loss, rate, and what moved it
+    /// Write a row for each step: loss, learning rate and the causes of its changes
     #[arg(long, value_name = "FILE.csv", help_heading = "Outputs")]
     pub trace: Option<PathBuf>,
     /// Write a page that explains the run, with curves
@@ -267,30 +269,31 @@ pub struct Args {
     pub report: Option<PathBuf>,
     /// Record the norm of every tensor and of its steps
     ///
-    /// They are columns of --trace and charts of --report, and the last of them are in --json.
+    /// They are columns of --trace and charts of --report. --json has those of the last step.
     #[arg(long, help_heading = "Outputs")]
     pub telemetry: bool,
     /// Save the run to this file when it ends
     #[arg(long, value_name = "FILE.safetensors", help_heading = "Outputs")]
     pub checkpoint: Option<PathBuf>,
-    /// Save it every so many steps, too
+    /// Also save the run every STEPS steps
     #[arg(long, value_name = "STEPS", requires = "checkpoint", value_parser = clap::value_parser!(u64).range(1..), help_heading = "Outputs")]
     pub every: Option<u64>,
-    /// Go on from the file of --checkpoint, if it is there
+    /// Continue from the file of --checkpoint, if it exists
     ///
-    /// The run ends with the bits of one that was not interrupted.
+    /// The result has the same bits as that of a run without interruption.
     #[arg(long, requires = "checkpoint", help_heading = "Outputs")]
     pub resume: bool,
-    /// Go on with other settings than those that the file was saved with
+    /// Continue with other settings than those that the file was saved with
     ///
-    /// Rule, regime, --lr, --schedule, --average, --momentum, --weight-decay, --clip-norm, --state, --batch, --epochs and --telemetry may then differ, and
-    /// what follows is told in a line each. Steps go on counting; an epoch has as many as --batch makes it.
+    /// The rule, the regime, --lr, --schedule, --average, --momentum, --weight-decay, --clip-norm, --state, --batch,
+    /// --epochs and --telemetry may then differ. Every difference and its consequences are printed. The step count
+    /// continues. The number of steps of an epoch follows from the new --batch.
     #[arg(long, requires = "resume", help_heading = "Outputs")]
     pub change: bool,
-    /// Replace files even where they are no outputs, or of another run
+    /// Replace files even if they are not outputs of this program, or belong to another run
     ///
-    /// Without it --trace, --report and --checkpoint replace only files that are such outputs, and --checkpoint only those of the same
-    /// settings. What is read is never replaced.
+    /// Without it --trace, --report and --checkpoint only replace files of their own kind, and --checkpoint only those
+    /// with the same settings. Files that are read are never replaced.
     #[arg(long, help_heading = "Outputs")]
     pub force: bool,
     /// Make the gradients of this step NaN
@@ -301,7 +304,7 @@ pub struct Args {
     pub inject_spike: Option<u64>,
     /// Destroy the device before this step
     ///
-    /// The run goes on without it, from its last checkpoint or from the start.
+    /// The run continues without it, from its last checkpoint or from the start.
     #[arg(long, value_name = "STEP", help_heading = "Faults, to see what the optimizer does")]
     pub lose_device: Option<u64>,
     #[command(flatten)]
@@ -313,16 +316,16 @@ impl Args {
         self.epochs.unwrap_or_else(|| data::default_epochs(&self.data))
     }
 
-    /// The average that is kept and evaluated; none where the last iterate is.
+    /// Returns the average that is kept and evaluated, or `None` if the last iterate is.
     pub fn averaged(&self) -> Option<AverageName> {
         if self.last || self.average.is_some() {
             return self.average;
         }
-        // Streams of parameters take turns: there is nothing to average.
+        // Streams of parameters take turns, so that there is nothing to average.
         if self.regime.has_streams() {
             return None;
         }
-        // Who gives a schedule wants it instead of what makes do without one.
+        // A given schedule is used with another average than the one that replaces schedules.
         let fits = Averaging::ScheduleFree.fits(&self.rule_for(Some(AverageName::ScheduleFree)));
         let is_free = match self.regime {
             regime if regime.0.needs_schedule_free() => fits,
@@ -344,13 +347,13 @@ impl Args {
         }
     }
 
-    /// λ of [`Args::weight_decay`].
+    /// Returns λ of [`Args::weight_decay`].
     pub fn decay(&self) -> f32 {
         let (WeightDecay::Coupled(decay) | WeightDecay::Decoupled(decay)) = self.weight_decay();
         decay
     }
 
-    /// Decoupled for the rules that are published with it; AdamW without a word takes PyTorch's.
+    /// Returns a decoupled decay for rules that are published with it. Without the option it is PyTorch's default.
     fn weight_decay(&self) -> WeightDecay {
         match (self.rule.0.usual_weight_decay(), self.weight_decay) {
             (usual, None) => usual,
@@ -363,14 +366,15 @@ impl Args {
         dataset.train.rows().div_ceil(self.batch as usize)
     }
 
-    /// Steps of the run. Streams of parameters take turns, and a run ends where the middle one, or the winner, is at hand.
+    /// Returns the number of steps of the run. With streams of parameters, a run ends when the buffer holds the middle
+    /// stream or the winner.
     pub fn steps(&self, dataset: &Dataset) -> u64 {
         let steps = u64::from(self.epochs()) * self.steps_per_epoch(dataset) as u64;
         let round = if self.regime.has_streams() { u64::from(AutoSgd::STREAMS) } else { 1 };
         if steps < round { steps } else { steps - steps % round }
     }
 
-    /// The optimizer's configuration for a run of so many steps.
+    /// Returns the optimizer's configuration for a run of this many steps.
     pub fn settings(&self, steps_per_epoch: usize, steps: u64) -> Result<OptimizerSettings, CliError> {
         Ok(OptimizerSettings {
             rule: self.rule(),
@@ -390,9 +394,9 @@ impl Args {
         self.hidden.unwrap_or(128) as usize
     }
 
-    /// Refuses options that a run with one of these rules would not heed.
+    /// Returns an error for options that a run with one of these rules would ignore.
     pub fn check_heeded(&self, rules: &[RuleName]) -> Result<(), CliError> {
-        // Two numbers that differ: a rule that goes by neither stays as it is.
+        // A rule without momentum is the same with both values.
         let heeds = |RuleName(rule): &RuleName| rule.with_momentum(0.25) != rule.with_momentum(0.75);
         if self.momentum.is_some() && !rules.iter().any(heeds) {
             let names: Vec<String> =
@@ -421,7 +425,7 @@ impl Args {
         if self.force && self.trace.is_none() && self.report.is_none() && self.checkpoint.is_none() {
             return CliError::usage("--force replaces files, and the run is to write none: leave it out");
         }
-        // A checkpoint keeps them for a run that goes on from it.
+        // A checkpoint keeps the records for a run that is resumed.
         if self.telemetry && !self.json && self.trace.is_none() && self.report.is_none() && self.checkpoint.is_none() {
             return CliError::usage(
                 "--telemetry goes into --trace, --report and --json, and none is given: add one, or leave it out",
@@ -430,7 +434,7 @@ impl Args {
         Ok(())
     }
 
-    /// Refuses to change steps that the run does not have.
+    /// Returns an error if a fault is requested for a step that the run does not have.
     pub fn check_injection(&self, steps: u64) -> Result<(), CliError> {
         for (option, step) in [
             ("--inject-nan", self.inject_nan),
@@ -445,7 +449,7 @@ impl Args {
     }
 }
 
-/// A choice of an option as the command line names it.
+/// Returns the name of an option's value on the command line.
 pub fn name_of(value: impl ValueEnum) -> String {
     value.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
 }

@@ -1,4 +1,5 @@
-//! The page of `--report`: the curves of a run, what moved its learning rate, and the largest moves in words.
+//! Page of `--report`: the curves of a run, the causes of the changes of its learning rate, and the largest changes in
+//! words.
 
 use wgpu_optim::State;
 
@@ -14,7 +15,7 @@ use crate::words::{count, duration, grouped};
 
 pub fn text(args: &Args, run: &Run, model: &Model, history: &History) -> Result<String, String> {
     let title = format!("wgpu-optim train: {model} on {}", run.data);
-    // First of all, lest the figures pass for a success.
+    // A failure comes first, so that the figures are not taken for a success.
     let failure = verdict::in_words(args, run);
     let failure = failure.map_or(String::new(), |words| format!("<p class=\"failure\">{}</p>\n", escaped(&words)));
     let story = story::sentences(args, run, model, history);
@@ -124,7 +125,7 @@ fn skipped(run: &Run, model: &Model, history: &History) -> String {
     format!("<h2>Skipped steps</h2>\n<ul>\n{}</ul>\n", items(sentences.chain(more)))
 }
 
-/// The same table as on the terminal.
+/// Returns the same table as on the terminal.
 fn causes(run: &Run) -> String {
     match &run.causes.rows()[..] {
         [] => String::new(),

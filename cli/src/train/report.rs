@@ -1,4 +1,4 @@
-//! What a run came to: a table for people, an object for programs.
+//! Result of a run: a table for people, and an object for programs.
 
 use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
@@ -20,7 +20,7 @@ pub struct Run {
     pub data: String,
     pub model: String,
     pub rule: String,
-    /// The rule's; 0 of AdamW where it is schedule-free.
+    /// Momentum of the rule, which is 0 for schedule-free AdamW.
     pub momentum: f32,
     pub regime: String,
     pub schedule: String,
@@ -28,48 +28,48 @@ pub struct Run {
     pub adapter: String,
     pub tuning: TuningSource,
     pub epochs: u32,
-    /// Those of them that were begun.
+    /// Number of epochs that were begun.
     #[serde(skip)]
     pub epochs_begun: u32,
     pub batch: usize,
     pub seed: u64,
-    /// Steps that were done.
+    /// Number of finished steps.
     pub steps: u64,
-    /// Gradients that they took.
+    /// Number of gradients that the steps took.
     pub gradients: u64,
-    /// The signal that ended the run before its time.
+    /// Signal that stopped the run early.
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "name_of_signal")]
     pub stopped_by: Option<Signal>,
     pub verdict: Verdict,
-    /// What the training loss and the test accuracy are of: an average by its name, or `last`.
+    /// Parameters that training loss and test accuracy belong to: the name of an average, or `last`.
     pub evaluated: String,
-    /// Before the first step: see [`start_loss`](super::verdict::start_loss).
+    /// Loss before the first step. See [`start_loss`](super::verdict::start_loss).
     pub start_loss: f64,
     pub train_loss: f64,
     pub test_accuracy: f64,
-    /// Of the iterate at which gradients are taken, where an average was evaluated beside it.
+    /// Training loss of the iterate at which gradients are taken, if an average was evaluated too.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_train_loss: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_test_accuracy: Option<f64>,
-    /// Of the average.
+    /// Test accuracy of the average.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub averaged_test_accuracy: Option<f64>,
-    /// Test rows of which an output is not finite. They count as wrong.
+    /// Number of test rows with an output that is not finite. They count as wrong.
     pub nonfinite_test_rows: usize,
     #[serde(flatten)]
     pub rates: RateRange,
     pub skipped_steps: u64,
     pub seconds: f64,
-    /// Steps that took them: all but those that a checkpoint brought.
+    /// Number of steps that took this time, which excludes those from a checkpoint.
     #[serde(skip)]
     pub timed_steps: u64,
     #[serde(skip)]
     pub causes: Causes,
-    /// After the last step, with --telemetry.
+    /// Tensors after the last step, with --telemetry.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tensors: Vec<Value>,
-    /// What became of steps that were changed.
+    /// Effects of steps that were changed.
     #[serde(skip)]
     pub aftermaths: Aftermaths,
 }
@@ -78,7 +78,7 @@ fn name_of_signal<S: Serializer>(signal: &Option<Signal>, serializer: S) -> Resu
     signal.map(Signal::name).serialize(serializer)
 }
 
-/// A tensor after a step.
+/// Returns the figures of a tensor after a step.
 pub fn tensor_figures(record: &TensorRecord, model: &Model) -> Value {
     json!({
         "name": model.tensors()[record.tensor].name,
@@ -90,13 +90,13 @@ pub fn tensor_figures(record: &TensorRecord, model: &Model) -> Value {
 }
 
 impl Run {
-    /// `last iterate`, or the average.
+    /// Returns `last iterate`, or the name of the average.
     pub fn evaluated_in_words(&self) -> String {
         let kind = if self.evaluated == "last" { "iterate" } else { "average" };
         format!("{} {kind}", self.evaluated)
     }
 
-    /// `10 epochs`, or `3 of 10 epochs` of a run that was stopped.
+    /// Returns `10 epochs`, or `3 of 10 epochs` for a run that was stopped.
     pub fn epochs_in_words(&self) -> String {
         let all = count(u64::from(self.epochs), "epoch");
         if self.stopped_by.is_some() && self.epochs_begun < self.epochs {
@@ -106,7 +106,8 @@ impl Run {
         }
     }
 
-    /// What the run came to, by name: the figures of what is evaluated, then those of the last iterate where that is something else.
+    /// Returns the results by name: the figures of the evaluated parameters, then those of the last iterate if they
+    /// differ.
     pub fn figures(&self) -> Vec<(String, String)> {
         let of = self.evaluated_in_words();
         let rows = self.nonfinite_test_rows;
@@ -125,7 +126,7 @@ impl Run {
     }
 }
 
-/// The learning rates of a run, from the first step that had one.
+/// Learning rates of a run, from the first step that had one.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
 pub struct RateRange {
     pub lr_first: f32,
@@ -147,7 +148,7 @@ impl RateRange {
     }
 }
 
-/// One cause of change, over a run.
+/// Changes by one cause over a run.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Cause {
     /// Sum of the positive changes of ln η.
@@ -166,23 +167,23 @@ impl Cause {
     }
 }
 
-/// A cause for each of [`Term::ALL`].
+/// Changes by each of [`Term::ALL`].
 pub type TermCauses = [Cause; Term::ALL.len()];
 
 pub fn add_terms(causes: &mut TermCauses, record: &Record) {
-    // The terms of a record come in the order of `Term::ALL`.
+    // The terms of a record are in the order of `Term::ALL`.
     for (cause, (_, term)) in causes.iter_mut().zip(record.terms()) {
         cause.add(term);
     }
 }
 
-/// What moved the learning rate over a run.
+/// Causes of the changes of the learning rate over a run.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Causes {
     pub terms: TermCauses,
-    /// Steps skipped because a gradient was not finite.
+    /// Number of steps skipped because a gradient was not finite.
     pub skipped: u64,
-    /// The first of them, and what was not finite in it.
+    /// First such step, and its non-finite elements.
     pub first_skipped: Option<(u64, NonFinite)>,
     pub clipped: u64,
 }
@@ -197,7 +198,8 @@ impl Causes {
         self.clipped += u64::from(record.flags.clipped());
     }
 
-    /// The rows of the table, one for each cause that occurred and one for all of them; no rows where nothing moved.
+    /// Returns the rows of the table, one for each cause that occurred and one for all of them, or no rows if nothing
+    /// changed.
     pub fn rows(&self) -> Vec<[String; 5]> {
         let causes = Term::ALL.iter().zip(self.terms).filter(|(_, cause)| cause.occurred());
         let mut rows: Vec<(String, Cause)> = causes.map(|(term, cause)| (in_words(*term, cause), cause)).collect();
@@ -214,15 +216,15 @@ impl Causes {
     }
 }
 
-/// A factor in a few characters, however far from 1.
+/// Formats a factor in a few characters, however far from 1 it is.
 fn factor(factor: f64) -> String {
     format!("x {}", number(factor, 3))
 }
 
-/// The header of [`Causes::rows`].
+/// Header of [`Causes::rows`].
 pub const CAUSES_HEADER: [&str; 5] = ["what moved ln(lr)", "up", "down", "net", "factor"];
 
-/// What happened where a term moved the rate, `norm fell / norm rose`: only what did occur.
+/// Describes the effects of a term that occurred, such as `norm fell / norm rose`.
 pub fn in_words(term: Term, cause: Cause) -> String {
     let (up, down) = (term.cause(true), term.cause(false));
     match (cause.up != 0.0, cause.down != 0.0) {
@@ -233,7 +235,7 @@ pub fn in_words(term: Term, cause: Cause) -> String {
 }
 
 pub fn print(args: &Args, run: &Run, model: &Model) -> Result<(), CliError> {
-    // It is not what the name usually stands for.
+    // The name usually stands for AdamW with momentum.
     let beta1 = if matches!(args.rule.0, Rule::AdamW(_)) && run.momentum == 0.0 { " with beta1 = 0" } else { "" };
     let each = if args.per_tensor { " for each tensor" } else { "" };
     let Run { data, rule, regime, adapter, .. } = run;
@@ -280,7 +282,7 @@ pub fn print(args: &Args, run: &Run, model: &Model) -> Result<(), CliError> {
     run.aftermaths.sentences().into_iter().try_for_each(say)
 }
 
-/// What made a step be skipped, in words.
+/// Describes the elements that made a step be skipped.
 pub fn not_finite(NonFinite { count, tensor, element }: NonFinite, model: &Model) -> String {
     let tensor = model.tensors().get(tensor).map_or("", |tensor| tensor.name);
     let plural = if count == 1 { "" } else { "s" };

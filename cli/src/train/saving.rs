@@ -1,4 +1,4 @@
-//! `--checkpoint`, `--every`, `--resume`: a run that was interrupted goes on as if it had not been.
+//! `--checkpoint`, `--every` and `--resume`: a run that was interrupted continues as if it had not been.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -14,10 +14,10 @@ use crate::files::{Check, Output, warn_of_failure};
 use crate::model::ModelKind;
 use crate::table::tell;
 
-/// The note of a checkpoint that has a run's [`Progress`].
+/// Key of the note with a run's [`Progress`] in a checkpoint.
 const NOTE: &str = "train";
 
-/// Settings that `--change` may change: those that make no other problem of it.
+/// Settings that `--change` may change, because the problem stays the same.
 const CHANGEABLE: [&str; 11] = [
     "--average",
     "--batch",
@@ -32,47 +32,47 @@ const CHANGEABLE: [&str; 11] = [
     "--weight-decay",
 ];
 
-/// Where and when a run is saved.
+/// File and interval of the checkpoints of a run.
 pub struct Saving {
     output: Output,
     every: Option<u64>,
     settings: BTreeMap<String, String>,
-    /// Whether the file is of this run.
+    /// True if the file belongs to this run.
     is_ours: Cell<bool>,
-    /// The step of the file that was there, of the same run: nothing from before that step replaces it.
+    /// Step of the file that existed, if it belongs to the same run. Checkpoints of earlier steps do not replace it.
     kept: Cell<u64>,
-    /// What did not replace it.
+    /// Checkpoint that did not replace the file.
     in_memory: RefCell<Option<Checkpoint>>,
-    /// Why the run as it is now is not in the file.
+    /// Reason why the current state is not in the file.
     failure: RefCell<Option<String>>,
 }
 
-/// [`Sofar`] as a checkpoint's notes have it. Numbers that are no integers are kept as their bits.
+/// [`Sofar`] as stored in a checkpoint's notes. Floating-point numbers are stored as their bits.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Progress {
     settings: BTreeMap<String, String>,
-    /// Of the first batch. Files of before have none.
+    /// Loss of the first batch. Older files do not have it.
     #[serde(default)]
     first_loss: Option<u32>,
-    /// First, last, least and greatest rate.
+    /// First, last, least and greatest learning rate.
     rates: [u32; 4],
-    /// What each term added to ln η and took away.
+    /// Sums that each term added to ln η and took away from it.
     terms: BTreeMap<String, [u64; 2]>,
     skipped: u64,
-    /// Step, elements, tensor, element.
+    /// Step, number of elements, tensor and element.
     first_skipped: Option<(u64, u32, usize, u64)>,
     clipped: u64,
-    /// Step, tensor, whether it was skipped; parameters' norm, step's norm, rate.
+    /// Step, tensor, whether it was skipped, and the norms of parameters and step and the rate.
     tensors: Vec<(u64, usize, bool, [u32; 3])>,
 }
 
-/// What the end of a run tells of its steps.
+/// Statistics of the steps so far, for the report at the end of the run.
 #[derive(Debug, Default)]
 pub struct Sofar {
     pub first_loss: Option<f32>,
     pub rates: RateRange,
     pub causes: Causes,
-    /// Of the last step, with `--telemetry`.
+    /// Tensor records of the last step, with `--telemetry`.
     pub tensors: Vec<TensorRecord>,
 }
 
@@ -86,21 +86,21 @@ impl Sofar {
     }
 }
 
-/// A run to go on with.
+/// Run to resume.
 pub struct Resumed {
     pub checkpoint: Checkpoint,
-    /// Settings of the run that `--change` has changed, in words.
+    /// Settings that `--change` has changed, in words.
     pub changes: Vec<String>,
     pub sofar: Sofar,
 }
 
 impl Saving {
-    /// What the options ask for, if the file may be written.
+    /// Creates the saving that the options ask for, if the file may be written.
     pub fn new(args: &Args, dataset: &Dataset, check: &mut Check) -> Result<Option<Self>, CliError> {
         let Some(path) = &args.checkpoint else {
             return Ok(None);
         };
-        // What a checkpoint is of is looked at below.
+        // The contents of a checkpoint are checked below.
         let output = check.output("--checkpoint", path, |_| true)?;
         if !output.is_file {
             return CliError::usage(format!(
@@ -124,12 +124,13 @@ impl Saving {
         Ok(Some(saving))
     }
 
-    /// Keeps other processes from the file.
+    /// Locks other processes out of the file.
     pub fn claimed(self) -> Result<Self, CliError> {
         Ok(Saving { output: self.output.claimed()?, ..self })
     }
 
-    /// Refuses to replace what is no checkpoint, that of another run, or one that is further than this run is to go.
+    /// Returns an error if the file is not a checkpoint, belongs to another run, or is at a later step than the end of
+    /// this run.
     fn check_replaceable(&self, steps: u64) -> Result<(), CliError> {
         let Output { given: path, shown, .. } = &self.output;
         if self.output.about()?.is_none_or(|about| about.len() == 0) {
@@ -160,7 +161,7 @@ impl Saving {
         }
     }
 
-    /// The settings that differ: their names, what they were and what they are.
+    /// Returns the settings that differ: their names, their old and their new values.
     fn differences(&self, progress: &Progress) -> Vec<(String, String, String)> {
         let gone = progress.settings.keys().filter(|name| !self.settings.contains_key(*name));
         let differences = self.settings.keys().chain(gone).filter_map(|name| {
@@ -171,7 +172,7 @@ impl Saving {
         differences.collect()
     }
 
-    /// The run that the file has, if it is there and `--resume` is given.
+    /// Returns the run in the file, if the file exists and `--resume` is given.
     pub fn resumed(&self, args: &Args, steps: u64) -> Result<Option<Resumed>, CliError> {
         if !args.resume || self.output.about()?.is_none() {
             return Ok(None);
@@ -187,7 +188,7 @@ impl Saving {
         Ok(Some(run))
     }
 
-    /// What this process has saved of the run last, or has itself gone on from.
+    /// Returns the state that this process has saved last or was resumed from.
     pub fn last(&self, args: &Args, steps: u64) -> Result<Option<Resumed>, CliError> {
         let in_memory = self.in_memory.borrow().clone();
         if let Some(checkpoint) = in_memory.filter(|_| !self.is_ours.get()) {
@@ -225,7 +226,7 @@ impl Saving {
         Ok(Resumed { sofar: progress.sofar(), changes, checkpoint })
     }
 
-    /// Says on standard error where a run begins that was to be resumed.
+    /// Reports on standard error where a run that was to be resumed begins.
     pub fn explain(&self, resumed: Option<&Resumed>) {
         let shown = &self.output.shown;
         match resumed {
@@ -234,24 +235,25 @@ impl Saving {
         }
     }
 
-    /// The first step after `step` before which the run is saved, if that is not the last.
+    /// Returns the next step after `step` at which the run is saved, except the last step of the run.
     pub fn next_after(&self, step: u64) -> Option<u64> {
         self.every.map(|every| (step / every + 1) * every)
     }
 
-    /// Whether the run is saved when so many steps are done.
+    /// Returns true if the run is saved after this many steps.
     pub fn is_due(&self, step: u64, last: bool) -> bool {
         last || self.every.is_some_and(|every| step.is_multiple_of(every))
     }
 
     pub fn notes(&self, sofar: &Sofar) -> Notes {
         let progress = Progress::new(&self.settings, sofar);
-        // Maps by strings, of strings and integers: this cannot fail.
+        // Serializing maps of strings and integers cannot fail.
         let note = serde_json::to_string(&progress).unwrap_or_default();
         Notes::from([(NOTE.to_owned(), note)])
     }
 
-    /// Saves the run, unless the file has a later step of the same. What fails is a warning: the run goes on, and the next time may do.
+    /// Saves the run, unless the file has a later step of the same run. A failure is a warning: the run goes on, and
+    /// the next attempt may succeed.
     pub fn save(&self, checkpoint: Checkpoint) {
         let kept = self.kept.get();
         if checkpoint.step() < kept {
@@ -267,28 +269,28 @@ impl Saving {
         if failure.is_none() {
             self.is_ours.set(true);
         }
-        // Once, however often it fails after that.
+        // Only the first failure is reported.
         if let Some(message) = failure.as_ref().filter(|_| self.failure.borrow().is_none()) {
             warn_of_failure(message);
         }
         self.failure.replace(failure);
     }
 
-    /// Why the end of the run is not in the file, if it is not.
+    /// Returns the reason if the end of the run is not in the file.
     pub fn failure(&self) -> Option<String> {
         self.failure.take()
     }
 }
 
-/// All that a run's steps follow from, by option. How many epochs there are is among them only where a schedule or an average goes by
-/// it.
+/// Returns all settings that a run's steps depend on, by option. The number of epochs is included only if a schedule or
+/// an average depends on it.
 fn settings(args: &Args, dataset: &Dataset) -> BTreeMap<String, String> {
     let rule = args.rule();
     let over = |name| format!("{name} over {} epochs", args.epochs());
     let schedule = name_of(args.schedule);
     let average = args.averaged().map(|average| match average {
         AverageName::ScheduleFree | AverageName::Polynomial => name_of(average),
-        // When they begin follows from the number of epochs.
+        // The start of these averages depends on the number of epochs.
         AverageName::Running | AverageName::Exponential => over(name_of(average)),
     });
     let settings = [
@@ -313,7 +315,8 @@ fn settings(args: &Args, dataset: &Dataset) -> BTreeMap<String, String> {
     settings.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
 }
 
-/// What tells data from other data, wherever they lie: `1437 + 360 rows of 64 features, 10 classes (checksum 0f1e2d3c)`.
+/// Returns a text that identifies data, wherever they are stored: `1437 + 360 rows of 64 features, 10 classes (checksum
+/// 0f1e2d3c)`.
 fn identity(dataset: &Dataset) -> String {
     let mut checksum = flate2::Crc::new();
     for Split { x, y } in [&dataset.train, &dataset.test] {
@@ -326,7 +329,7 @@ fn identity(dataset: &Dataset) -> String {
 }
 
 impl Progress {
-    /// That of a checkpoint that `train` saved.
+    /// Reads the progress from a checkpoint that `train` saved.
     fn of(checkpoint: &Checkpoint) -> Option<Self> {
         checkpoint.notes().get(NOTE).and_then(|note| serde_json::from_str(note).ok())
     }
@@ -403,7 +406,7 @@ mod tests {
         assert_eq!(format!("{:?}", read.sofar()), format!("{sofar:?}"));
     }
 
-    /// One value moved from one row to another, or one label changed, is other data.
+    /// Moving one value to another row, or changing one label, makes other data.
     #[test]
     fn data_are_told_apart() {
         let split = |x: &[f32], y: &[u32]| Split { x: x.to_vec(), y: y.to_vec() };

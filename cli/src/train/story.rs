@@ -1,5 +1,5 @@
-//! What happened in a run, in sentences: the first paragraph of the page of `--report`, and what became of a step whose gradients were
-//! changed, which the terminal tells too.
+//! Description of a run in sentences: the first paragraph of the page of `--report`, and the effects of steps whose
+//! gradients were changed, which are also printed on the terminal.
 
 use std::collections::VecDeque;
 
@@ -13,27 +13,27 @@ use super::{in_percent, rate_in_words};
 use crate::model::Model;
 use crate::words::{count, number};
 
-/// Steps before the changed one that say what was usual.
+/// Number of steps before the changed one that define the usual loss.
 const BEFORE: usize = 16;
-/// Steps whose mean loss must be within what was usual, for the run to be over it.
+/// Number of steps whose mean loss must be usual for the run to have recovered.
 const AFTER: usize = 8;
-/// The loss did not suffer that stays within so many times what was usual.
+/// Factor of the usual loss up to which a loss counts as unharmed.
 const USUAL: f32 = 1.5;
-/// The rate is back at this share of what it was.
+/// Fraction of the old rate at which the rate has recovered.
 const BACK: f32 = 0.9;
 
-/// What became of a step whose gradients were changed, by `--inject-spike` or `--inject-nan`.
+/// Effects of a step whose gradients were changed by `--inject-spike` or `--inject-nan`.
 #[derive(Debug, Clone, Default)]
 pub struct Aftermath {
-    /// The changed step.
+    /// Number of the changed step.
     step: u64,
-    /// Losses up to it, the last ones; later those behind it.
+    /// Last losses up to the changed step, later those after it.
     recent: VecDeque<f32>,
     rate_before: Option<f32>,
-    /// The largest and the last loss up to it.
+    /// Largest and last of the losses up to the changed step.
     usual: Option<[f32; 2]>,
     was_skipped: bool,
-    /// The largest loss behind it, and its step.
+    /// Largest loss after the changed step, and its step.
     peak: Option<(f32, u64)>,
     loss_back: Option<u64>,
     lowest_rate: Option<f32>,
@@ -46,13 +46,13 @@ impl Aftermath {
         Aftermath { step, ..Aftermath::default() }
     }
 
-    /// Hears of every step, in order.
+    /// Takes the result of every step, in order.
     pub fn add(&mut self, step: u64, loss: f32, rate: f32, was_skipped: bool) {
         if step < self.step {
-            // There is none while the first gradients are zero.
+            // There is no rate while the first gradients are zero.
             self.rate_before = Some(rate).filter(|&rate| rate > 0.0);
         }
-        // The loss of the changed step is from before it.
+        // The loss of the changed step was computed before the change had an effect.
         if step <= self.step {
             self.recent.push_back(loss);
             self.recent.drain(..self.recent.len().saturating_sub(BEFORE));
@@ -74,7 +74,7 @@ impl Aftermath {
             }
         }
         if let Some([usual, _]) = self.usual.filter(|_| step > self.step && self.loss_back.is_none()) {
-            // A loss that is not finite is above all.
+            // A loss that is not finite counts as larger than all others.
             let loss = if loss.is_nan() { f32::INFINITY } else { loss };
             if self.peak.is_none_or(|(peak, _)| loss > peak) {
                 self.peak = Some((loss, step));
@@ -89,7 +89,7 @@ impl Aftermath {
         self.last = step;
     }
 
-    /// Whether it did harm, for how long, and what the rate did.
+    /// Describes whether the change did harm, for how long, and how the rate reacted.
     pub fn in_words(&self, what: &str) -> Option<String> {
         let [usual, last] = self.usual?;
         let since = |step: u64| count(step - self.step, "step");
@@ -126,12 +126,12 @@ impl Aftermath {
     }
 }
 
-/// What `--inject-nan` and `--inject-spike` came to.
+/// Effects of `--inject-nan` and `--inject-spike`.
 #[derive(Debug, Clone, Default)]
 pub struct Aftermaths(Vec<(&'static str, Aftermath)>);
 
 impl Aftermaths {
-    /// Of a run that goes on from a step. What was changed before cannot be told.
+    /// Creates the description for a run that continues from a step. Earlier changes cannot be described.
     pub fn new(args: &Args, from: u64) -> Self {
         let changed = [("gradients made NaN", args.inject_nan), ("gradients times 100", args.inject_spike)];
         let changed = changed.into_iter().filter_map(|(what, step)| Some((what, step.filter(|&step| step >= from)?)));
@@ -149,7 +149,7 @@ impl Aftermaths {
     }
 }
 
-/// The run in a paragraph.
+/// Describes the run in a paragraph.
 pub fn sentences(args: &Args, run: &Run, model: &Model, history: &History) -> Vec<String> {
     let mut story = Vec::new();
     let accuracy = match (history.accuracies.first(), history.accuracies.len()) {
@@ -164,7 +164,7 @@ pub fn sentences(args: &Args, run: &Run, model: &Model, history: &History) -> Ve
         count(run.steps, "step"),
         count(run.batch as u64, "row"),
         run.epochs_in_words(),
-        // Of the same rows as the other, where they were looked at.
+        // The initial loss is that of the same rows if it was evaluated.
         loss_in_words(history.start_loss.unwrap_or(run.start_loss)),
         loss_in_words(run.train_loss),
         run.evaluated_in_words()
@@ -180,7 +180,7 @@ pub fn sentences(args: &Args, run: &Run, model: &Model, history: &History) -> Ve
     story
 }
 
-/// From where to where the rate went, and why.
+/// Describes the course of the rate and its causes.
 fn rate(args: &Args, run: &Run, history: &History) -> Vec<String> {
     if run.verdict == Verdict::Skipped || run.rates.lr_first == 0.0 {
         return Vec::new();
@@ -221,7 +221,7 @@ fn rate(args: &Args, run: &Run, history: &History) -> Vec<String> {
     sentences
 }
 
-/// What was out of the ordinary.
+/// Describes unusual events.
 fn exceptions(run: &Run, model: &Model, history: &History) -> String {
     let counts = [
         ("skipped", run.skipped_steps),
@@ -253,7 +253,7 @@ fn exceptions(run: &Run, model: &Model, history: &History) -> String {
 mod tests {
     use super::*;
 
-    /// The losses and rates of steps from 0 on, of which step 20 is changed.
+    /// Returns the description for losses and rates of steps from 0 on, with step 20 changed.
     fn told(losses: impl Fn(u64) -> f32, rates: impl Fn(u64) -> f32, steps: u64) -> Option<String> {
         let mut aftermath = Aftermath::of(20);
         (0..steps).for_each(|step| aftermath.add(step, losses(step), rates(step), false));

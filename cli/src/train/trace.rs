@@ -1,4 +1,4 @@
-//! `--trace`: a row of a CSV file for every step.
+//! `--trace`: a CSV file with one row per step.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Seek, SeekFrom, Write};
@@ -12,29 +12,29 @@ use crate::files::{self, Output, cannot_write, is_file_at, start_of};
 use crate::model::Model;
 use crate::table::tell;
 
-/// Rows are appended in whole lines, some kilobytes at a time, so that a process that is killed leaves a trace that can be read. The file is
-/// not touched before the first of them.
+/// Trace of a run. Rows are appended as whole lines, some kilobytes at a time, so that the trace of a killed process is
+/// readable. The file is not changed before the first rows are written.
 pub struct Trace {
     output: Output,
     /// Rows that are not in the file yet.
     rows: csv::Writer<Vec<u8>>,
-    /// None before the first rows are written.
+    /// Open file, or `None` before the first rows are written.
     file: Option<File>,
-    /// Bytes of the file that are whole rows.
+    /// Number of bytes of the file that are whole rows.
     written: u64,
-    /// Whether there was a step.
+    /// True if there was a step.
     has_rows: bool,
-    /// Why no more rows are written.
+    /// Reason why no more rows are written.
     failure: Option<String>,
 }
 
-/// Bytes that are written at a time.
+/// Number of bytes that are written at a time.
 const AT_ONCE: usize = 1 << 13;
 
-/// The columns before those of the terms, which the flags follow.
+/// Columns before those of the terms. The flags follow the terms.
 const HEADER: [&str; 5] = ["step", "loss", "norm", "smoothed_norm", "ln_lr"];
 
-/// Of every tensor with --telemetry, after everything else, named `tensor.column`.
+/// Columns of every tensor with --telemetry, after all others, named `tensor.column`.
 const TENSOR_COLUMNS: [&str; 4] = ["parameter_norm", "step_norm", "relative_step", "effective_lr"];
 
 fn columns(args: &Args, model: &Model) -> Vec<String> {
@@ -44,14 +44,14 @@ fn columns(args: &Args, model: &Model) -> Vec<String> {
     HEADER.map(str::to_owned).into_iter().chain(terms).chain(["flags".to_owned()]).chain(tensors).collect()
 }
 
-/// Whether a file is a trace.
+/// Returns true if a file is a trace.
 pub fn is_trace(path: &Path) -> bool {
     start_of(path).starts_with(&HEADER.join(","))
 }
 
 impl Trace {
-    /// The trace of a run, or of the rest of one from this step on: after the rows that an earlier process left in the file, if there
-    /// is one.
+    /// Returns the trace of a run, or of the rest of a run from this step on. Rows of an earlier process in the file
+    /// are kept.
     pub fn from_step(output: Output, args: &Args, model: &Model, step: u64) -> Result<Self, CliError> {
         let columns = columns(args, model);
         let kept = match step {
@@ -73,7 +73,8 @@ impl Trace {
         Ok(trace)
     }
 
-    /// The same file, from another step on. Rows that are not in it yet are of steps that are taken again.
+    /// Returns the same trace from another step on. Rows that are not in the file yet belong to steps that are
+    /// repeated.
     pub fn again_from(self, args: &Args, model: &Model, step: u64) -> Result<Self, CliError> {
         if self.failure.is_some() {
             return Ok(self);
@@ -81,7 +82,7 @@ impl Trace {
         Self::from_step(self.output, args, model, step)
     }
 
-    /// Brings every row so far to the disk.
+    /// Writes every row so far to the disk.
     pub fn sync(&mut self) {
         self.flush();
         self.look_for_it();
@@ -112,14 +113,14 @@ impl Trace {
     }
 
     fn row(&mut self, fields: impl IntoIterator<Item = String>) {
-        // Into memory: as many fields in each row, this cannot fail.
+        // Writing rows of equal length to memory cannot fail.
         let _ = self.rows.write_record(fields);
         if self.rows.get_ref().len() >= AT_ONCE {
             self.flush();
         }
     }
 
-    /// Hands every row so far to the system.
+    /// Passes every row so far to the system.
     fn flush(&mut self) {
         let rows =
             std::mem::replace(&mut self.rows, csv::Writer::from_writer(Vec::new())).into_inner().unwrap_or_default();
@@ -129,7 +130,7 @@ impl Trace {
         }
         if let Err(error) = self.append(&rows) {
             self.fail(&error);
-            // No row is left that ends in the middle.
+            // This removes an incomplete row at the end.
             let _ = self.file.as_ref().map(|file| file.set_len(self.written));
         }
     }
@@ -151,7 +152,7 @@ impl Trace {
         Ok(())
     }
 
-    /// Whether what was written is still to be found: others may have removed, replaced or emptied the file.
+    /// Checks that the written rows are still in the file. Other programs may have removed, replaced or truncated it.
     fn look_for_it(&mut self) {
         let Some(file) = self.file.as_ref().filter(|_| self.output.is_file && self.failure.is_none()) else { return };
         let what = if !is_file_at(file, &self.output.path) {
@@ -164,19 +165,19 @@ impl Trace {
         self.fail(&io::Error::other(what));
     }
 
-    /// The run goes on without the rest of its trace, and says so when it ends.
+    /// Stops writing the trace and warns. The run goes on and reports the failure at its end.
     fn fail(&mut self, error: &io::Error) {
         let message = cannot_write(&self.output.given, error);
         files::warn_of_failure(&message);
         self.failure = Some(message);
     }
 
-    /// What a run that could not begin would have overwritten stays.
+    /// Returns true if there are rows. A run that could not begin must not overwrite a file.
     pub fn is_worth_writing(&self) -> bool {
         self.has_rows
     }
 
-    /// Writes what is left; why the trace is not complete, if it is not.
+    /// Writes the remaining rows. Returns the reason if the trace is not complete.
     pub fn finish(mut self) -> Option<String> {
         self.flush();
         self.look_for_it();
@@ -184,8 +185,8 @@ impl Trace {
     }
 }
 
-/// The bytes that the header and the rows before this step take in the file of an earlier process. It may itself have begun at a later
-/// step than 0, where the file was missing.
+/// Returns the number of bytes of the header and the rows before this step in the file of an earlier process. The file
+/// may itself begin at a step after 0.
 fn kept(output: &Output, header: &str, step: u64) -> Result<u64, CliError> {
     let shown = &output.shown;
     let failed = |error: io::Error| CliError::write(shown, error);
@@ -198,7 +199,7 @@ fn kept(output: &Output, header: &str, step: u64) -> Result<u64, CliError> {
     let mut line = Vec::new();
     let mut next_line = || -> io::Result<(u64, Vec<u8>)> {
         line.clear();
-        // Longer than any row of ours: it is no trace.
+        // A line longer than any row of this program is not part of a trace.
         let most = header.len() as u64 * 30 + 1000;
         let bytes = io::Read::take(&mut reader, most).read_until(b'\n', &mut line)?;
         Ok((bytes as u64, line.clone()))
@@ -212,7 +213,7 @@ fn kept(output: &Output, header: &str, step: u64) -> Result<u64, CliError> {
         let (bytes, line) = next_line().map_err(failed)?;
         let number = line.split(|&byte| byte == b',').next().and_then(|number| std::str::from_utf8(number).ok());
         let number = number.and_then(|number| number.parse::<u64>().ok());
-        // The first one that is there, up to where this one goes on.
+        // The first row in the file may have any step up to the one where this run continues.
         let due = row.or(number.filter(|&number| number <= step)).unwrap_or(0);
         if row.is_none() && number == Some(step) {
             return Ok(kept);

@@ -1,4 +1,4 @@
-//! Whether a run came to something: a run that diverged is never reported as a success.
+//! Verdict on a run. A run that diverged is never reported as a success.
 
 use wgpu_optim::Regime;
 
@@ -10,43 +10,44 @@ use super::report::Run;
 use crate::model::{Model, ModelKind};
 use crate::words::{count, number};
 
-/// What a run came to.
+/// Verdict on a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
-    /// It ended, and none of the following is true.
+    /// The run ended, and none of the following is true.
     Ok,
-    /// A loss is not finite at the end, or the training loss is far above where it started: see [`Ending::verdict`].
+    /// A loss is not finite at the end, or the training loss is far above its start. See [`Ending::verdict`].
     Diverged,
     Skipped,
 }
 
-/// How far above its start the training loss may end: ten times.
+/// Factor of the initial training loss above which a run has diverged.
 const FAR: f64 = 10.0;
-/// The same where the answers are no better than by chance.
+/// The factor if the answers are no better than by chance.
 const FAR_AT_CHANCE: f64 = 3.0;
 
 #[derive(Debug, Clone, Copy)]
 pub struct Ending {
-    /// The training loss of what is evaluated.
+    /// Training loss of the evaluated parameters.
     pub loss: f64,
-    /// The last batch's loss, and that of the last iterate, where they are known.
+    /// Losses of the last batch and of the last iterate, if they are known.
     pub others: [Option<f64>; 2],
-    /// The loss at the start, see [`start_loss`].
+    /// Loss at the start. See [`start_loss`].
     pub start: f64,
     pub accuracy: f64,
-    /// [`Dataset::chance`](crate::data::Dataset::chance).
+    /// Accuracy by chance. See [`Dataset::chance`](crate::data::Dataset::chance).
     pub chance: f64,
     pub every_step_skipped: bool,
 }
 
 impl Ending {
-    /// A run has diverged that ends with a loss that is not finite, with a training loss above ten times that at the start, or with one
-    /// above three times that at the start and no more right answers than by chance.
+    /// Returns the verdict. A run has diverged if a loss is not finite at its end, if its training loss is above ten
+    /// times the loss at the start, or if it is above three times that loss with no more right answers than by chance.
     ///
-    /// The loss at the start is what a model has that knows nothing, or that of the first batch, whichever is larger. To end above it is
-    /// to have lost ground, if not much: a model that is right on most rows and sure of itself on the others has a loss of several times
-    /// that. Ten times it is more than being sure of oneself makes.
+    /// The loss at the start is that of a model that knows nothing or that of the first batch, whichever is larger. A
+    /// higher loss at the end is worse, but not necessarily a divergence: a model that is right on most rows and
+    /// overconfident on the others has a loss of several times that. Overconfidence alone does not explain ten times
+    /// the loss.
     pub fn verdict(&self) -> Verdict {
         let finite = self.loss.is_finite() && self.others.iter().flatten().all(|x| x.is_finite());
         let far = if self.accuracy <= self.chance { FAR_AT_CHANCE } else { FAR };
@@ -60,8 +61,9 @@ impl Ending {
     }
 }
 
-/// The loss before the first step: that of a model whose outputs are all 0, or of the first batch where that is larger, as it is where
-/// features are large. (A single batch of few rows may have next to no loss by luck.)
+/// Returns the loss before the first step: that of a model whose outputs are all 0 or that of the first batch,
+/// whichever is larger. The first batch has a larger loss if features are large. (A batch of few rows may have a tiny
+/// loss by luck.)
 pub fn start_loss(model: &Model, first_batch: Option<f32>) -> f64 {
     let classes = model.classes as f64;
     let of_zeros = match model.kind {
@@ -72,7 +74,7 @@ pub fn start_loss(model: &Model, first_batch: Option<f32>) -> f64 {
     first.map_or(of_zeros, |first| first.max(of_zeros))
 }
 
-/// What happened and what to do, in one line; nothing of a run that is fine.
+/// Describes the failure and what to do in one line. Returns `None` for a run without a failure.
 pub fn in_words(args: &Args, run: &Run) -> Option<String> {
     let happened = match run.verdict {
         Verdict::Ok => return None,
@@ -102,7 +104,7 @@ pub fn in_words(args: &Args, run: &Run) -> Option<String> {
     ))
 }
 
-/// A loss of any size in a few characters.
+/// Formats a loss in a few characters.
 pub fn loss_in_words(loss: f64) -> String {
     number(loss, 3)
 }
@@ -133,7 +135,7 @@ mod tests {
         let others = [Some(0.2), None];
         let ok = Ending { loss: 0.1, others, start: 2.3, accuracy: 0.9, chance: 0.1, every_step_skipped: false };
         assert_eq!(ok.verdict(), Verdict::Ok);
-        // Sure of itself, and right: six times the loss at the start is no accident.
+        // An overconfident model that is mostly right may have six times the loss at the start.
         assert_eq!(Ending { loss: 14.0, ..ok }.verdict(), Verdict::Ok);
         let at_chance = Ending { accuracy: 0.1, ..ok };
         assert_eq!(at_chance.verdict(), Verdict::Ok);

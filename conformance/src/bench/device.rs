@@ -1,5 +1,5 @@
-//! Work on a device: steps of the optimizer, copies and the triad, timed by the device's own clock where it has one and by the wall
-//! clock always.
+//! Work on a device: steps of the optimizer, copies and the triad. They are timed by the wall clock and, if available,
+//! by the device's timestamps.
 
 use std::time::{Duration, Instant};
 
@@ -11,17 +11,17 @@ use super::workload::{Spec, room, values};
 use crate::spec::shape_for;
 use crate::stored::Stored;
 
-/// A kernel that copies; `WORKGROUP` and `QUADS` are its constants, and those of [`TRIAD`].
+/// Kernel that copies. Its constants, like those of [`TRIAD`], are `WORKGROUP` and `QUADS`.
 pub const COPY: &str = include_str!("../../shaders/copy.wgsl");
-/// The kernel a = b + s c.
+/// Kernel of the triad a = b + s c.
 pub const TRIAD: &str = include_str!("../../shaders/triad.wgsl");
 
-/// Steps recorded into one compute pass and one submit.
+/// Number of steps recorded into one compute pass and one submit.
 const CALLS_PER_SUBMIT: usize = 64;
-/// Steps whose passes are timed one by one.
+/// Number of steps whose passes are timed one by one.
 const STEPS_BY_PASS: usize = 8;
 
-/// Buffers of one length, and what is to be done to them.
+/// Buffers of one length, for steps, copies and the triad.
 #[derive(Debug)]
 pub struct Device {
     gpu: Gpu,
@@ -29,28 +29,28 @@ pub struct Device {
     elements: usize,
     params: wgpu::Buffer,
     grads: wgpu::Buffer,
-    /// Copy and triad write here.
+    /// Destination of copy and triad.
     target: wgpu::Buffer,
-    /// The loss of every step.
+    /// Loss of every step.
     loss: wgpu::Buffer,
-    /// Parameters and gradients of 16 bits that a step has asked for.
+    /// 16-bit parameters and gradients that a step has requested.
     halves: Vec<(Element, [wgpu::Buffer; 2])>,
 }
 
-/// One thing to be timed.
+/// Job to be timed.
 #[derive(Debug)]
 pub enum DeviceJob {
-    /// A step.
+    /// Step of an optimizer.
     Step(Box<Optimizer>),
-    /// A step in a submit of its own, and a wait for it.
+    /// Step in a submit of its own, with a wait for it.
     LoneStep(Box<Optimizer>),
-    /// A kernel of the benchmark's own, dispatch by dispatch.
+    /// Kernel of the benchmark, with its dispatches.
     Kernel(Vec<Launch>),
     /// `copy_buffer_to_buffer`.
     BufferCopy,
 }
 
-/// One dispatch of a kernel.
+/// Dispatch of a kernel.
 #[derive(Debug)]
 pub struct Launch {
     pipeline: wgpu::ComputePipeline,
@@ -59,10 +59,10 @@ pub struct Launch {
 }
 
 impl Device {
-    /// Buffers of this length.
+    /// Creates buffers of this length.
     ///
     /// # Errors
-    /// [`ErrorKind::DeviceRefused`](wgpu_optim::ErrorKind::DeviceRefused) where the device cannot have them.
+    /// Returns [`ErrorKind::DeviceRefused`](wgpu_optim::ErrorKind::DeviceRefused) if the device cannot allocate them.
     pub fn new(gpu: &Gpu, elements: usize) -> Result<Self, Error> {
         let size = (elements as u64 * 4).next_multiple_of(16);
         gpu.scoped("the benchmark's buffers", || {
@@ -84,7 +84,7 @@ impl Device {
         })
     }
 
-    /// Parameters and gradients of an element, made where they are not there yet.
+    /// Returns parameters and gradients of an element type, and creates them if necessary.
     fn arrays(&mut self, element: Element) -> Result<[&wgpu::Buffer; 2], Error> {
         if element == Element::F32 {
             return Ok([&self.params, &self.grads]);
@@ -104,10 +104,10 @@ impl Device {
         Ok(self.halves[at].1.each_ref())
     }
 
-    /// An optimizer over the buffers.
+    /// Builds an optimizer over the buffers.
     ///
     /// # Errors
-    /// What the builder or the device refuses.
+    /// Returns the error of the builder or the device.
     fn optimizer(&mut self, spec: &Spec) -> Result<Optimizer, Error> {
         let element = spec.mode.element;
         let [params, grads] = self.arrays(element)?;
@@ -121,7 +121,8 @@ impl Device {
         Ok(optimizer)
     }
 
-    /// A kernel over all elements in the geometry of the optimizer: by as many dispatches as bindings and grids allow.
+    /// Creates a kernel over all elements in the optimizer's geometry, with as many dispatches as bindings and grids
+    /// require.
     fn kernel(&self, stem: &str, source: &str, buffers: &[&wgpu::Buffer]) -> Result<DeviceJob, Error> {
         let (device, tuning, limits) = (self.gpu.device(), self.gpu.tuning(), self.gpu.device().limits());
         let block_bytes = 4 * u64::from(tuning.block_elements());
@@ -183,7 +184,7 @@ impl Device {
         Ok(DeviceJob::Kernel(launches))
     }
 
-    /// Records calls between two timestamps; whether there were any.
+    /// Records calls between two timestamps. Returns true if the timestamps were written.
     fn record(
         &self,
         encoder: &mut wgpu::CommandEncoder,
@@ -231,8 +232,8 @@ impl Device {
         self.gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default())
     }
 
-    /// Parameters of 16 bits start each time from the gradients' values, as at first: so many steps along one gradient lead beyond
-    /// 65504, where f16 ends, and steps would be skipped.
+    /// Sets 16-bit parameters to their initial values, which are those of the gradients. Many steps along one gradient
+    /// would exceed 65504, the largest f16, and steps would be skipped.
     fn refresh_halves(&self) -> Result<(), Error> {
         let mut encoder = self.encoder();
         for (_, [params, grads]) in &self.halves {
@@ -241,7 +242,7 @@ impl Device {
         self.wait(&self.gpu.queue().submit([encoder.finish()]))
     }
 
-    /// Waits for the device, and learns whether it was lost meanwhile.
+    /// Waits for the device, and returns an error if it was lost.
     fn wait(&self, submission: &wgpu::SubmissionIndex) -> Result<(), Error> {
         self.gpu.finish("the benchmark", submission)
     }
@@ -274,7 +275,7 @@ impl Bench for Device {
             _ => CALLS_PER_SUBMIT,
         };
         let clock = match job {
-            // What is asked for is the host's time.
+            // This job measures the host's time.
             DeviceJob::LoneStep(_) => None,
             _ => self.timestamps.as_ref().filter(|clock| calls.div_ceil(per_submit) <= clock.spans()),
         };
@@ -376,7 +377,7 @@ fn array(gpu: &Gpu, label: &str, size: u64) -> wgpu::Buffer {
     })
 }
 
-/// Parameters and gradients.
+/// Creates buffers of parameters and gradients.
 fn arrays(gpu: &Gpu, element: Element, size: u64) -> [wgpu::Buffer; 2] {
     ["parameters", "gradients"].map(|label| {
         let array = array(gpu, label, size);

@@ -13,25 +13,25 @@ use super::workload::{Spec, room, values};
 use crate::spec::shape_for;
 use crate::stored::Stored;
 
-/// Elements a thread takes at a time.
+/// Number of elements that a thread processes at a time.
 const BLOCK_ELEMENTS: usize = 8192;
 
-/// What is no longer is done without handing it to other threads, as the CPU path does.
+/// Length up to which work is not distributed to other threads, as on the CPU path.
 const SERIAL_ELEMENTS: usize = 1 << 17;
 
-/// Arrays of one length, and what is to be done to them.
+/// Arrays of one length, for steps, copy and triad.
 #[derive(Debug)]
 pub struct Host {
     arch: Arch,
     params: Vec<f32>,
     grads: Vec<f32>,
-    /// Copy and triad write here.
+    /// Destination of copy and triad.
     target: Vec<f32>,
-    /// Those that a step has asked for.
+    /// 16-bit arrays that a step has requested.
     halves: Vec<Halves>,
 }
 
-/// Arrays of 16 bits.
+/// Arrays of 16-bit elements.
 #[derive(Debug)]
 struct Halves {
     element: Element,
@@ -39,28 +39,28 @@ struct Halves {
     grads: Stored,
 }
 
-/// One thing to be timed.
+/// Job to be timed.
 #[derive(Debug)]
 pub enum HostJob {
     /// A step over tensors.
     Step {
         /// The optimizer.
         optimizer: Box<CpuOptimizer>,
-        /// What the tensors are stored as.
+        /// Element type of the tensors.
         element: Element,
-        /// Where they lie.
+        /// Ranges of the tensors.
         ranges: Vec<Range<usize>>,
     },
-    /// A copy in one piece per thread: large pieces go past the caches.
+    /// Copy with one piece per thread. Large pieces bypass the caches.
     CopyInPieces,
-    /// A copy in blocks, as the optimizer walks.
+    /// Copy in blocks, in the order of the optimizer.
     CopyInBlocks,
-    /// The triad in blocks.
+    /// Triad in blocks.
     Triad,
 }
 
 impl Host {
-    /// Arrays of this length.
+    /// Creates arrays of this length.
     pub fn new(elements: usize) -> Self {
         Host {
             arch: Arch::new(),
@@ -71,7 +71,7 @@ impl Host {
         }
     }
 
-    /// Parameters and gradients of an element, made where they are not there yet.
+    /// Returns parameters and gradients of an element type, and creates them if necessary.
     fn arrays(&mut self, element: Element) -> (SliceMut<'_>, SliceMut<'_>) {
         if element == Element::F32 {
             return (self.params.as_mut_slice().into(), self.grads.as_mut_slice().into());
@@ -139,8 +139,8 @@ impl Bench for Host {
     }
 }
 
-/// Parameters of 16 bits start each time from the gradients' values, as at first: so many steps along one gradient lead beyond 65504,
-/// where f16 ends, and steps would be skipped.
+/// Sets 16-bit parameters to their initial values, which are those of the gradients. Many steps along one gradient
+/// would exceed 65504, the largest f16, and steps would be skipped.
 fn refresh(params: &mut SliceMut<'_>, grads: &SliceMut<'_>) {
     match (params, grads) {
         (SliceMut::F16(params), SliceMut::F16(grads)) => params.copy_from_slice(grads),
@@ -149,7 +149,7 @@ fn refresh(params: &mut SliceMut<'_>, grads: &SliceMut<'_>) {
     }
 }
 
-/// All of an array.
+/// Returns the whole array as a slice.
 fn slice_of(array: &mut Stored) -> SliceMut<'_> {
     match array {
         Stored::F32(array) => array.as_mut_slice().into(),
@@ -158,7 +158,7 @@ fn slice_of(array: &mut Stored) -> SliceMut<'_> {
     }
 }
 
-/// Some of an array.
+/// Returns a range of an array.
 fn part(array: Slice<'_>, range: Range<usize>) -> Slice<'_> {
     match array {
         Slice::F32(array) => (&array[range]).into(),
@@ -180,7 +180,7 @@ fn pieces<'a, T, P: From<&'a mut [T]>>(mut array: &'a mut [T], ranges: &[Range<u
     ranges.iter().map(cut).collect()
 }
 
-/// As [`pieces`], of an array of whatever elements.
+/// Cuts an array of any element type into tensors, like [`pieces`].
 fn pieces_of<'a>(array: SliceMut<'a>, ranges: &[Range<usize>]) -> Vec<SliceMut<'a>> {
     match array {
         SliceMut::F32(array) => pieces(array, ranges),
@@ -189,7 +189,7 @@ fn pieces_of<'a>(array: SliceMut<'a>, ranges: &[Range<usize>]) -> Vec<SliceMut<'
     }
 }
 
-/// Runs so often; when it began.
+/// Calls `run` repeatedly, and returns the start time.
 fn repeat(calls: usize, mut run: impl FnMut()) -> Instant {
     let start = Instant::now();
     for _ in 0..calls {
@@ -198,7 +198,7 @@ fn repeat(calls: usize, mut run: impl FnMut()) -> Instant {
     start
 }
 
-/// a = b, by the C library's copy, which chooses its own instructions.
+/// Copies b to a with the C library's copy, which chooses its own instructions.
 fn copy(a: &mut [f32], b: &[f32], piece: usize) {
     let (a, b) = std::hint::black_box((a, b));
     if a.len() <= piece.max(SERIAL_ELEMENTS) {
@@ -208,7 +208,7 @@ fn copy(a: &mut [f32], b: &[f32], piece: usize) {
     }
 }
 
-/// a = b + s c
+/// Computes a = b + s c.
 fn triad(arch: Arch, a: &mut [f32], b: &[f32], c: &[f32]) {
     let (a, b, c, s) = std::hint::black_box((a, b, c, 0.5));
     let block = |((a, b), c): ((&mut [f32], &[f32]), &[f32])| {

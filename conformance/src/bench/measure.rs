@@ -1,4 +1,5 @@
-//! Measuring: every job of one size in turn, round after round, so that drift hits all alike; medians and spread.
+//! Measuring: all jobs of one size are measured in turn, round after round, so that drift affects all alike. The
+//! results are medians and spread.
 
 use std::time::Duration;
 
@@ -6,104 +7,105 @@ use wgpu_optim::Error;
 
 use super::workload::Spec;
 
-/// Memory of one size on the host or on a device, and what can be done to it.
+/// Memory of one size on the host or on a device, and the jobs on it.
 pub trait Bench {
-    /// One thing to be timed.
+    /// Job to be timed.
     type Job;
 
-    /// A step of an optimizer.
+    /// Creates a step of an optimizer.
     ///
     /// # Errors
-    /// What the builder or the device refuses.
+    /// Returns the error of the builder or the device.
     fn step(&mut self, spec: &Spec) -> Result<Self::Job, Error>;
 
-    /// A step in a submit of its own and the wait for it, where steps are submitted.
+    /// Creates a step in a submit of its own with a wait for it, if steps are submitted.
     ///
     /// # Errors
-    /// What the builder or the device refuses.
+    /// Returns the error of the builder or the device.
     fn lone_step(&mut self, _spec: &Spec) -> Result<Option<Self::Job>, Error> {
         Ok(None)
     }
 
-    /// The ways to copy all elements, by name.
+    /// Returns the ways to copy all elements, by name.
     ///
     /// # Errors
-    /// What the device refuses.
+    /// Returns the error of the device.
     fn copies(&self) -> Result<Vec<(&'static str, Self::Job)>, Error>;
 
-    /// The triad a = b + s c over all elements.
+    /// Creates the triad a = b + s c over all elements.
     ///
     /// # Errors
-    /// What the device refuses.
+    /// Returns the error of the device.
     fn triad(&self) -> Result<Self::Job, Error>;
 
-    /// Time of so many calls of a job, one after the other.
+    /// Measures the time of `calls` consecutive calls of a job.
     ///
     /// # Errors
-    /// [`ErrorKind::DeviceLost`](wgpu_optim::ErrorKind::DeviceLost) or [`ErrorKind::Readback`](wgpu_optim::ErrorKind::Readback).
+    /// Returns [`ErrorKind::DeviceLost`](wgpu_optim::ErrorKind::DeviceLost) or
+    /// [`ErrorKind::Readback`](wgpu_optim::ErrorKind::Readback).
     fn time(&mut self, job: &mut Self::Job, calls: usize) -> Result<Times, Error>;
 
-    /// Device time of each pass of a step, by its stem and in the order of the step. Empty where the job is no step, without
-    /// timestamps, or where they make no sense.
+    /// Measures the device time of each pass of a step, by its stem and in the order of the step. The result is empty
+    /// if the job is not a step, without timestamps, or if they are implausible.
     ///
     /// # Errors
-    /// As [`Bench::time`].
+    /// See [`Bench::time`].
     fn time_passes(&self, _job: &Self::Job) -> Result<Vec<(&'static str, Duration)>, Error> {
         Ok(Vec::new())
     }
 
-    /// Host time of recording so many steps as a caller would, into an encoder that is never submitted; `None` where nothing is
-    /// recorded.
+    /// Measures the host time of recording steps as a caller would, into an encoder that is never submitted. Returns
+    /// `None` if nothing is recorded.
     ///
     /// # Errors
-    /// [`ErrorKind::DeviceLost`](wgpu_optim::ErrorKind::DeviceLost).
+    /// Returns [`ErrorKind::DeviceLost`](wgpu_optim::ErrorKind::DeviceLost).
     fn time_recording(&self, _job: &Self::Job, _steps: usize) -> Result<Option<RecordingTimes>, Error> {
         Ok(None)
     }
 }
 
-/// How long so many calls took.
+/// Time of a number of calls.
 #[derive(Debug, Clone, Copy)]
 pub struct Times {
-    /// From the first call to the end of the wait for the last.
+    /// Time from the first call to the end of the wait for the last.
     pub wall: Duration,
-    /// By the device's timestamps, where it has them and they make sense.
+    /// Time by the device's timestamps, if it has them and they are plausible.
     pub device: Option<Duration>,
 }
 
-/// What it costs the host to record steps.
+/// Host time of recording steps.
 #[derive(Debug, Clone, Copy)]
 pub struct RecordingTimes {
-    /// All calls of `Optimizer::encode_step`.
+    /// Time of all calls of `Optimizer::encode_step`.
     pub encode: Duration,
-    /// `CommandEncoder::finish` of the encoder that they went into.
+    /// Time of `CommandEncoder::finish` for the encoder with these steps.
     pub finish: Duration,
 }
 
-/// Each figure is the median of this many rounds.
+/// Number of rounds. Each figure is the median over them.
 pub const ROUNDS: usize = 7;
-/// How much is measured.
+/// Amount of measuring.
 #[derive(Debug, Clone, Copy)]
 pub struct Effort {
-    /// In each round a job is called as often as fills this time.
+    /// Time that the calls of a job fill in each round.
     pub round: Duration,
-    /// Whether the passes of steps are timed as well.
+    /// True to time the passes of steps as well.
     pub by_pass: bool,
 }
 
-/// A job is not called more often than this in a round.
+/// Largest number of calls of a job in a round.
 const MOST_CALLS: usize = 1 << 13;
-/// Steps whose recording is timed in each round.
+/// Number of steps whose recording is timed in each round.
 const RECORDED_STEPS: usize = 64;
 
 /// Seconds of one call, over the rounds.
 #[derive(Debug, Clone, Copy)]
 pub struct Seconds {
-    /// The fastest round.
+    /// Fastest round.
     pub low: f64,
-    /// The median.
+    /// Median of the rounds.
     pub median: f64,
-    /// The slowest round.
+    /// Slowest round.
     pub high: f64,
 }
 
@@ -114,20 +116,20 @@ impl Seconds {
     }
 }
 
-/// What a job came to.
+/// Results of a job.
 #[derive(Debug, Clone)]
 pub struct Measured {
-    /// By the wall clock.
+    /// Time by the wall clock.
     pub wall: Seconds,
-    /// By the device's timestamps, where they made sense in every round.
+    /// Time by the device's timestamps, if they were plausible in every round.
     pub device: Option<Seconds>,
     /// Median device seconds of each pass of a step.
     pub passes: Vec<(&'static str, f64)>,
-    /// Median host seconds of recording a step: `encode_step`, and the step's share of `finish`.
+    /// Median host seconds of recording a step: `encode_step`, and the step's part of `finish`.
     pub recording: Option<(f64, f64)>,
 }
 
-/// The rounds of one job.
+/// Times of one job, round by round.
 #[derive(Debug, Default)]
 struct Log {
     calls: usize,
@@ -141,7 +143,8 @@ struct Log {
 /// Measures jobs in alternation. `done` is called after each round.
 ///
 /// # Errors
-/// [`ErrorKind::DeviceLost`](wgpu_optim::ErrorKind::DeviceLost) or [`ErrorKind::Readback`](wgpu_optim::ErrorKind::Readback).
+/// Returns [`ErrorKind::DeviceLost`](wgpu_optim::ErrorKind::DeviceLost) or
+/// [`ErrorKind::Readback`](wgpu_optim::ErrorKind::Readback).
 pub fn measure<B: Bench>(
     bench: &mut B,
     jobs: &mut [B::Job],
@@ -161,7 +164,7 @@ pub fn measure<B: Bench>(
     Ok(logs.into_iter().filter_map(Log::medians).collect())
 }
 
-/// Warms up, and finds how many calls fill a round.
+/// Warms up a job, and returns the number of calls that fill a round.
 fn calls_per_round<B: Bench>(bench: &mut B, job: &mut B::Job, round: Duration) -> Result<usize, Error> {
     bench.time(job, 1)?;
     let mut calls = 1;
@@ -197,12 +200,12 @@ impl Log {
         Ok(())
     }
 
-    /// `None` of no rounds.
+    /// Returns the medians, or `None` without rounds.
     fn medians(self) -> Option<Measured> {
         let median = |rounds| Seconds::of(rounds).map(|seconds| seconds.median);
         Some(Measured {
             wall: Seconds::of(self.wall)?,
-            // One round without makes the rest suspect.
+            // A round without a device time makes the others unreliable.
             device: Seconds::of(self.device.clone()).filter(|_| self.device.len() == ROUNDS),
             passes: self.passes.into_iter().filter_map(|(pass, rounds)| Some((pass, median(rounds)?))).collect(),
             recording: median(self.encode).zip(median(self.finish)),

@@ -1,4 +1,4 @@
-//! The device at work, and the case on every path.
+//! Runs of a case on a device, and on every path.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -13,7 +13,7 @@ use wgpu_optim::{
     Optimizer, OptimizerBuilder, Parameters, Records, Rule, ShardSums, wgpu,
 };
 
-/// Every adapter, opened once for a test: opening a device costs more than most tests.
+/// Returns every adapter, opened once per test, because opening a device takes longer than most tests.
 pub fn devices() -> Vec<Gpu> {
     thread_local! {
         static DEVICES: Vec<Gpu> = adapters();
@@ -21,21 +21,22 @@ pub fn devices() -> Vec<Gpu> {
     DEVICES.with(Clone::clone)
 }
 
-/// To be held by each test of a binary where one must not be disturbed by another: because it compiles hundreds of kernels, where wgpu's
-/// OpenGL device gives up on its context if another thread does that, or because it measures the process.
+/// Returns a lock for tests of a binary that must not run at the same time as another test. They compile hundreds of
+/// kernels, in which case wgpu's OpenGL device may lose its context to another thread, or they measure the process.
 pub fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What surrounds tensors in their buffers: a NaN in every element, so that a kernel that reads it would skip the step.
+/// Word that fills the space around tensors in their buffers: a NaN in every element type, so that a kernel that reads
+/// it would skip the step.
 pub const GUARD: u32 = 0x7fc1_7fc1;
 const GUARD_ELEMENTS: usize = 9;
 
-/// Where in its buffer a device's loss is: not where a binding may start.
+/// Offset of the loss in its buffer. No binding may start there.
 const LOSS_BYTE: u64 = 36;
 
-/// A tensor's length, and what its parameters and gradients are stored as.
+/// Length of a tensor, with the element types of its parameters and gradients.
 #[derive(Debug, Clone, Copy)]
 struct Kind {
     len: usize,
@@ -50,28 +51,28 @@ fn kinds(specs: &[Spec]) -> Vec<Kind> {
     kinds.collect()
 }
 
-/// A device at work.
+/// Run of a case on a device.
 pub struct GpuRun {
-    /// The device.
+    /// Device of the run.
     pub gpu: Gpu,
-    /// The optimizer, for what is its own.
+    /// Optimizer, for calls that only the device path has.
     pub optimizer: Optimizer,
-    /// The buffers that the tensors lie in.
+    /// Buffers with the tensors.
     pub buffers: Vec<wgpu::Buffer>,
     loss: wgpu::Buffer,
-    /// What the buffers should hold, but for the parameters.
+    /// Expected contents of the buffers, except the parameters.
     host: Vec<Vec<u8>>,
     places: Vec<Place>,
     kinds: Vec<Kind>,
 }
 
-/// The bytes of a tensor's parameters or gradients in their buffer.
+/// Returns the byte range of a tensor's parameters or gradients in their buffer.
 fn bytes_of(start: usize, len: usize, element: Element) -> std::ops::Range<usize> {
     let bytes = element.bytes() as usize;
     start * bytes..(start + len) * bytes
 }
 
-/// A part of a buffer, as a tensor's parameters or gradients.
+/// Returns a tensor's parameters or gradients as a slice of a buffer.
 fn slice_of(
     buffers: &[wgpu::Buffer],
     (buffer, start): (usize, usize),
@@ -83,12 +84,12 @@ fn slice_of(
 }
 
 impl GpuRun {
-    /// A case on a device, with its tensors in these places.
+    /// Creates a run of a case on a device, with its tensors in these places.
     pub fn new(gpu: &Gpu, specs: &[Spec], places: Vec<Place>) -> Self {
         Self::with(gpu, specs, places, |builder| builder)
     }
 
-    /// As `new`, with what the builder itself is told.
+    /// Creates a run like `new`, with a function that configures the builder.
     pub fn with(
         gpu: &Gpu,
         specs: &[Spec],
@@ -98,7 +99,8 @@ impl GpuRun {
         Self::with_room(gpu, specs, places, &[], settings)
     }
 
-    /// As `with`, in buffers of at least so many elements: there may be more of them than the places need.
+    /// Creates a run like `with`, in buffers of at least this many elements. There may be more buffers than the places
+    /// need.
     pub fn with_room(
         gpu: &Gpu,
         specs: &[Spec],
@@ -109,10 +111,10 @@ impl GpuRun {
         Self::try_with_room(gpu, specs, places, room, settings).expect("builds")
     }
 
-    /// As `with_room`.
+    /// Creates a run like `with_room`.
     ///
     /// # Errors
-    /// What the builder or the device refuses.
+    /// Returns the error of the builder or the device.
     pub fn try_with_room(
         gpu: &Gpu,
         specs: &[Spec],
@@ -136,7 +138,7 @@ impl GpuRun {
                     .max()
                     .unwrap_or(0)
                     .max(4 * room.get(buffer).copied().unwrap_or(0));
-                // As large as the buffer, which is of whole bindings of 16 bytes.
+                // The host copy is as large as the buffer, which consists of whole bindings of 16 bytes.
                 guards((end.div_ceil(4) + GUARD_ELEMENTS).next_multiple_of(4))
             })
             .collect();
@@ -165,7 +167,7 @@ impl GpuRun {
         Ok(GpuRun { gpu: gpu.clone(), optimizer, buffers, loss, host, places, kinds })
     }
 
-    /// An encoder of the device's.
+    /// Creates a command encoder.
     pub fn encoder(&self) -> wgpu::CommandEncoder {
         self.gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default())
     }
@@ -181,8 +183,8 @@ impl GpuRun {
         Ok(())
     }
 
-    /// Rebinds to other places in the same buffers, and takes the parameters there; where they were, and where the gradients were, is
-    /// nothing that a step could read unnoticed.
+    /// Rebinds the tensors to other places in the same buffers, and moves the parameters there. The old places are
+    /// filled such that a step that reads them fails.
     pub fn move_to(&mut self, places: Vec<Place>) -> Result<(), Error> {
         let slices: Vec<_> = places
             .iter()
@@ -221,23 +223,24 @@ impl GpuRun {
         }
     }
 
-    /// What is where the gradients of the next step belong.
+    /// Reads the gradients that are in place for the next step.
     ///
     /// # Errors
-    /// Where a device does not answer.
+    /// Returns an error if the device does not answer.
     pub fn try_grads(&self) -> Result<Vec<Vec<f32>>, Error> {
         self.read(|place, kind| (place.grads, kind.grads))
     }
 
-    /// As `try_grads`, where nothing may fail.
+    /// Reads the gradients like `try_grads`, and panics on failure.
     pub fn grads(&self) -> Vec<Vec<f32>> {
         self.try_grads().expect("gradients arrive")
     }
 
-    /// The words of the buffers, with [`GUARD`] in the place of every parameter and gradient: what lies between tensors, and should be [`GUARD`] too.
+    /// Reads the words of the buffers with [`GUARD`] in the place of every parameter and gradient. All words should
+    /// then be [`GUARD`].
     ///
     /// # Errors
-    /// Where a device does not answer.
+    /// Returns an error if the device does not answer.
     pub fn read_surroundings(&self) -> Result<Vec<Vec<u32>>, Error> {
         let mut contents = self.contents()?;
         for (place, kind) in self.places.iter().zip(&self.kinds) {
@@ -251,7 +254,7 @@ impl GpuRun {
         Ok(contents.map(|bytes| bytemuck::pod_collect_to_vec(bytes)).collect())
     }
 
-    /// Gradients should be zeros now.
+    /// Expects the gradients to be zeros from now on.
     pub fn expect_cleared(&mut self) {
         for (place, kind) in self.places.iter().zip(&self.kinds) {
             let (buffer, start) = place.grads;
@@ -259,7 +262,8 @@ impl GpuRun {
         }
     }
 
-    /// What is in the buffers, whatever a test has made of this `Gpu`: a short time for readbacks, or the word that the device is lost.
+    /// Reads the buffers, even if a test has set a short time limit for readbacks on this `Gpu` or marked its device as
+    /// lost.
     fn contents(&self) -> Result<Vec<Vec<u8>>, Error> {
         let gpu = Gpu::from_parts(self.gpu.device().clone(), self.gpu.queue().clone());
         self.buffers.iter().map(|buffer| pollster::block_on(gpu.read_buffer("tensors", buffer))).collect()
@@ -277,7 +281,7 @@ impl GpuRun {
             .collect())
     }
 
-    /// Everything in the buffers that is not a parameter is, bit for bit, what was put there.
+    /// Asserts that everything in the buffers except the parameters is bit-identical to what was written.
     pub fn assert_surroundings_untouched(&self) {
         let mut expected = self.host.clone();
         let mut found = self.contents().expect("the device answers");
@@ -299,12 +303,12 @@ impl GpuRun {
     }
 }
 
-/// So many words of what surrounds tensors.
+/// Returns this many words of the fill around tensors.
 fn guards(words: usize) -> Vec<u8> {
     bytemuck::cast_slice(&vec![GUARD; words]).to_vec()
 }
 
-/// Writes a tensor, on the host and on the device, where writes are of whole words.
+/// Writes a tensor to the host copy and to the device, where writes consist of whole words.
 fn write(gpu: &Gpu, buffers: &[wgpu::Buffer], host: &mut [u8], (buffer, start): (usize, usize), values: &Stored) {
     let stored = values.bytes();
     let start = start * if values.floats().is_some() { 4 } else { 2 };
@@ -422,12 +426,12 @@ impl Run for GpuRun {
     }
 }
 
-/// The case on the CPU path and, packed in two arenas, on every adapter.
+/// Returns runs of the case on the CPU path and on every adapter, with tensors packed into two buffers.
 pub fn every_path(specs: &[Spec]) -> Vec<Box<dyn Run>> {
     every_path_with(specs, Setup::default())
 }
 
-/// As [`every_path`], with what the builder itself is told.
+/// Returns runs like [`every_path`], with a configuration of the builder.
 pub fn every_path_with(specs: &[Spec], setup: Setup) -> Vec<Box<dyn Run>> {
     let mut runs: Vec<Box<dyn Run>> = vec![Box::new(CpuRun::with(specs, setup))];
     for gpu in &devices() {
@@ -436,12 +440,13 @@ pub fn every_path_with(specs: &[Spec], setup: Setup) -> Vec<Box<dyn Run>> {
     runs
 }
 
-/// The case on one adapter, packed in two arenas.
+/// Returns a run of the case on one adapter, with tensors packed into two buffers.
 pub fn gpu_run_with(gpu: &Gpu, specs: &[Spec], setup: Setup) -> GpuRun {
     GpuRun::with(gpu, specs, packed(specs, 0, 0), |builder| setup.tell(builder))
 }
 
-/// As `every_path`, and on every adapter with each other kind of partials that it can have, in workgroups of several subgroups.
+/// Returns runs like `every_path`, and on every adapter a run with each other kind of partial sums that it supports, in
+/// workgroups of several subgroups.
 pub fn every_path_and_kind(specs: &[Spec]) -> Vec<Box<dyn Run>> {
     let mut runs = every_path(specs);
     for gpu in &devices() {

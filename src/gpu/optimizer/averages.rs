@@ -1,4 +1,4 @@
-//! Averages of the parameters: exchanged with the parameters, copied and read.
+//! Averages of the parameters: swapping, copying and reading them.
 
 use super::build::f32_bytes;
 use super::*;
@@ -10,31 +10,32 @@ use crate::gpu::pass::Pipeline;
 use crate::group::TensorSlice;
 use crate::plan::{MemoryKind, Stretch, TensorInfo};
 
-/// The averages of one window's parameters.
+/// Averages of one window's parameters.
 #[derive(Debug)]
 pub(super) struct WindowAverages {
     /// The window's index in the plan.
     pub(super) window: usize,
     pub(super) buffer: wgpu::Buffer,
-    /// Exchanges them with the parameters.
+    /// Exchanges the averages with the parameters.
     pub(super) exchange: Dispatch,
-    /// Fills them with the parameters where no average has started. In schedule-free training, copies the averages to a third bind group.
+    /// Fills the averages with the parameters if no average has started. In schedule-free training it copies the
+    /// averages to a third bind group.
     pub(super) settle: Dispatch,
-    /// In schedule-free training.
+    /// Dispatches of schedule-free training, if the window uses it.
     pub(super) schedule_free: Option<ScheduleFree>,
 }
 
-/// What exchanges and copies averages that are nowhere kept as such.
+/// Dispatches for averages that are computed and not stored.
 #[derive(Debug)]
 pub(super) struct ScheduleFree {
-    /// Brings the parameters back after an exchange.
+    /// Restores the parameters after an exchange.
     pub(super) back: Dispatch,
-    /// That of the dispatch that copies, to bind where to.
+    /// Pipeline of the copying dispatch, kept for binding its destination.
     pub(super) copy: Pipeline,
 }
 
 impl WindowAverages {
-    /// The next exchange.
+    /// Returns the dispatch of the next exchange.
     pub(super) fn exchange(&self, swapped: bool) -> &Dispatch {
         match &self.schedule_free {
             Some(schedule_free) if swapped => &schedule_free.back,
@@ -42,7 +43,7 @@ impl WindowAverages {
         }
     }
 
-    /// What copies the averages of schedule-free training, in quads as the base.
+    /// Returns the dispatch that copies the averages of schedule-free training, in quads like the base iterates.
     pub(super) fn copy_to(&self, gpu: &Gpu, room: &wgpu::Buffer) -> Dispatch {
         let mut copy = self.settle.clone();
         if let Some(schedule_free) = &self.schedule_free {
@@ -64,16 +65,17 @@ impl Optimizer {
         exchanges.map(move |averages| averages.exchange(swapped))
     }
 
-    /// Records the exchange of parameters and averages in the caller's buffers, in a compute pass of its own: what comes after it
-    /// finds the averages where the parameters were, and evaluates them. A second call brings the parameters back; both are then
-    /// what they were, bit for bit; those of [schedule-free](crate::Averaging::ScheduleFree) groups within one unit in the last place,
-    /// see there. Groups without an [`Averaging`](crate::Averaging), and groups whose average has not started yet,
-    /// keep their parameters throughout.
+    /// Records the exchange of parameters and averages in the caller's buffers, in a compute pass of its own. Commands
+    /// that follow find the averages in place of the parameters and evaluate them. A second call restores the
+    /// parameters. Both are then bit-identical to what they were, except that those of
+    /// [schedule-free](crate::Averaging::ScheduleFree) groups may differ by one unit in the last place. Groups without
+    /// an [`Averaging`](crate::Averaging), and groups whose average has not started, keep their parameters throughout.
     ///
-    /// Everything that is recorded counts: submit it all, in the order in which it was recorded.
+    /// Submit all recorded commands in the order in which they were recorded.
     ///
     /// # Errors
-    /// [`ErrorKind::Call`](crate::ErrorKind::Call) where no group keeps one, [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost).
+    /// Returns [`ErrorKind::Call`](crate::ErrorKind::Call) if no group keeps an average, or
+    /// [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost).
     pub fn encode_swap_averages(&mut self, encoder: &mut wgpu::CommandEncoder) -> Result<(), Error> {
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
             label: Some("wgpu-optim averages"),
@@ -86,7 +88,7 @@ impl Optimizer {
     /// [`encode_swap_averages`](Optimizer::encode_swap_averages).
     ///
     /// # Errors
-    /// As [`encode_swap_averages`](Optimizer::encode_swap_averages).
+    /// See [`encode_swap_averages`](Optimizer::encode_swap_averages).
     pub fn encode_swap_averages_in(&mut self, pass: &mut wgpu::ComputePass) -> Result<(), Error> {
         self.gpu.check_alive()?;
         if !self.plan.configs.iter().any(|config| config.averaging.is_on()) {
@@ -99,20 +101,22 @@ impl Optimizer {
         Ok(())
     }
 
-    /// Whether, after all that was recorded so far, the averages lie where the parameters belong, and the other way round. No step can
-    /// be recorded then.
+    /// Returns true if, after all recorded commands, parameters and averages are exchanged. No step can be recorded in
+    /// this state.
     pub fn averages_are_swapped(&self) -> bool {
         self.averages_are_swapped
     }
 
-    /// Records a copy of a tensor's averages, in the tensor's own order, into a slice of its length that the caller owns. Where the
-    /// average has not started yet, it is a copy of the parameters. Of a [schedule-free](crate::Averaging::ScheduleFree) group it takes
-    /// 4 more bytes on the device for each of the tensor's elements until the copy has been made. `tensor` is an index into [`tensors`](Optimizer::tensors).
+    /// Records a copy of a tensor's averages, in the tensor's own order, into a slice of the same length that the
+    /// caller owns. If the average has not started, the parameters are copied. For a
+    /// [schedule-free](crate::Averaging::ScheduleFree) group it needs 4 more bytes per element on the device until the
+    /// copy has been made. `tensor` is an index into [`tensors`](Optimizer::tensors).
     ///
     /// # Errors
-    /// [`ErrorKind::Call`](crate::ErrorKind::Call) where there is no such tensor, where its group keeps no average, while the averages are in
-    /// the caller's own buffers, and where the slice is not of the tensor's length; [`ErrorKind::Build`](crate::ErrorKind::Build) for a slice
-    /// that is misaligned or lacks `COPY_DST`; [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost).
+    /// Returns [`ErrorKind::Call`](crate::ErrorKind::Call) if there is no such tensor, if its group keeps no average,
+    /// if the averages are swapped in, or if the slice does not have the tensor's length. Returns
+    /// [`ErrorKind::Build`](crate::ErrorKind::Build) if the slice is misaligned or lacks `COPY_DST`, or
+    /// [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost).
     pub fn encode_copy_averages(
         &self,
         encoder: &mut wgpu::CommandEncoder,
@@ -131,7 +135,7 @@ impl Optimizer {
         });
         let parts: Vec<(Dispatch, wgpu::Buffer, Vec<Stretch>)> =
             if self.plan.configs[tensor.group].averaging == Averaging::ScheduleFree {
-                // These averages are nowhere kept: they need room until the copy is made.
+                // These averages are not stored, so that they need memory until the copy is made.
                 self.gpu.scoped("room for a copy of the averages", || {
                     let parts = windows.map(|(averages, window, stretches)| {
                         let bytes = window.memory_bytes(MemoryKind::BaseIterates);
@@ -171,11 +175,13 @@ impl Optimizer {
         Ok(())
     }
 
-    /// A tensor's averages, for tests and for the curious: see [`encode_copy_averages`](Optimizer::encode_copy_averages). Waits for
-    /// the device.
+    /// Reads a tensor's averages to the host, mainly for tests. Waits for the device.
+    /// [`encode_copy_averages`](Optimizer::encode_copy_averages) copies them without waiting.
     ///
     /// # Errors
-    /// As [`encode_copy_averages`](Optimizer::encode_copy_averages); [`ErrorKind::DeviceRefused`](crate::ErrorKind::DeviceRefused) or [`ErrorKind::Readback`](crate::ErrorKind::Readback).
+    /// Returns the errors of [`encode_copy_averages`](Optimizer::encode_copy_averages),
+    /// [`ErrorKind::DeviceRefused`](crate::ErrorKind::DeviceRefused) or
+    /// [`ErrorKind::Readback`](crate::ErrorKind::Readback).
     pub async fn read_averages(&self, tensor: usize) -> Result<Vec<f32>, Error> {
         let elements = self.averaged_tensor(tensor)?.elements;
         let bytes = elements * u64::from(f32_bytes());
@@ -191,7 +197,7 @@ impl Optimizer {
         Ok(averages)
     }
 
-    /// The tensor, where it has averages.
+    /// Returns the tensor, or an error if it has no averages.
     pub(super) fn averaged_tensor(&self, index: usize) -> Result<&TensorInfo, Error> {
         let tensors = &self.plan.tensors;
         let tensor =

@@ -1,4 +1,4 @@
-//! Saving and restoring what the optimizer on the device remembers.
+//! Saving and restoring the state of an optimizer on the device.
 
 use std::ops::Range;
 use std::path::Path;
@@ -28,7 +28,7 @@ pub(super) struct Kept {
     pub(super) updates: wgpu::Buffer,
 }
 
-/// A stretch of a buffer on the device, and what is in it.
+/// Range of a buffer on the device, and its contents.
 struct Piece<'a> {
     content: Content,
     buffer: &'a wgpu::Buffer,
@@ -39,45 +39,51 @@ struct Piece<'a> {
 #[derive(Clone, Copy)]
 enum Content {
     Table(Table),
-    /// The controls of a group.
+    /// Controls of one group.
     Controls(usize),
-    /// The ring of the tensors' records, of which only the last are kept.
+    /// Ring of the tensors' records, of which only the last are saved.
     TensorRing,
-    /// A memory of a window.
+    /// Memory of a window.
     Memory(usize, MemoryKind),
     /// Parameters of a tensor.
     Parameters(usize),
 }
 
 impl Optimizer {
-    /// Writes a checkpoint to a file, with the parameters in the caller's buffers if requested. The file is replaced atomically, see
-    /// [`Checkpoint::save`]. Waits for the device. Meanwhile the host holds up to three copies of the saved data.
+    /// Writes a checkpoint to a file, with the parameters in the caller's buffers if requested. The file is replaced
+    /// atomically (see [`Checkpoint::save`]). Waits for the device. In the meantime the host holds up to three copies
+    /// of the saved data.
     ///
     /// The saved state is the one after all steps submitted before the call. Submit no step until it returns.
     ///
     /// # Errors
-    /// [`ErrorKind::CheckpointFile`](crate::ErrorKind::CheckpointFile); [`ErrorKind::Build`](crate::ErrorKind::Build) where a parameter buffer lacks `COPY_SRC`; [`ErrorKind::Call`](crate::ErrorKind::Call) between two
-    /// [`encode_swap_averages`](Optimizer::encode_swap_averages); [`ErrorKind::DeviceRefused`](crate::ErrorKind::DeviceRefused), [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost) or [`ErrorKind::Readback`](crate::ErrorKind::Readback).
+    /// Returns [`ErrorKind::CheckpointFile`](crate::ErrorKind::CheckpointFile),
+    /// [`ErrorKind::Build`](crate::ErrorKind::Build) if a parameter buffer lacks `COPY_SRC`,
+    /// [`ErrorKind::Call`](crate::ErrorKind::Call) between two
+    /// [`encode_swap_averages`](Optimizer::encode_swap_averages),
+    /// [`ErrorKind::DeviceRefused`](crate::ErrorKind::DeviceRefused),
+    /// [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost) or [`ErrorKind::Readback`](crate::ErrorKind::Readback).
     pub async fn save(&self, path: impl AsRef<Path>, parameters: Parameters) -> Result<(), Error> {
         let checkpoint = self.checkpoint(parameters, &Notes::new()).await?;
         checkpoint.save(path)
     }
 
-    /// Restores the state from a file that [`Optimizer::save`] or [`CpuOptimizer::save`](crate::CpuOptimizer::save) wrote, like
-    /// [`Optimizer::restore`]. Returns the checkpoint, which has the number of the step.
+    /// Restores the state from a file that [`Optimizer::save`] or [`CpuOptimizer::save`](crate::CpuOptimizer::save)
+    /// wrote, like [`Optimizer::restore`]. Returns the checkpoint, which contains the number of the step.
     ///
     /// # Errors
-    /// As [`Checkpoint::load`] and [`Optimizer::restore`]. Nothing has changed then.
+    /// See [`Checkpoint::load`] and [`Optimizer::restore`]. After an error nothing has changed.
     pub fn load(&mut self, path: impl AsRef<Path>, parameters: Parameters) -> Result<Checkpoint, Error> {
         let checkpoint = Checkpoint::load(path)?;
         self.restore(&checkpoint, parameters)?;
         Ok(checkpoint)
     }
 
-    /// Restores the state from a file like [`Optimizer::load`], with the differences that are accepted. Returns them beside the checkpoint.
+    /// Restores the state from a file like [`Optimizer::load`], and accepts the given differences. Returns them with
+    /// the checkpoint.
     ///
     /// # Errors
-    /// As [`Checkpoint::load`] and [`Optimizer::restore_with`]. Nothing has changed then.
+    /// See [`Checkpoint::load`] and [`Optimizer::restore_with`]. After an error nothing has changed.
     pub fn load_with(
         &mut self,
         path: impl AsRef<Path>,
@@ -89,10 +95,10 @@ impl Optimizer {
         Ok((checkpoint, differences))
     }
 
-    /// Makes a checkpoint in memory, with notes of the caller. Waits for the device.
+    /// Makes a checkpoint in memory, with the caller's notes. Waits for the device.
     ///
     /// # Errors
-    /// As [`Optimizer::save`].
+    /// See [`Optimizer::save`].
     pub async fn checkpoint(&self, parameters: Parameters, notes: &Notes) -> Result<Checkpoint, Error> {
         self.gpu.check_alive()?;
         self.check_averages_in_place("a checkpoint")?;
@@ -100,7 +106,7 @@ impl Optimizer {
         let mut draft = Draft::new(&self.plan, parameters, notes)?;
         let mut pieces = self.pieces(parameters);
         for piece in &mut pieces {
-            // Which records are the last is known only when the states, which come before them, are here.
+            // The states, which come first, tell which records are the last.
             if let Content::Table(Table::TensorRecords) = piece.content {
                 piece.content = Content::TensorRing;
                 piece.bytes = piece.buffer.size();
@@ -113,7 +119,7 @@ impl Optimizer {
             let readback = |bytes| Readback::new(self.gpu.device(), "a checkpoint", bytes);
             Ok::<_, Error>(sizes.map(readback).collect::<Vec<_>>())
         })?;
-        // All of them before the first is waited for.
+        // All copies are started before the first one is awaited.
         for (batch, readback) in batches.iter().zip(&mut readbacks) {
             let sources =
                 batch.iter().map(|piece| Source { buffer: piece.buffer, start: piece.start, bytes: piece.bytes });
@@ -134,27 +140,32 @@ impl Optimizer {
         Ok(draft.finish())
     }
 
-    /// Restores the state from a checkpoint. If requested, its parameters are written to the caller's buffers. Otherwise parameters in the
-    /// checkpoint are only checked, and the caller must provide those of that step. The copies are submitted, ahead of every later submit, and
-    /// the call does not wait for them. Steps that were recorded before and are submitted later start from the restored state.
+    /// Restores the state from a checkpoint. If requested, its parameters are written to the caller's buffers.
+    /// Otherwise they are only checked, and the caller must provide the parameters of that step. The copies are
+    /// submitted ahead of every later submit, and the call does not wait for them. Steps that were recorded before and
+    /// are submitted later start from the restored state.
     ///
-    /// Earlier records that were not drained are discarded. The 2 bytes behind 16-bit parameters of odd length become 0.
+    /// Earlier records that were not drained are discarded. The 2 bytes after 16-bit parameters of odd length become 0.
     ///
     /// # Errors
-    /// [`ErrorKind::CheckpointDiffers`](crate::ErrorKind::CheckpointDiffers) with the group, setting or tensor that is not as it was, or where
-    /// the checkpoint has no parameters to give; [`ErrorKind::CheckpointDamaged`](crate::ErrorKind::CheckpointDamaged);
-    /// [`ErrorKind::Build`](crate::ErrorKind::Build) where a parameter buffer lacks `COPY_DST`; [`ErrorKind::Call`](crate::ErrorKind::Call); [`ErrorKind::DeviceRefused`](crate::ErrorKind::DeviceRefused) or
-    /// [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost). Nothing has changed then.
+    /// Returns [`ErrorKind::CheckpointDiffers`](crate::ErrorKind::CheckpointDiffers) with the group, setting or tensor
+    /// that differs, or if the checkpoint does not contain the requested parameters. Returns
+    /// [`ErrorKind::CheckpointDamaged`](crate::ErrorKind::CheckpointDamaged),
+    /// [`ErrorKind::Build`](crate::ErrorKind::Build) if a parameter buffer lacks `COPY_DST`,
+    /// [`ErrorKind::Call`](crate::ErrorKind::Call), [`ErrorKind::DeviceRefused`](crate::ErrorKind::DeviceRefused) or
+    /// [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost). After an error nothing has changed.
     pub fn restore(&mut self, checkpoint: &Checkpoint, parameters: Parameters) -> Result<(), Error> {
         self.restore_with(checkpoint, parameters, Differences::none()).map(|_| ())
     }
 
-    /// Restores the state from a checkpoint of an optimizer that was built in another way, as far as the differences are accepted. Returns
-    /// what differs and what follows from it, line by line. [`Differences`] says what becomes of each part of the state. Parameters of tensors
-    /// that the checkpoint does not have stay as they are in the caller's buffers.
+    /// Restores the state from a checkpoint of an optimizer with a different configuration, if the differences are
+    /// accepted. Returns the differences and their consequences, one per line. [`Differences`] describes what happens
+    /// to each part of the state. Parameters of tensors that the checkpoint does not contain stay unchanged in the
+    /// caller's buffers.
     ///
     /// # Errors
-    /// As [`Optimizer::restore`], for the first difference that is not accepted. Nothing has changed then.
+    /// See [`Optimizer::restore`]. The error names the first difference that is not accepted. After an error nothing
+    /// has changed.
     pub fn restore_with(
         &mut self,
         checkpoint: &Checkpoint,
@@ -180,7 +191,7 @@ impl Optimizer {
         let scale = states.first().map_or(0, |state| state.loss_scale_exponent);
         let scale = unscale(-scale);
 
-        // All that can fail comes first.
+        // Everything that can fail comes first.
         let (uploads, rates, scale, readback) = self.gpu.scoped("room for a checkpoint", || {
             let mut uploads = Vec::with_capacity(batches.len());
             for batch in &batches {
@@ -193,7 +204,7 @@ impl Optimizer {
             }
             let rates = upload(&self.gpu, bytemuck::cast_slice(&rates))?;
             let scale = upload(&self.gpu, bytemuck::bytes_of(&scale))?;
-            // One that is under way would bring old records.
+            // A copy that is in flight would return old records.
             let rings = self.records.size() + self.tensor_records.size();
             let readback = Readback::new(self.gpu.device(), "records", rings);
             Ok::<_, Error>((uploads, rates, scale, readback))
@@ -221,15 +232,16 @@ impl Optimizer {
         Ok(differences)
     }
 
-    /// Builds an optimizer on the same device that goes on where this one is: with groups that are added or removed, or with settings that
-    /// only `build` takes. This optimizer stays as it was, and the parameters are not touched. Returns what differs and what follows from it,
-    /// as [`restore_with`](Optimizer::restore_with). Records are not carried over: drain them before.
+    /// Builds an optimizer on the same device that continues from this one's state, with groups added or removed or
+    /// with settings that only `build` takes. This optimizer and the parameters stay unchanged. Returns the differences
+    /// and their consequences like [`restore_with`](Optimizer::restore_with). Records are not carried over: drain them
+    /// before.
     ///
-    /// It waits for the device, and the host holds copies of the state meanwhile. Where an average is to start from the parameters
-    /// ([`Differences::settings`]), their buffers need `COPY_SRC`.
+    /// Waits for the device. In the meantime the host holds copies of the state. If an average is to start from the
+    /// parameters ([`Differences::settings`]), their buffers need `COPY_SRC`.
     ///
     /// # Errors
-    /// As [`OptimizerBuilder::build`], [`Optimizer::checkpoint`] and [`Optimizer::restore_with`].
+    /// See [`OptimizerBuilder::build`], [`Optimizer::checkpoint`] and [`Optimizer::restore_with`].
     pub async fn rebuild(
         &self,
         builder: OptimizerBuilder<Tensor>,
@@ -245,7 +257,7 @@ impl Optimizer {
         Ok((rebuilt, differences?))
     }
 
-    /// Steps that the rings hold. The shaders know it by the buffers' sizes too.
+    /// Returns the number of steps that the rings hold. The shaders derive it from the buffers' sizes.
     fn ring_steps(&self) -> usize {
         self.records.size() as usize / size_of::<RawRecord>() / self.plan.groups.len()
     }
@@ -255,7 +267,7 @@ impl Optimizer {
         self.gpu.device().create_command_encoder(&descriptor)
     }
 
-    /// Refuses parameters that cannot be copied.
+    /// Returns an error if parameters cannot be copied.
     fn check_usage(
         &self,
         parameters: Parameters,
@@ -322,24 +334,24 @@ impl Optimizer {
                     content: Content::Parameters(index),
                     buffer: &buffers[place.params_buffer],
                     start: place.params_start * element,
-                    // Copies are of whole words.
+                    // Copies consist of whole words.
                     bytes: (place.elements * element).next_multiple_of(4),
                 });
             }
         }
-        // An empty tensor may lie at the very end of its buffer.
+        // An empty tensor may lie at the very end of its buffer, where a copy is not allowed.
         pieces.retain(|piece| piece.bytes > 0);
         pieces
     }
 }
 
-/// The state of the first group, once it is there.
+/// Returns the state of the first group, which must have been copied already.
 fn first_state(draft: &mut Draft) -> GroupState {
     let states = draft.bytes(Slot::Table(Table::States));
     bytemuck::pod_read_unaligned(&states[..size_of::<GroupState>()])
 }
 
-/// Cuts the pieces into batches that fit a buffer each.
+/// Splits the pieces into batches that each fit into a buffer.
 fn batches<'p, 'a>(pieces: &'p [Piece<'a>], most_bytes: u64) -> Vec<&'p [Piece<'a>]> {
     let mut batches = Vec::new();
     let (mut start, mut bytes) = (0, 0);
@@ -358,7 +370,8 @@ fn bytes_of(batch: &[Piece]) -> u64 {
     batch.iter().map(|piece| piece.bytes).sum()
 }
 
-/// The pieces of a batch, and where each begins in the batch's buffer. Every piece is a multiple of 4 bytes long, as copies must be.
+/// Returns the pieces of a batch with their offsets in the batch's buffer. The length of every piece is a multiple of 4
+/// bytes, as copies require.
 fn placed<'p, 'a>(batch: &'p [Piece<'a>]) -> impl Iterator<Item = (&'p Piece<'a>, u64)> {
     batch.iter().scan(0, |end, piece| {
         let start = *end;
@@ -367,7 +380,7 @@ fn placed<'p, 'a>(batch: &'p [Piece<'a>]) -> impl Iterator<Item = (&'p Piece<'a>
     })
 }
 
-/// A buffer of these bytes to copy from.
+/// Creates a buffer with these bytes to copy from.
 fn upload(gpu: &Gpu, bytes: &[u8]) -> Result<wgpu::Buffer, Error> {
     let buffer = gpu.device().create_buffer(&wgpu::BufferDescriptor {
         label: Some("a checkpoint"),
@@ -385,7 +398,7 @@ fn upload(gpu: &Gpu, bytes: &[u8]) -> Result<wgpu::Buffer, Error> {
     Ok(buffer)
 }
 
-/// The bytes of a group's controls in their table.
+/// Returns the byte range of a group's controls in their table.
 fn controls_in_table(group: usize) -> Range<usize> {
     let bytes = size_of::<GroupControls>();
     group * bytes..(group + 1) * bytes
@@ -416,7 +429,7 @@ fn take(plan: &Plan, content: Content, bytes: &[u8], ring_steps: usize, draft: &
 /// Copies data from the checkpoint to its place on the device. Bytes that belong to no element are not changed.
 fn give(plan: &Plan, content: Content, checkpoint: &Checkpoint, bytes: &mut [u8]) {
     match content {
-        // It is only read.
+        // The ring is only read.
         Content::TensorRing => {}
         Content::Table(table) => bytes.copy_from_slice(checkpoint.bytes(Slot::Table(table))),
         Content::Controls(group) => {
@@ -432,8 +445,8 @@ fn give(plan: &Plan, content: Content, checkpoint: &Checkpoint, bytes: &mut [u8]
     }
 }
 
-/// Lists the part of every tensor in a window: the tensor, the part's bytes in the tensor's own order, and its bytes in the window's memory,
-/// where each block begins at a quad.
+/// Calls a function for the part of every tensor in a window, with the tensor, the part's bytes in the tensor's own
+/// order, and its bytes in the window's memory, where each block begins at a quad.
 fn for_each_part(
     plan: &Plan,
     window: usize,
@@ -443,7 +456,7 @@ fn for_each_part(
     let slot_bytes = plan.windows[window].memory_bytes(kind) as usize / kind.slots() as usize;
     for (index, tensor) in plan.tensors.iter().enumerate() {
         for stretch in plan.windows[window].stretches_of(kind, tensor) {
-            // What several parameters share begins with the first of them.
+            // A value that several parameters share belongs to the first of them.
             let [here, there, bytes] = [stretch.in_memory, stretch.in_tensor, stretch.elements]
                 .map(|elements| kind.slot_bytes(elements) as usize);
             for slot in 0..kind.slots() as usize {

@@ -1,4 +1,4 @@
-//! What the caller changes from step to step: the groups' controls, and tensors without gradients.
+//! Settings that the caller changes between steps: the groups' controls, and tensors without gradients.
 
 use std::mem::offset_of;
 
@@ -10,27 +10,27 @@ use crate::gpu::context::Gpu;
 use crate::layout::{Block, GroupConstants, GroupControls};
 use crate::plan::Plan;
 
-/// Where a word says whether a tensor has gradients.
+/// Location of a word that tells whether a tensor has gradients.
 #[derive(Debug)]
 struct Lead {
     tensor: usize,
     window: usize,
-    /// Its first byte among the window's blocks.
+    /// Offset of the word in bytes within the window's blocks.
     at: u64,
-    /// True if the word is about this tensor alone.
+    /// True if the word belongs to this tensor alone.
     alone: bool,
 }
 
-/// The words that say what takes part in a step.
+/// Words that tell which groups and tensors take part in a step.
 #[derive(Debug)]
 pub(super) struct Presence {
-    /// By tensor.
+    /// Words in the order of their tensors.
     leads: Vec<Lead>,
-    /// The blocks of each window.
+    /// Buffer of the blocks of each window.
     blocks: Vec<wgpu::Buffer>,
-    /// A word of 1.
+    /// Buffer with one word of value 1.
     one: wgpu::Buffer,
-    /// Which tensors the step that is being recorded leaves out.
+    /// For each tensor, true if the step that is being recorded leaves it out.
     absent: Vec<bool>,
 }
 
@@ -62,20 +62,20 @@ impl Presence {
     }
 }
 
-/// The place of a group's controls among the groups' constants.
+/// Returns the offset in bytes of a group's controls within the groups' constants.
 pub(super) fn controls_at(group: usize) -> u64 {
     (group * size_of::<GroupConstants>() + offset_of!(GroupConstants, controls)) as u64
 }
 
 impl Optimizer {
-    /// Changes what may change of a group between steps: the factor of its learning rate, decay, clip, whether it is frozen, and the number
-    /// of micro-batches. `group` is the name of a group, or of one that [`per_tensor`](crate::Group::per_tensor) has divided, and then of all
-    /// its parts.
+    /// Changes the settings of a group that may change between steps: the factor of its learning rate, decay, clip,
+    /// whether it is frozen, and the number of micro-batches. `group` is the name of a group, or of a group that
+    /// [`per_tensor`](crate::Group::per_tensor) has divided. The change then applies to all its parts.
     ///
-    /// The change is written through the device's queue. It holds for all steps whose commands are submitted after this call, until the
-    /// next change, and costs a few bytes and no wait. All steps within one submit have the same controls, unless a kernel of the caller
-    /// changes them ([`controls_buffer`](Optimizer::controls_buffer)). Only the settings that differ from what the host has set last are
-    /// written, so that a kernel can have the others.
+    /// The change is written through the device's queue. It applies to all steps whose commands are submitted after
+    /// this call, until the next change. It costs a few bytes and does not wait. All steps within one submit have the
+    /// same controls, unless a kernel of the caller changes them ([`controls_buffer`](Optimizer::controls_buffer)).
+    /// Only settings that differ from those the host has set last are written, so that a kernel may write the others.
     ///
     /// ```no_run
     /// # fn f(optimizer: &mut wgpu_optim::Optimizer) -> Result<(), wgpu_optim::Error> {
@@ -86,8 +86,9 @@ impl Optimizer {
     /// ```
     ///
     /// # Errors
-    /// [`ErrorKind::Call`](crate::ErrorKind::Call) for a group that does not exist; [`ErrorKind::Build`](crate::ErrorKind::Build) for a value
-    /// outside its range; [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost). Nothing has changed then.
+    /// Returns [`ErrorKind::Call`](crate::ErrorKind::Call) for a group that does not exist,
+    /// [`ErrorKind::Build`](crate::ErrorKind::Build) for a value outside its range, or
+    /// [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost). After an error nothing has changed.
     pub fn control(&mut self, group: &str, change: impl FnMut(&mut Controls)) -> Result<(), Error> {
         self.change(Some(group), change)
     }
@@ -95,7 +96,7 @@ impl Optimizer {
     /// Changes the controls of every group, like [`Optimizer::control`].
     ///
     /// # Errors
-    /// As [`Optimizer::control`].
+    /// See [`Optimizer::control`].
     pub fn control_all(&mut self, change: impl FnMut(&mut Controls)) -> Result<(), Error> {
         self.change(None, change)
     }
@@ -113,45 +114,49 @@ impl Optimizer {
         })
     }
 
-    /// Returns the controls of a group as the host has set them last. What kernels of the caller have written is not among them.
+    /// Returns the controls that the host has set last for a group. Values written by kernels of the caller are not
+    /// included.
     ///
     /// # Errors
-    /// [`ErrorKind::Call`](crate::ErrorKind::Call) for a group that does not exist.
+    /// Returns [`ErrorKind::Call`](crate::ErrorKind::Call) for a group that does not exist.
     pub fn controls(&self, group: &str) -> Result<Controls, Error> {
         self.plan.controls(group)
     }
 
-    /// Returns the buffer of the groups' controls on the device, for kernels of the caller that set them: an array of `GroupControls`, whose
-    /// WGSL is [`CONTROLS_WGSL`](crate::gpu::CONTROLS_WGSL), one for each of [`groups`](Optimizer::groups). It has the usages `STORAGE`,
-    /// `COPY_SRC` and `COPY_DST`. A step reads what is there when it runs.
+    /// Returns the buffer of the groups' controls on the device, for kernels of the caller that write them. It is an
+    /// array with one `GroupControls` for each of [`groups`](Optimizer::groups); its WGSL is
+    /// [`CONTROLS_WGSL`](crate::gpu::CONTROLS_WGSL). The buffer has the usages `STORAGE`, `COPY_SRC` and `COPY_DST`. A
+    /// step reads the controls when it runs on the device.
     ///
-    /// What lies between the controls of two groups belongs to the optimizer: kernels must leave it as it is, and so must copies.
+    /// The bytes between the controls of two groups belong to the optimizer. Kernels and copies must not change them.
     pub fn controls_buffer(&self) -> &wgpu::Buffer {
         &self.groups
     }
 
-    /// Records a step like [`Optimizer::encode_step`], for which some tensors have no gradients: PyTorch's `None`, optax's masks. `tensors`
-    /// are indices into [`tensors`](Optimizer::tensors). Their gradients are not read, and may be anything. They do not enter the norm. Their
-    /// parameters, momentum, averages and memory keep their bits. Of a group without any gradients the regime's state stays as well, unless
-    /// its norm is shared, and the record says [`absent`](crate::Flags::absent).
+    /// Records a step like [`Optimizer::encode_step`] in which some tensors have no gradients (`None` in PyTorch, masks
+    /// in optax). `tensors` are indices into [`tensors`](Optimizer::tensors). Their gradients are not read, may have
+    /// any value, and do not enter the norm. Their parameters, momentum, averages and memory keep their bits. If a
+    /// group has no gradients at all, its regime's state stays unchanged too, unless the group shares its norm, and its
+    /// record has the flag [`absent`](crate::Flags::absent).
     ///
-    /// The bias corrections of AdamW go by the steps of the group, where PyTorch counts those of each tensor.
+    /// The bias corrections of AdamW count the steps of the group. PyTorch counts those of each tensor.
     ///
-    /// It records two small copies for each of these tensors beside the step, and allocates nothing.
+    /// In addition to the step it records two small copies for each of these tensors. It allocates nothing.
     ///
     /// # Errors
-    /// As [`Optimizer::encode_step`]; [`ErrorKind::Call`](crate::ErrorKind::Call) for a tensor that does not exist, for one that lies next to
-    /// another in a buffer, unless the optimizer was built with [`absent_gradients`](crate::OptimizerBuilder::absent_gradients), and with
-    /// regime AutoSgd.
+    /// Returns the errors of [`Optimizer::encode_step`]. Returns [`ErrorKind::Call`](crate::ErrorKind::Call) for a
+    /// tensor that does not exist, with regime AutoSgd, and for a tensor that is adjacent to another in a buffer,
+    /// unless the optimizer was built with [`absent_gradients`](crate::OptimizerBuilder::absent_gradients).
     pub fn encode_step_without(&mut self, encoder: &mut wgpu::CommandEncoder, tensors: &[usize]) -> Result<(), Error> {
         self.encode_without(encoder, tensors, Optimizer::encode_step)
     }
 
-    /// Records a look like [`Optimizer::encode_look`] at a step that [`encode_step_without`](Optimizer::encode_step_without) recorded, without
-    /// the same tensors: their gradients are not read.
+    /// Records a look like [`Optimizer::encode_look`] at a step that
+    /// [`encode_step_without`](Optimizer::encode_step_without) recorded, without the same tensors. Their gradients are
+    /// not read.
     ///
     /// # Errors
-    /// As [`Optimizer::encode_look`] and [`Optimizer::encode_step_without`].
+    /// See [`Optimizer::encode_look`] and [`Optimizer::encode_step_without`].
     pub fn encode_look_without(&mut self, encoder: &mut wgpu::CommandEncoder, tensors: &[usize]) -> Result<(), Error> {
         self.encode_without(encoder, tensors, Optimizer::encode_look)
     }
@@ -182,7 +187,7 @@ impl Optimizer {
         recorded
     }
 
-    /// Records something for every word that says whether what is absent is present.
+    /// Calls `each` for every presence word of the absent tensors and groups.
     fn encode_words(
         &self,
         encoder: &mut wgpu::CommandEncoder,
@@ -193,7 +198,7 @@ impl Optimizer {
         for (tensor, _) in absent.iter().enumerate().filter(|(_, absent)| **absent) {
             let group = self.plan.tensors[tensor].group;
             if self.plan.is_absent(group, absent) {
-                // Once for the group.
+                // A group's word is recorded once.
                 if last.replace(group) != Some(group) {
                     let present = offset_of!(GroupControls, present) as u64;
                     each(encoder, &self.groups, controls_at(group) + present, one);

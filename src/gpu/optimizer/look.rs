@@ -1,4 +1,4 @@
-//! Looks: a second gradient of the same batch, after the step.
+//! Looks, which measure a second gradient of the same batch after the step.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -15,12 +15,12 @@ use crate::regime::Kernel;
 #[cfg(feature = "checkpoint")]
 use crate::regime::is_look_due;
 
-/// What a look runs beside pass 2, which is that of the step.
+/// Dispatches of a look, except pass 2, which the step has too.
 #[derive(Debug)]
 pub(super) struct Looks {
-    /// Pass 1 of the windows that have looks: the index of that of the step, whose bind groups it has, and the kernel.
+    /// Pass 1 of the windows with looks: the index of the step's dispatch, whose bind groups are used, and the kernel.
     reduce: Vec<(usize, CompiledKernel)>,
-    /// Pass 3, for each regime.
+    /// Pass 3 for each regime.
     measure: Vec<Dispatch>,
     /// True if a step was recorded since the last look.
     is_due: AtomicBool,
@@ -50,12 +50,12 @@ impl Looks {
         Looks { reduce: reduce.collect(), measure: measure.collect(), is_due: AtomicBool::new(false) }
     }
 
-    /// A step was recorded.
+    /// Notes that a step was recorded.
     pub(super) fn follow_step(&self) {
         self.is_due.store(true, Ordering::Relaxed);
     }
 
-    /// Goes on from these states.
+    /// Continues from restored states.
     #[cfg(feature = "checkpoint")]
     pub(super) fn go_on_from(&self, groups: &[GroupConstants], states: &[GroupState]) {
         let is_due = groups.iter().zip(states).any(|(group, state)| is_look_due(group, state));
@@ -64,9 +64,9 @@ impl Looks {
 }
 
 impl Optimizer {
-    /// Records a look into the caller's encoder, in a compute pass of its own: for regimes that measure the curvature of a step
-    /// ([`Regime::needs_looks`](crate::Regime::needs_looks), [`Curvature`](crate::Curvature)). By then the gradients must be those of the batch
-    /// of the step before, at the parameters after it.
+    /// Records a look into the caller's encoder, in a compute pass of its own. It is for regimes that measure the
+    /// curvature of a step ([`Regime::needs_looks`](crate::Regime::needs_looks), [`Curvature`](crate::Curvature)). When
+    /// it runs, the gradients must be those of the previous step's batch at the parameters after that step.
     ///
     /// ```no_run
     /// # fn f(optimizer: &wgpu_optim::Optimizer, encoder: &mut wgpu::CommandEncoder, encode_gradients: impl Fn(&mut wgpu::CommandEncoder)) -> Result<(), wgpu_optim::Error> {
@@ -79,18 +79,21 @@ impl Optimizer {
     /// # }
     /// ```
     ///
-    /// It changes neither parameters nor rates nor the count of steps and writes no record; the next step makes a rate of what was measured
-    /// and records what became of the look ([`Record::look`](crate::Record::look)). It reads the gradients, the last gradients and the momentum
-    /// of the groups with such a regime, and of no others. Like a step it allocates nothing and reads nothing back.
+    /// It changes neither parameters nor rates nor the step count, and writes no record. The next step derives its rate
+    /// from the look and records the look's result ([`Record::look`](crate::Record::look)). A look reads the gradients,
+    /// the last gradients and the momentum of the groups with such a regime only. Like a step it allocates nothing and
+    /// reads nothing back.
     ///
-    /// A look has no effect on a group that did not move in the step before, because that was skipped or left the group out. A look whose
-    /// gradients are not finite is left out; the rate is carried over, as after a step without a look. With a
-    /// [`LossScaler`](crate::LossScaler) the gradients are multiplied by the scale that [`loss_scale`](Optimizer::loss_scale) has after the step.
+    /// A look has no effect on a group that did not move in the previous step, because the step was skipped or left the
+    /// group out. A look with non-finite gradients is ignored, and the rate is carried over as after a step without a
+    /// look. With a [`LossScaler`](crate::LossScaler), multiply the loss by the scale that
+    /// [`loss_scale`](Optimizer::loss_scale) has after the step.
     ///
     /// # Errors
-    /// [`ErrorKind::Call`](crate::ErrorKind::Call) where no group has such a regime, where no step was recorded since the last look, between
-    /// two [`encode_swap_averages`](Optimizer::encode_swap_averages), and where other ranks have other parameters
-    /// ([`sharded`](crate::OptimizerBuilder::sharded)), with which there are no looks; [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost).
+    /// Returns [`ErrorKind::Call`](crate::ErrorKind::Call) if no group has such a regime, if no step was recorded since
+    /// the last look, between two [`encode_swap_averages`](Optimizer::encode_swap_averages), and for an optimizer over
+    /// several ranks ([`sharded`](crate::OptimizerBuilder::sharded)), which does not support looks. Returns
+    /// [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost) if the device is lost.
     pub fn encode_look(&self, encoder: &mut wgpu::CommandEncoder) -> Result<(), Error> {
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
             label: Some("wgpu-optim look"),
@@ -102,7 +105,7 @@ impl Optimizer {
     /// Records a look into the caller's compute pass.
     ///
     /// # Errors
-    /// As [`Optimizer::encode_look`].
+    /// See [`Optimizer::encode_look`].
     pub fn encode_look_in(&self, pass: &mut wgpu::ComputePass) -> Result<(), Error> {
         self.gpu.check_alive()?;
         self.check_averages_in_place("a look")?;

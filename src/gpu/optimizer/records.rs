@@ -1,4 +1,4 @@
-//! Reading what the device has recorded.
+//! Reading records and states from the device.
 
 use super::*;
 use crate::error::Error;
@@ -7,11 +7,14 @@ use crate::layout::{GroupState, ScopeSums};
 use crate::record::Records;
 
 impl Optimizer {
-    /// Fetches the records of all steps submitted so far and not drained before. Waits for the device, but holds up no step.
+    /// Fetches the records of all submitted steps that were not drained before. Waits for the device, but does not
+    /// delay steps.
     ///
     /// # Errors
-    /// [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost) or [`ErrorKind::Readback`](crate::ErrorKind::Readback); [`ErrorKind::Halted`](crate::ErrorKind::Halted) by [`NonFinitePolicy::Error`](crate::NonFinitePolicy::Error), again
-    /// and again until [`resume`](Optimizer::resume) is called. No record is lost by an error: the next drain that succeeds brings it.
+    /// Returns [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost),
+    /// [`ErrorKind::Readback`](crate::ErrorKind::Readback) or, with
+    /// [`NonFinitePolicy::Error`](crate::NonFinitePolicy::Error), [`ErrorKind::Halted`](crate::ErrorKind::Halted) until
+    /// [`resume`](Optimizer::resume) is called. No record is lost by an error: the next successful drain returns it.
     pub async fn drain_records(&mut self) -> Result<Records, Error> {
         self.check_halted()?;
         self.fetch_records().await?;
@@ -37,7 +40,7 @@ impl Optimizer {
     }
 
     pub(super) fn keep(&mut self, records: Records) {
-        // The last one tells how things stood when the copy was made.
+        // The last record has the state when the copy was made.
         if let Some(last) = records.records.last() {
             self.halted = self.plan.halted(last);
         }
@@ -48,14 +51,15 @@ impl Optimizer {
         self.halted.clone().map_or(Ok(()), Err)
     }
 
-    /// Lets training go on after [`ErrorKind::Halted`](crate::ErrorKind::Halted), from where it was before the steps that were skipped; the count of skips in a row
-    /// starts anew. Steps submitted before this call stay skipped, those submitted later are taken. Waits for the device, and does no harm
-    /// where nothing has halted.
+    /// Continues training after [`ErrorKind::Halted`](crate::ErrorKind::Halted), from the state before the skipped
+    /// steps. The count of consecutive skips is reset. Steps submitted before this call stay skipped; those submitted
+    /// later are taken. Waits for the device. It has no effect if training has not halted.
     ///
     /// # Errors
-    /// [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost) or [`ErrorKind::Readback`](crate::ErrorKind::Readback); training stays halted then.
+    /// Returns [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost) or
+    /// [`ErrorKind::Readback`](crate::ErrorKind::Readback). Training then stays halted.
     pub async fn resume(&mut self) -> Result<(), Error> {
-        // Whatever of it tells of the halt has been read afterwards.
+        // All records about the halt have been read after this.
         self.fetch_records().await?;
         for group in 0..self.plan.groups.len() {
             for field in [
@@ -72,10 +76,11 @@ impl Optimizer {
         Ok(())
     }
 
-    /// Fetches records without ever waiting: starts a copy, or hands over what an earlier call started if it has arrived.
+    /// Fetches records without waiting. It starts a copy, or returns the records of a copy that an earlier call
+    /// started, if it has arrived.
     ///
     /// # Errors
-    /// As [`Optimizer::drain_records`].
+    /// See [`Optimizer::drain_records`].
     pub fn try_drain_records(&mut self) -> Result<Option<Records>, Error> {
         self.check_halted()?;
         let (plan, cursor) = (&self.plan, &mut self.cursor);
@@ -89,19 +94,19 @@ impl Optimizer {
         Ok(any.then(|| std::mem::take(&mut self.undelivered)))
     }
 
-    /// The state of every group, for tests and for the curious. Waits for the device.
+    /// Reads the state of every group, mainly for tests. Waits for the device.
     ///
     /// # Errors
-    /// As [`Optimizer::drain_records`].
+    /// See [`Optimizer::drain_records`].
     #[doc(hidden)]
     pub async fn read_states(&self) -> Result<Vec<GroupState>, Error> {
         self.gpu.read_buffer("states", &self.states).await
     }
 
-    /// What the last step's reduction measured, per scope. Waits for the device.
+    /// Reads the last step's sums of each scope. Waits for the device.
     ///
     /// # Errors
-    /// As [`Optimizer::drain_records`].
+    /// See [`Optimizer::drain_records`].
     #[doc(hidden)]
     pub async fn read_sums(&self) -> Result<Vec<ScopeSums>, Error> {
         self.gpu.read_buffer("sums", &self.sums).await

@@ -1,4 +1,4 @@
-//! A step of several ranks, on the device: see [`ShardSums`].
+//! Step over several ranks on the device. See [`ShardSums`].
 
 use std::mem::offset_of;
 
@@ -14,26 +14,26 @@ use crate::shard::{CombinedSums, ShardSums, Stage};
 /// State of an optimizer over several ranks.
 #[derive(Debug)]
 pub(super) struct Sharded {
-    /// A copy of what was measured: the step's number in two words, then the sums.
+    /// Copy of the measured sums: the step's number in two words, then the sums.
     measured: wgpu::Buffer,
     readback: Readback,
     stage: Stage,
-    /// Steps that were applied.
+    /// Number of steps that were applied.
     step: u64,
-    /// True if a step was recorded by `encode_apply` of which the device has not been heard.
+    /// True if `encode_apply` recorded a step that the device has not confirmed.
     is_applied: bool,
-    /// True if a step was taken back that the device may have taken all the same.
+    /// True if a step was taken back although the device may have taken it.
     may_be_ahead: bool,
 }
 
-/// Bytes of the step's number.
+/// Size of the step's number in bytes.
 const STEP_BYTES: u64 = 8;
 
 impl Sharded {
     pub(super) fn new(gpu: &Gpu, plan: &Plan) -> Option<Self> {
         plan.shard.as_ref()?;
         let bytes = STEP_BYTES + (plan.scopes.len() * size_of::<ScopeSums>()) as u64;
-        // No step has this number, so that what was never measured is told from what was.
+        // No step has this number, so that it marks sums that were never measured.
         let measured = filled(gpu, "measured sums", &vec![u32::MAX; bytes as usize / 4]);
         Some(Sharded {
             readback: Readback::new(gpu.device(), "measured sums", measured.size()),
@@ -47,12 +47,14 @@ impl Sharded {
 }
 
 impl Optimizer {
-    /// Records passes 1 and 2 over this rank's gradients into the caller's encoder, in a compute pass of their own. They change no state and
-    /// may be repeated. After the submit, [`read_shard_sums`](Optimizer::read_shard_sums) returns the result.
+    /// Records passes 1 and 2 over this rank's gradients into the caller's encoder, in a compute pass of their own.
+    /// They change no state and may be repeated. After the submit, [`read_shard_sums`](Optimizer::read_shard_sums)
+    /// returns the result.
     ///
     /// # Errors
-    /// [`ErrorKind::Call`](crate::ErrorKind::Call) for an optimizer that was built without [`sharded`](crate::OptimizerBuilder::sharded);
-    /// [`ErrorKind::Call`](crate::ErrorKind::Call) or [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost) as for a step.
+    /// Returns [`ErrorKind::Call`](crate::ErrorKind::Call) for an optimizer that was built without
+    /// [`sharded`](crate::OptimizerBuilder::sharded), and [`ErrorKind::Call`](crate::ErrorKind::Call) or
+    /// [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost) as for a step.
     pub fn encode_measure(&mut self, encoder: &mut wgpu::CommandEncoder) -> Result<(), Error> {
         self.gpu.check_alive()?;
         self.check_averages_in_place("a step")?;
@@ -77,12 +79,13 @@ impl Optimizer {
         Ok(())
     }
 
-    /// Reads back this rank's sums, 8 bytes and 52 for every norm, to be sent to every rank, see [`ShardSums`]. Waits for the device. This is
-    /// the only mode in which a step does.
+    /// Reads back this rank's sums, to be sent to every rank (see [`ShardSums`]). It copies 8 bytes and 52 for every
+    /// norm, and waits for the device. No other mode of this crate waits in a step.
     ///
     /// # Errors
-    /// [`ErrorKind::Call`](crate::ErrorKind::Call) before [`encode_measure`](Optimizer::encode_measure), or where that was not submitted;
-    /// [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost) or [`ErrorKind::Readback`](crate::ErrorKind::Readback).
+    /// Returns [`ErrorKind::Call`](crate::ErrorKind::Call) if [`encode_measure`](Optimizer::encode_measure) was not
+    /// called or its commands were not submitted, [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost) or
+    /// [`ErrorKind::Readback`](crate::ErrorKind::Readback).
     pub async fn read_shard_sums(&mut self) -> Result<ShardSums, Error> {
         let Some(sharded) = &mut self.sharded else {
             return Err(not_sharded("read_shard_sums"));
@@ -93,7 +96,7 @@ impl Optimizer {
                 way_out: "record encode_measure first, and submit it",
             }));
         }
-        // One that nobody waited for brings what was measured before.
+        // An earlier readback that was not awaited returns older sums.
         if sharded.readback.is_in_flight() {
             sharded.readback.wait(&self.gpu, |_| ()).await?;
         }
@@ -111,7 +114,7 @@ impl Optimizer {
             })
             .await?;
         if step == sharded.step + 1 && sharded.may_be_ahead {
-            // The commands that take_back_apply took for lost were submitted after all.
+            // The commands that take_back_apply assumed lost were submitted after all.
             sharded.step = step;
         }
         if step != sharded.step {
@@ -126,13 +129,14 @@ impl Optimizer {
         shard.map(|shard| ShardSums::new(shard, step, &sums)).ok_or_else(|| not_sharded("read_shard_sums"))
     }
 
-    /// Records the measured step with the combined sums of all ranks (passes 3 and 4). The sums are written through the device's queue ahead of
-    /// the next submit: record nothing else of this optimizer before it.
+    /// Records passes 3 and 4 of the measured step with the combined sums of all ranks. The sums are written through
+    /// the device's queue ahead of the next submit. Record no other commands of this optimizer before that submit.
     ///
     /// # Errors
-    /// [`ErrorKind::Call`](crate::ErrorKind::Call) before [`read_shard_sums`](Optimizer::read_shard_sums), or without
-    /// [`sharded`](crate::OptimizerBuilder::sharded); [`ErrorKind::Call`](crate::ErrorKind::Call) for sums of another optimizer or another step;
-    /// [`ErrorKind::Call`](crate::ErrorKind::Call) or [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost) as for a step. Nothing has changed then.
+    /// Returns [`ErrorKind::Call`](crate::ErrorKind::Call) before [`read_shard_sums`](Optimizer::read_shard_sums),
+    /// without [`sharded`](crate::OptimizerBuilder::sharded), and for sums of another optimizer or another step.
+    /// Returns [`ErrorKind::Call`](crate::ErrorKind::Call) or [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost)
+    /// as for a step. After an error nothing has changed.
     pub fn encode_apply(&mut self, encoder: &mut wgpu::CommandEncoder, combined: &CombinedSums) -> Result<(), Error> {
         self.gpu.check_alive()?;
         self.check_averages_in_place("a step")?;
@@ -148,7 +152,7 @@ impl Optimizer {
         combined.check(shard, sharded.step)?;
         let queue = self.gpu.queue();
         if combined.teach(&mut self.plan.groups, shard) {
-            // Beside the controls, which a kernel of the caller may have written.
+            // The write spares the controls, which a kernel of the caller may have written.
             for (index, group) in self.plan.groups.iter().enumerate() {
                 let at = index * size_of::<GroupConstants>() + offset_of!(GroupConstants, direction_length);
                 queue.write_buffer(&self.groups, at as u64, bytemuck::bytes_of(&group.direction_length));
@@ -171,12 +175,13 @@ impl Optimizer {
         Ok(())
     }
 
-    /// Takes back the step that [`encode_apply`](Optimizer::encode_apply) recorded last, where its commands will never be submitted, for
-    /// example because the encoder was dropped. Without this call [`read_shard_sums`](Optimizer::read_shard_sums) would wait for that step
-    /// for ever. Measure again afterwards. If the commands do reach the device, the step counts.
+    /// Takes back the step that [`encode_apply`](Optimizer::encode_apply) recorded last. Call it if its commands will
+    /// never be submitted, for example because the encoder was dropped. Otherwise
+    /// [`read_shard_sums`](Optimizer::read_shard_sums) would wait for that step forever. Measure again afterwards. If
+    /// the commands do reach the device, the step counts.
     ///
     /// # Errors
-    /// [`ErrorKind::Call`](crate::ErrorKind::Call) where no step was recorded since the last sums were read.
+    /// Returns [`ErrorKind::Call`](crate::ErrorKind::Call) if no step was recorded since the last sums were read.
     pub fn take_back_apply(&mut self) -> Result<(), Error> {
         let Some(sharded) = &mut self.sharded else {
             return Err(not_sharded("take_back_apply"));
@@ -193,7 +198,7 @@ impl Optimizer {
         Ok(())
     }
 
-    /// A step's dispatches up to pass 2, and from pass 3 on.
+    /// Returns a step's dispatches up to pass 2, and from pass 3 on.
     fn halves(&self) -> (&[super::Dispatch], &[super::Dispatch]) {
         let dispatches = self.dispatches();
         let measure = dispatches.iter().position(|dispatch| dispatch.pass == PassName::LearningRate);
@@ -206,7 +211,7 @@ impl Optimizer {
         }
     }
 
-    /// Goes on from a checkpoint of this step.
+    /// Continues from a checkpoint of this step.
     #[cfg(feature = "checkpoint")]
     pub(super) fn go_on_from(&mut self, step: u64) {
         if let Some(sharded) = &mut self.sharded {
@@ -214,14 +219,14 @@ impl Optimizer {
             sharded.stage = Stage::Idle;
             sharded.is_applied = false;
             sharded.may_be_ahead = false;
-            // What was measured before is none of a step that comes.
+            // Sums that were measured before belong to no later step.
             let never = bytemuck::bytes_of(&[u32::MAX; 2]);
             let queue = self.gpu.queue();
             queue.write_buffer(&sharded.measured, 0, never);
         }
     }
 
-    /// Refuses a step that does without the other ranks.
+    /// Returns an error for a step that leaves out the other ranks.
     pub(super) fn check_alone(&self, call: &'static str) -> Result<(), Error> {
         match self.plan.shard {
             None => Ok(()),

@@ -1,4 +1,4 @@
-//! What a comparison runs: every rule, regime and rate over every data set and setting, once for each seed.
+//! Cases of a comparison: every rule, regime and rate with every data set and setting, once for each seed.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -22,7 +22,7 @@ use crate::table::{progress_bar, tell};
 use crate::target::{Target, TuningSource};
 use crate::words::count;
 
-/// The fixed rates that a regime is held against, where --lrs gives none: half decades around what the rule usually takes.
+/// Returns the default fixed rates of a rule if --lrs is not given: half decades around its usual rates.
 fn default_rates(RuleName(rule): RuleName) -> &'static [f32] {
     if rule.is_sign() {
         &[1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2]
@@ -35,10 +35,10 @@ fn default_rates(RuleName(rule): RuleName) -> &'static [f32] {
     }
 }
 
-/// How many rates a default grid may get beyond an end at which its best one is.
+/// Number of rates by which a default grid may grow beyond an end with the best rate.
 const EXTENSIONS: usize = 3;
 
-/// The next half decade up or down: 0.1, 0.3, 1, …
+/// Returns the next half decade up or down: 0.1, 0.3, 1, …
 fn next_rate(rate: f32, up: bool) -> f32 {
     let text = format!("{rate:e}");
     let exponent: i32 = text.split_once('e').and_then(|(_, exponent)| exponent.parse().ok()).unwrap_or(0);
@@ -51,8 +51,8 @@ fn next_rate(rate: f32, up: bool) -> f32 {
     next.parse().unwrap_or(rate)
 }
 
-/// What every regime is held against, by the schedule of the fixed rates and by name: the best rate without one, and the best peak with
-/// warm-up and cosine.
+/// References of every regime, by the schedule of the fixed rates and by name: the best rate without a schedule, and
+/// the best peak with warm-up and cosine.
 pub const REFERENCES: [(ScheduleName, &str); 2] =
     [(ScheduleName::CONSTANT, "best fixed"), (ScheduleName::WARMUP_COSINE, "best cosine")];
 
@@ -71,7 +71,7 @@ impl Variant {
     }
 }
 
-/// `seesaw, step, ε 0.1, g × 100`: the row's name.
+/// Formats as the row's name: `seesaw, step, ε 0.1, g × 100`.
 impl fmt::Display for Variant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let reference = REFERENCES.iter().find(|(schedule, _)| *schedule == self.schedule);
@@ -91,7 +91,7 @@ impl fmt::Display for Variant {
     }
 }
 
-/// A column of a table: a data set by its index, a setting and a rule.
+/// Column of a table: a data set by its index, a setting and a rule.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Place {
     pub data: usize,
@@ -114,18 +114,18 @@ pub struct Subject {
     chance: f64,
 }
 
-/// Everything that a comparison runs over.
+/// All data sets, settings, rules and variants of a comparison.
 pub struct Comparison<'a> {
     pub args: &'a Args,
     pub subjects: Vec<Subject>,
-    /// The rows that are not the best fixed rate's, in order.
+    /// Rows except the best fixed rates, in order.
     pub variants: Vec<Variant>,
     pub gradient_scales: Vec<f32>,
-    /// A line on each data set.
+    /// One line about each data set.
     about_data: Vec<String>,
 }
 
-/// Refuses a list that has a value twice, which would count twice in every mean.
+/// Returns an error if a list contains a value twice, because it would count twice in every mean.
 fn check_list<T: PartialEq>(option: &str, values: &[T], show: impl Fn(&T) -> String) -> Result<(), CliError> {
     let twice = (1..values.len()).find(|&index| values[..index].contains(&values[index]));
     twice.map_or(Ok(()), |index| {
@@ -134,7 +134,7 @@ fn check_list<T: PartialEq>(option: &str, values: &[T], show: impl Fn(&T) -> Str
 }
 
 impl<'a> Comparison<'a> {
-    /// Looks at everything that can be wrong before the first run. The files come with it that were read.
+    /// Checks everything before the first run. Also returns the files that were read.
     pub fn new(args: &'a Args) -> Result<(Self, Vec<PathBuf>), CliError> {
         let options = &args.compare;
         args.check_heeded(&options.rules)?;
@@ -172,7 +172,7 @@ impl<'a> Comparison<'a> {
                 }
             }
         }
-        // A path may have a comma in it.
+        // The path of an existing file may contain a comma.
         let list = args.data.to_str().filter(|_| !Path::new(&args.data).exists());
         let names: Vec<&OsStr> = match list {
             Some(list) => list.split(',').map(|name| OsStr::new(name.trim())).collect(),
@@ -199,7 +199,7 @@ impl<'a> Comparison<'a> {
                 comparison.optimizer(rule, variant, 1)?.check()?;
             }
         }
-        // A regime without a rule to be had with is left out of all, or where it was named refused in its own words.
+        // A regime that no rule supports is left out or, if the user named it, refused.
         let mut had = comparison.variants.clone();
         had.retain(|variant| {
             options.rules.iter().any(|&rule| comparison.variants_of(rule).any(|other| other == *variant))
@@ -210,7 +210,7 @@ impl<'a> Comparison<'a> {
             }
         }
         comparison.variants = had;
-        // Of several sets only files have columns to choose from.
+        // Only files have columns to choose from.
         let label = |name: &OsStr| args.label.as_deref().filter(|_| !data::is_named(name));
         let load = |name: &&OsStr| data::load_from(name, label(name));
         let datasets = names.iter().map(load).collect::<Result<Vec<_>, _>>()?;
@@ -231,7 +231,7 @@ impl<'a> Comparison<'a> {
         Ok((comparison, read))
     }
 
-    /// What sets the rate beside the fixed ones, for this rule: not every regime can be had with every rule.
+    /// Returns the variants beside the fixed rates that this rule supports.
     pub fn variants_of(&self, rule: RuleName) -> impl Iterator<Item = Variant> {
         let fits = move |variant: &Variant| {
             let options = self.options_of(rule, *variant);
@@ -245,8 +245,8 @@ impl<'a> Comparison<'a> {
         self.args.compare.lrs.as_deref().unwrap_or_else(|| default_rates(rule))
     }
 
-    /// The options of a single run with this rule and rate. What is tuned is evaluated by its polynomial average beside its last iterate,
-    /// what is not as it would be by itself.
+    /// Returns the options of a single run with this rule and rate. Fixed rates are evaluated by their polynomial
+    /// average and their last iterate, regimes as in a run of their own.
     pub fn options_of(&self, rule: RuleName, variant: Variant) -> Args {
         let tuned = variant.regime.is_fixed();
         Args {
@@ -261,7 +261,7 @@ impl<'a> Comparison<'a> {
         }
     }
 
-    /// The options of a single run that is the same.
+    /// Returns the options of an equivalent single run.
     fn single(&self, case: &Case, seed: u64) -> Args {
         let Setting { batch, epochs } = case.place.setting;
         Args { batch, epochs: Some(epochs), seed, ..self.options_of(case.place.rule, case.variant) }
@@ -271,7 +271,7 @@ impl<'a> Comparison<'a> {
         Ok(OptimizerSettings {
             regime: variant.regime.regime(variant.lr, variant.first_step)?,
             gradient_scale: variant.gradient_scale,
-            // Neither of the two averages that there are depends on the epochs.
+            // Neither of the two possible averages depends on the number of epochs.
             ..self.options_of(rule, variant).settings(1, steps)?
         })
     }
@@ -280,7 +280,7 @@ impl<'a> Comparison<'a> {
         self.gradient_scales.iter().copied().filter(|&scale| scale != 1.0)
     }
 
-    /// Every table's columns, in the order they are shown.
+    /// Returns the columns of every table, in the order in which they are shown.
     pub fn places(&self) -> impl Iterator<Item = Place> {
         self.tables().flat_map(|(data, setting)| {
             let rules = self.args.compare.rules.iter();
@@ -288,20 +288,20 @@ impl<'a> Comparison<'a> {
         })
     }
 
-    /// Every table, in the order they are shown.
+    /// Returns every table, in the order in which they are shown.
     pub fn tables(&self) -> impl Iterator<Item = (usize, Setting)> {
         let subjects = self.subjects.iter().enumerate();
         subjects.flat_map(|(data, subject)| subject.settings.iter().map(move |&setting| (data, setting)))
     }
 
-    /// The schedules that fixed rates are run under: those of the references first.
+    /// Returns the schedules of the fixed rates. Those of the references come first.
     pub fn fixed_schedules(&self) -> impl Iterator<Item = ScheduleName> {
         let references = REFERENCES.map(|(schedule, _)| schedule);
         let others = self.args.compare.schedules.iter().copied();
         references.into_iter().chain(others.filter(move |schedule| !references.contains(schedule)))
     }
 
-    /// The next rate beyond every default grid whose best one is at its end.
+    /// Returns the next rate beyond every default grid whose best rate is at its end.
     fn beyond_the_grids(&self, cells: &[Cell]) -> Vec<Case> {
         if self.args.compare.lrs.is_some() {
             return Vec::new();
@@ -314,7 +314,7 @@ impl<'a> Comparison<'a> {
         beyond.collect()
     }
 
-    /// The grid of fixed rates and every regime that the rule can have.
+    /// Returns the grid of fixed rates and every regime that the rule supports.
     fn first_variants(&self, rule: RuleName) -> impl Iterator<Item = Variant> {
         let fixed = self.fixed_schedules().flat_map(move |schedule| {
             let rates = self.rates(rule).iter();
@@ -323,7 +323,7 @@ impl<'a> Comparison<'a> {
         fixed.chain(self.variants_of(rule))
     }
 
-    /// The best fixed rates of one scale at the others.
+    /// Returns the cases of the best fixed rates at the other gradient scales.
     fn tuned_at_other_scales(&self, cells: &[Cell]) -> Vec<Case> {
         let best = |place| best_fixed(cells, place, ScheduleName::CONSTANT)?.case.variant.lr;
         let tuned = self.places().filter_map(|place| Some((place, best(place)?)));
@@ -334,17 +334,17 @@ impl<'a> Comparison<'a> {
         at_others.collect()
     }
 
-    /// Steps of these cases with every seed.
+    /// Returns the number of steps of these cases with every seed.
     fn steps<'c>(&self, cases: impl IntoIterator<Item = &'c Case>) -> u64 {
         let steps = |case: &Case| self.single(case, 0).steps(&self.subjects[case.place.data].dataset);
         cases.into_iter().map(steps).sum::<u64>() * self.args.compare.seeds.len() as u64
     }
 
-    /// Runs all of it, or what comes to its end before a signal.
+    /// Runs all cases, or those that finish before a signal.
     pub fn run(&self) -> Result<Vec<Cell>, CliError> {
         let of_place = |place: Place| self.first_variants(place.rule).map(move |variant| Case { place, variant });
         let first: Vec<Case> = self.places().flat_map(of_place).collect();
-        // What is known of the second round: how many rates there are, and that a step of each costs the same.
+        // Only the number of runs of the second round is known. Their rates do not matter for the number of steps.
         let placeholder = Variant::fixed(1.0, ScheduleName::CONSTANT, 1.0);
         let at_scales = |place| self.other_scales().map(move |_| Case { place, variant: placeholder });
         let later: Vec<Case> = self.places().flat_map(at_scales).collect();
@@ -357,7 +357,7 @@ impl<'a> Comparison<'a> {
                 None => ", and some more where the best rate is at the end of its grid",
             }
         ));
-        // Without the message: several runs would write it at once.
+        // The progress bar has no message, because several runs would write it at once.
         let progress = progress_bar(self.steps(first.iter().chain(&later)), "{bar:32} {pos}/{len} steps, {eta} left");
         let mut cells = self.run_cases(first, &progress)?;
         for _ in 0..EXTENSIONS {
@@ -365,14 +365,14 @@ impl<'a> Comparison<'a> {
             progress.inc_length(self.steps(&more));
             cells.extend(self.run_cases(more, &progress)?);
         }
-        // What is tuned at one scale, at the others: only now is it known which rate that is.
+        // The rates tuned at one scale are run at the others. They are only known now.
         let tuned = self.tuned_at_other_scales(&cells);
         cells.extend(self.run_cases(tuned, &progress)?);
         progress.finish_and_clear();
         Ok(cells)
     }
 
-    /// One run; none where a signal broke it off.
+    /// Runs one case. Returns `None` if a signal interrupted it.
     fn run_one(&self, case: &Case, seed: u64, progress: &ProgressBar) -> Result<Option<Run>, CliError> {
         let subject = &self.subjects[case.place.data];
         let args = self.single(case, seed);
@@ -384,22 +384,23 @@ impl<'a> Comparison<'a> {
         Ok(Some(Run { tuning: subject.tuning, ..run }).filter(|run| run.stopped_by.is_none()))
     }
 
-    /// Runs every case with every seed; the results come in the order of the cases, whichever run ends first. After a signal the cases are
-    /// left out that did not get all their runs.
+    /// Runs every case with every seed. The results are in the order of the cases, whichever run ends first. After a
+    /// signal, cases without all their runs are left out.
     fn run_cases(&self, cases: Vec<Case>, progress: &ProgressBar) -> Result<Vec<Cell>, CliError> {
         let seeds = &self.args.compare.seeds;
         let count = cases.len() * seeds.len();
         let run_at = |index: usize| self.run_one(&cases[index / seeds.len()], seeds[index % seeds.len()], progress);
-        // One device takes one run after the other; on the host each run has a core, which beats a core's share of every step.
+        // A device takes one run after the other. On the host each run has its own core, which is faster than sharing
+        // every step.
         let threads = match self.subjects.first().map(|subject| &subject.target) {
             Some(Target::Cpu { .. }) => rayon::current_num_threads().min(count),
             _ => 1,
         };
-        // Each run in a rayon pool of its own: in one common pool a thread that waits within a step would begin another run on top of
-        // it, and hold up the first.
+        // Each run has its own rayon pool. In a common pool a thread that waits within a step would begin another run
+        // and delay the first.
         let run_alone = |index: usize| match rayon::ThreadPoolBuilder::new().num_threads(1).build() {
             Ok(pool) if threads > 1 => pool.install(|| run_at(index)),
-            // No thread to be had, or all of them: then in the pool that there is.
+            // Without a new thread, or with a single run at a time, the existing pool is used.
             _ => run_at(index),
         };
         let mut runs = in_parallel(count, threads, run_alone)?.into_iter();

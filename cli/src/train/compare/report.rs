@@ -1,5 +1,5 @@
-//! `train --compare --report FILE.html`: the tables, and for each a chart of the accuracy over the grid of fixed rates with the
-//! regimes as lines across, on one page that needs nothing else.
+//! `train --compare --report FILE.html`: a self-contained page with the tables, and for each a chart of the accuracy
+//! over the grid of fixed rates with the regimes as horizontal lines.
 
 use plotters::prelude::*;
 
@@ -10,7 +10,7 @@ use super::tables::{caption, cells_of, header, points_in_words, rate_in_words, t
 use super::{Setting, summary};
 use crate::page::{self, Area, Axis, COLORS, DrawError, escaped, font};
 
-/// A chart's panel in pixels; three of them fit a window 1280 pixels wide.
+/// Size of a chart's panel in pixels. Three of them fit a window 1280 pixels wide.
 const PANEL: (u32, u32) = (400, 340);
 const PANELS: usize = 3;
 const HEAD: u32 = 60;
@@ -30,7 +30,7 @@ pub fn page(results: &Results) -> Result<String, String> {
     Ok(page::page(title_of_page, STYLE, &body))
 }
 
-/// The same as on the terminal.
+/// Returns the same table as on the terminal.
 fn overall_table(results: &Results) -> String {
     let row = |tag: &str, cells: &[String]| page::row(tag, cells, usize::MAX) + "\n";
     let head = row("th", &summary::HEADER.map(str::to_owned));
@@ -72,7 +72,7 @@ fn draw(root: &Area, results: &Results, data: usize, setting: Setting) -> Result
     labels.extend(regimes.iter().map(|(row, color)| (row.to_string(), *color)));
     let (mut x, mut y) = (14, 16);
     for (label, color) in labels {
-        // The label's width is a guess, no font is at hand.
+        // The width of the label is an estimate, because no font is available.
         let width = 60 + 8 * label.chars().count() as i32;
         if x + width > (PANEL.0 as i32) * PANELS as i32 {
             x = 14;

@@ -1,4 +1,4 @@
-//! What came of a comparison, and which fixed rates were the best.
+//! Results of a comparison, and the best fixed rates.
 
 use serde_json::json;
 
@@ -8,48 +8,48 @@ use super::super::verdict::Verdict;
 use super::cases::{Case, Comparison, Place, REFERENCES, Variant};
 use super::summary::overall;
 
-/// A case and what came of it. A run that diverged is a result like any other.
+/// Case with its results. A run that diverged is a result too.
 pub struct Cell {
     pub case: Case,
     pub runs: Vec<Run>,
-    /// What a run that diverged counts as: the answer that has not looked at the features.
+    /// Accuracy that a run that diverged counts as: that of an answer that ignores the features.
     pub chance: f64,
 }
 
 impl Cell {
-    /// A test accuracy of each run, from 0 to 1.
+    /// Returns a test accuracy of each run, from 0 to 1.
     fn accuracies(&self, of: impl Fn(&Run) -> f64) -> impl ExactSizeIterator<Item = f64> {
         self.runs.iter().map(move |run| if run.verdict == Verdict::Ok { of(run) } else { self.chance })
     }
 
-    /// Mean test accuracy, from 0 to 1.
+    /// Returns the mean test accuracy, from 0 to 1.
     pub fn accuracy(&self) -> f64 {
         mean(self.accuracies(|run| run.test_accuracy))
     }
 
-    /// Mean test accuracy of the last iterates, from 0 to 1.
+    /// Returns the mean test accuracy of the last iterates, from 0 to 1.
     fn last_accuracy(&self) -> f64 {
         mean(self.accuracies(|run| run.last_test_accuracy.unwrap_or(run.test_accuracy)))
     }
 
-    /// Sample deviation of the accuracy; none with one seed.
+    /// Returns the sample standard deviation of the accuracy, or `None` with one seed.
     pub fn deviation(&self) -> Option<f64> {
         let center = self.accuracy();
         let squares: f64 = self.accuracies(|run| run.test_accuracy).map(|x| (x - center).powi(2)).sum();
         (self.runs.len() > 1).then(|| (squares / (self.runs.len() - 1) as f64).sqrt())
     }
 
-    /// Mean training loss; not finite where one is not.
+    /// Returns the mean training loss, which is not finite if one of the losses is not.
     pub fn loss(&self) -> f64 {
         mean(self.runs.iter().map(|run| run.train_loss))
     }
 
-    /// Runs that diverged, or skipped every step.
+    /// Returns the number of runs that diverged or skipped every step.
     pub fn diverged(&self) -> usize {
         self.runs.iter().filter(|run| run.verdict != Verdict::Ok).count()
     }
 
-    /// Points of accuracy above another.
+    /// Returns the accuracy minus that of another cell, in points.
     fn above(&self, other: &Cell) -> f64 {
         100.0 * (self.accuracy() - other.accuracy())
     }
@@ -64,15 +64,15 @@ fn mean(values: impl ExactSizeIterator<Item = f64>) -> f64 {
     values.sum::<f64>() / count
 }
 
-/// The fixed rates of a table's column under a schedule, unscaled.
+/// Returns the fixed rates of a table's column under a schedule, at gradient scale 1.
 pub fn grid(cells: &[Cell], place: Place, schedule: ScheduleName) -> impl Iterator<Item = &Cell> {
     cells.iter().filter(move |Cell { case: Case { place: other, variant }, .. }| {
         *other == place && variant.regime.is_fixed() && variant.schedule == schedule && variant.gradient_scale == 1.0
     })
 }
 
-/// The best fixed rate of a table's column under a schedule: the best mean accuracy on the test rows, then the lowest loss, then the first.
-/// One whose runs all diverged is none, unless there is no other.
+/// Returns the best fixed rate of a table's column under a schedule: the one with the best mean accuracy on the test
+/// rows, then the lowest loss, then the first. A rate whose runs all diverged is only chosen if there is no other.
 pub fn best_fixed(cells: &[Cell], place: Place, schedule: ScheduleName) -> Option<&Cell> {
     let loss = |cell: &Cell| Some(cell.loss()).filter(|loss| loss.is_finite()).unwrap_or(f64::INFINITY);
     grid(cells, place, schedule).reduce(|best, cell| {
@@ -82,8 +82,8 @@ pub fn best_fixed(cells: &[Cell], place: Place, schedule: ScheduleName) -> Optio
     })
 }
 
-/// The best of a grid of rates where it is at an end of it, and whether that is the upper one. A grid of one rate has two ends, of which
-/// the upper one is said.
+/// Returns the best rate if it is at an end of its grid, and whether that is the upper end. For a grid of one rate it
+/// is the upper end.
 pub fn end_of_grid(cells: &[Cell], place: Place, schedule: ScheduleName) -> Option<(f32, bool)> {
     let best = best_fixed(cells, place, schedule)?.case.variant.lr?;
     let rates = || grid(cells, place, schedule).filter_map(|cell| cell.case.variant.lr);
@@ -91,7 +91,7 @@ pub fn end_of_grid(cells: &[Cell], place: Place, schedule: ScheduleName) -> Opti
     (is_upper || !rates().any(|rate| rate < best)).then_some((best, is_upper))
 }
 
-/// The number that was given, without the digits of a widened f32.
+/// Returns the number as the user gave it, without the digits of a widened f32.
 fn as_given(value: f32) -> f64 {
     value.to_string().parse().unwrap_or(f64::from(value))
 }
@@ -102,19 +102,21 @@ pub struct Results<'a> {
 }
 
 impl Results<'_> {
-    /// What a column's regimes are held against, as [`REFERENCES`] has them.
+    /// Returns the references of a column's regimes, in the order of [`REFERENCES`].
     fn references(&self, place: Place) -> [Option<&Cell>; 2] {
         REFERENCES.map(|(schedule, _)| best_fixed(&self.cells, place, schedule))
     }
 
-    /// By how many points a cell is above the best of the fixed rates that are judged by their last iterates, as a run without averages is.
+    /// Returns a cell's accuracy in points minus that of the best fixed rate, judged by last iterates as in a run
+    /// without averages.
     pub fn above_last(&self, cell: &Cell) -> Option<f64> {
         let rates = grid(&self.cells, cell.case.place, ScheduleName::CONSTANT);
         let best = rates.map(Cell::last_accuracy).max_by(f64::total_cmp)?;
         Some(100.0 * (cell.accuracy() - best))
     }
 
-    /// The rows of every table: the best fixed rate, that under each schedule, then for each scale the best rate again and the regimes.
+    /// Returns the rows of every table: the best fixed rate under each schedule, then for each scale the best rate and
+    /// the regimes.
     pub fn rows(&self) -> Vec<Variant> {
         let schedules = self.comparison.fixed_schedules();
         let mut rows: Vec<Variant> = schedules.map(|schedule| Variant::fixed(f32::NAN, schedule, 1.0)).collect();
@@ -127,7 +129,7 @@ impl Results<'_> {
         rows
     }
 
-    /// The cell of a row, and by how many points of accuracy it is above each reference, unscaled.
+    /// Returns the cell of a row, and its points of accuracy above each reference at scale 1.
     pub fn at(&self, place: Place, row: Variant) -> Option<(&Cell, [f64; 2])> {
         let is_fixed = row.regime.is_fixed();
         let lr = if is_fixed { best_fixed(&self.cells, place, row.schedule)?.case.variant.lr } else { row.lr };
@@ -137,7 +139,8 @@ impl Results<'_> {
         Some((cell, [cell.above(fixed?), cell.above(cosine?)]))
     }
 
-    /// The object of `--json`: every run with what `train --json` does not say of it, and a summary of each cell.
+    /// Returns the object of `--json`: every run with the data that `train --json` does not have, and a summary of each
+    /// cell.
     pub fn json(&self) -> String {
         let mut runs = Vec::new();
         let mut summaries = Vec::new();
@@ -170,7 +173,7 @@ impl Results<'_> {
                 "diverged": cell.diverged(),
                 "best_fixed_lr": fixed.and_then(Cell::lr),
                 "best_cosine_lr": cosine.and_then(Cell::lr),
-                // Points of accuracy above the references; below where negative.
+                // Points of accuracy above the references, negative if below.
                 "above_best_fixed": fixed.map(|fixed| cell.above(fixed)),
                 "above_best_cosine": cosine.map(|cosine| cell.above(cosine)),
                 "above_best_last": self.above_last(cell),

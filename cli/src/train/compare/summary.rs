@@ -1,4 +1,4 @@
-//! Everything that was compared in a few lines: for each rule and regime how far it is from each reference, on average and at worst.
+//! Summary of a comparison: for each rule and regime its mean and worst distance from each reference.
 
 use serde::Serialize;
 
@@ -10,41 +10,42 @@ use crate::CliError;
 use crate::table::{Columns, say};
 use crate::words::count;
 
-/// Points below a reference that are worth a word, and that are a failure.
+/// Points below a reference that are reported, and that count as a failure.
 const NOTICEABLE: f64 = 0.5;
 const BAD: f64 = 2.0;
 
-/// What is compared with: what the tables have a row for, and the fixed rates without averages.
+/// References: those with a row in the tables, and the fixed rates without averages.
 const AGAINST: [&str; 3] = [REFERENCES[0].1, REFERENCES[1].1, "best fixed, last"];
 
-/// A rule and a regime against a reference, over all data and settings.
+/// Comparison of a rule and a regime with a reference, over all data and settings.
 #[derive(Debug, Clone, Serialize)]
 pub struct Overall {
-    /// `all` is every rule.
+    /// Name of the rule, or `all` for every rule.
     pub rule: String,
     pub rate_from: String,
     pub against: &'static str,
-    /// Data and settings that it has run over, once for every rule.
+    /// Number of combinations of data, setting and rule that were compared.
     pub compared: usize,
-    /// Points of accuracy above the reference; below where negative.
+    /// Mean accuracy minus the reference, in points.
     pub mean: f64,
     pub worst: f64,
     pub worst_at: String,
-    /// Shares from 0 to 1.
+    /// Fractions from 0 to 1.
     pub more_than_half_a_point_below: f64,
     pub more_than_two_points_below: f64,
     pub diverged: usize,
 }
 
-/// A data set, a setting and a rule.
+/// Data set, setting and rule.
 struct Place {
     name: String,
-    /// As [`AGAINST`] has the references.
+    /// Points above each of the references in [`AGAINST`].
     above: [f64; 3],
     diverged: usize,
 }
 
-/// For every row that is no best rate: each rule, then all of them, against each reference.
+/// Returns the summaries of every row except the best rates: for each rule, then for all of them, against each
+/// reference.
 pub fn overall(results: &Results) -> Vec<Overall> {
     let rules = &results.comparison.args.compare.rules;
     let mut all = Vec::new();
@@ -96,7 +97,7 @@ fn against_each(rule: String, row: Variant, places: &[&Place]) -> Vec<Overall> {
 
 pub const HEADER: [&str; 8] = ["rule", "rate from", "against", "mean", "worst", "worst at", "> 0.5 below", "> 2 below"];
 
-/// A row of the table, with its points written as `points` does.
+/// Returns a row of the table. `points` formats its points.
 pub fn cells(overall: &Overall, points: fn(f64) -> String) -> [String; 8] {
     let percent = |share: f64| format!("{:.0} %", 100.0 * share);
     [

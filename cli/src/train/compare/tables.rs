@@ -1,4 +1,4 @@
-//! The tables of a comparison, on the terminal and in Markdown, and what they need to be understood.
+//! Tables of a comparison, on the terminal and in Markdown, with their explanations.
 
 use wgpu_optim::Rule;
 
@@ -11,9 +11,9 @@ use crate::CliError;
 use crate::table::{Columns, say};
 use crate::words::count;
 
-/// Widest table, so that it can be read in a window of 80 columns.
+/// Width of the widest table, which fits a window of 80 columns.
 const TABLE_WIDTH: usize = 80;
-/// Columns that one rule takes in a table: `100.00 ±0.00`, `00.0000`, `to fixed` and `to cosine` with their frames.
+/// Width of one rule's columns in a table: `100.00 ±0.00`, `00.0000`, `to fixed` and `to cosine` with their frames.
 const RULE_WIDTH: usize = 15 + 10 + 11 + 12;
 
 pub fn title(results: &Results, data: usize, setting: Setting) -> String {
@@ -28,7 +28,7 @@ pub fn title(results: &Results, data: usize, setting: Setting) -> String {
     )
 }
 
-/// What the columns mean, and which rates the best was chosen from.
+/// Explains the columns, and lists the rates from which the best was chosen.
 pub fn caption(results: &Results) -> Vec<String> {
     let comparison = results.comparison;
     let options = &comparison.args.compare;
@@ -57,7 +57,7 @@ pub fn caption(results: &Results) -> Vec<String> {
     lines
 }
 
-/// By what the regimes with this rule are judged.
+/// Describes the averages by which the regimes with this rule are judged.
 fn averages_in_words(results: &Results, rule: RuleName) -> String {
     let mut averages: Vec<String> = Vec::new();
     for variant in results.comparison.variants_of(rule) {
@@ -84,7 +84,7 @@ pub fn print(results: &Results) -> Result<(), CliError> {
     caption(results).into_iter().try_for_each(say)
 }
 
-/// One table, or one for some of the rules after the other where all of them do not fit a window.
+/// Prints a table. If its rules do not fit a window, it is split into several tables.
 fn print_table(results: &Results, data: usize, setting: Setting) -> Result<(), CliError> {
     let rows = results.rows();
     let label_width = rows.iter().map(|row| row.to_string().chars().count() + 4).max().unwrap_or(0);
@@ -127,15 +127,16 @@ pub fn header(rules: &[RuleName]) -> Vec<String> {
     ["rate from".to_owned()].into_iter().chain(columns).collect()
 }
 
-/// What a table says of a row and a rule.
+/// Returns the cells of a row and a rule.
 pub fn cells_of(cell: &Cell, above: [f64; 2]) -> [String; 4] {
     let [fixed, cosine] = above.map(points_in_words);
     [accuracy_in_words(cell, 2), loss_in_words(cell.loss()), fixed, cosine]
 }
 
-/// A best rate at the end of its grid may not be the best there is, which flatters the regimes.
+/// Returns a note if the best rate is at the end of its grid. A better rate may then exist, and the comparison favours
+/// the regimes.
 fn edge_of_grid(results: &Results, place: Place, schedule: ScheduleName) -> Option<String> {
-    // Where every one diverged, none is the best.
+    // If all rates diverged, there is no best one.
     best_fixed(&results.cells, place, schedule).filter(|best| best.diverged() < best.runs.len())?;
     let (rate, is_upper) = end_of_grid(&results.cells, place, schedule)?;
     Some(format!(
@@ -147,7 +148,7 @@ fn edge_of_grid(results: &Results, place: Place, schedule: ScheduleName) -> Opti
     ))
 }
 
-/// A row of Markdown. A bar in a file's name would end the cell.
+/// Returns a row of Markdown. A vertical bar in a file's name would end the cell.
 pub fn markdown_row(cells: &[String]) -> String {
     let cells = cells.iter().map(|cell| match cell.as_str() {
         "" => "| ".to_owned(),
@@ -156,7 +157,7 @@ pub fn markdown_row(cells: &[String]) -> String {
     cells.collect::<String>() + "|"
 }
 
-/// A row per data set, setting and variant, a column per rule.
+/// Prints a row for each data set, setting and variant, with a column for each rule.
 pub fn print_markdown(results: &Results) -> Result<(), CliError> {
     let comparison = results.comparison;
     let rules = &comparison.args.compare.rules;
@@ -166,7 +167,7 @@ pub fn print_markdown(results: &Results) -> Result<(), CliError> {
     let mut named = None;
     for (data, setting) in comparison.tables() {
         for (index, row) in results.rows().into_iter().enumerate() {
-            // A name stands where it begins, as in a merged cell.
+            // A name appears only in its first row, as in a merged cell.
             let is_new = named.replace(data) != Some(data);
             let mut cells = vec![
                 if is_new { comparison.subjects[data].dataset.name.clone() } else { String::new() },
@@ -181,7 +182,7 @@ pub fn print_markdown(results: &Results) -> Result<(), CliError> {
     say("")?;
     let mut notes = caption(results);
     for place in comparison.places() {
-        // Not the title, which names the machine: the page is about figures that are the same on all.
+        // The title names the machine and is left out, because the figures are the same on all machines.
         let name = &comparison.subjects[place.data].dataset.name;
         let edges = comparison.fixed_schedules().filter_map(|schedule| edge_of_grid(results, place, schedule));
         notes.extend(edges.map(|note| format!("{name} {}, {note}", place.setting)));
@@ -189,8 +190,8 @@ pub fn print_markdown(results: &Results) -> Result<(), CliError> {
     notes.into_iter().try_for_each(|line| say(format!("- {line}")))
 }
 
-/// Accuracy to a tenth of a percent, and for a regime by how much it is above or below the references; bold where it is a point or
-/// more below the best fixed rate.
+/// Returns the accuracy to a tenth of a percent, and for a regime the points above or below the references. It is bold
+/// if it is a point or more below the best fixed rate.
 fn markdown_cell(results: &Results, place: Place, row: Variant) -> String {
     let Some((cell, above)) = results.at(place, row) else {
         return String::new();
@@ -223,12 +224,12 @@ fn loss_in_words(loss: f64) -> String {
     if loss.is_finite() && !(1e-4..100.0).contains(&loss) { format!("{loss:.1e}") } else { format!("{loss:.4}") }
 }
 
-/// With its sign, unless it is rounded to zero.
+/// Formats points with their sign, unless they round to zero.
 pub fn points_in_words(points: f64) -> String {
     if points.abs() < 0.005 { "0.00".to_owned() } else { format!("{points:+.2}") }
 }
 
-/// The same to a tenth of a point.
+/// Formats points with their sign to a tenth of a point.
 pub fn tenths_in_words(points: f64) -> String {
     if points.abs() < 0.05 { "0.0".to_owned() } else { format!("{points:+.1}") }
 }
