@@ -48,10 +48,10 @@ use crate::rule::Rule;
 /// - Rules without momentum keep a direction memory of one byte per parameter: `q ← clamp(q + sign g, -7, 7)` and the sign of the last
 ///   step. With `f` the bias-corrected moving average (weight 0.8 on the past) of `⟨g, sign u_{t-1}⟩ / ‖g‖₁`,
 ///   `a = ⟨g, q⟩ / (‖g‖ ‖q‖) + min(0, f + slack)`. The second part is the brake.
-/// - `Sgd` and `SignSgd` in [schedule-free training](Averaging::ScheduleFree) need neither memory nor brake: `a = ⟨g, y
-///   - z⟩ / (‖g‖ ‖y - z‖)`, the slope along the line from `z`, which takes the steps, to the average. It is 0 up to the
-///   second gradient, where `y = z`. If they share a norm with a group of another kind, they use the direction memory
-///   too.
+/// - `Sgd` and `SignSgd` in [schedule-free training](Averaging::ScheduleFree) need neither memory nor brake:
+///   `a = ⟨g, y - z⟩ / (‖g‖ ‖y - z‖)`, the slope along the line from `z`, which takes the steps, to the average. It is
+///   0 up to the second gradient, where `y = z`. If they share a norm with a group of another kind, they use the
+///   direction memory too.
 ///
 /// [`Record`](crate::Record) has each part as a term: `norm_term`, `alignment_term`, `brake_term`, and `held_term`, the
 /// part of a fall that the floor `F` held back. A rise of ln η by more than ln 10 in one step is clamped. η is clamped
