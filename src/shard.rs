@@ -104,7 +104,7 @@ const MAGIC: u32 = u32::from_le_bytes(*b"WGS1");
 ///
 /// 1. [`Optimizer::encode_measure`](crate::Optimizer::encode_measure) on each rank runs passes 1 and 2 over its shard.
 /// 2. [`Optimizer::read_shard_sums`](crate::Optimizer::read_shard_sums) reads the sums back: 32 bytes, and 56 for every
-/// norm. No other mode of this crate has a readback in the step.
+///    norm. No other mode of this crate has a readback in the step.
 /// 3. The caller does an all-gather of these bytes.
 /// 4. [`ShardSums::combine`] has the same result on every rank, for any order of the bytes.
 /// 5. [`Optimizer::encode_apply`](crate::Optimizer::encode_apply) runs passes 3 and 4.
