@@ -45,7 +45,7 @@ pub fn try_out(path: &Path) -> io::Result<()> {
 pub fn way_out(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "make room on the disk, or name a file on another",
-        io::ErrorKind::FileTooLarge => "name a file on a disk that takes files of this size",
+        io::ErrorKind::FileTooLarge => "name a file on a disk that supports files of this size",
         io::ErrorKind::InvalidFilename => "give it a shorter name",
         io::ErrorKind::NotFound => "make its folder, or name a file in a folder that is there",
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {

@@ -149,7 +149,7 @@ pub(crate) enum Problem {
     Checkpoint(#[from] CheckpointError),
 
     #[error(
-        "training has halted: {cause}; parameters are as they were before step {first_step} and stay so: find the cause, then call resume"
+        "training has halted: {cause}; the parameters are those before step {first_step} and do not change any more: find the cause, then call resume"
     )]
     Halted { first_step: u64, cause: String },
 
@@ -181,7 +181,7 @@ pub(crate) enum BuildError {
 
     /// A shape does not have as many elements as the tensor.
     #[error(
-        "tensor \"{tensor}\" has the shape {shape:?}, but {elements} elements: give the lengths of its dimensions, whose product is their number"
+        "tensor \"{tensor}\" has the shape {shape:?}, but {elements} elements: give dimensions whose product is the number of elements"
     )]
     Shape { tensor: String, shape: Vec<usize>, elements: u64 },
 
@@ -193,13 +193,13 @@ pub(crate) enum BuildError {
 
     /// Lazy rows are requested for a tensor without rows.
     #[error(
-        "tensor \"{tensor}\" of shape {shape:?} has no rows, which Group::lazy_rows leaves alone: add it with Group::shaped_tensor in two dimensions or more, or to another group"
+        "tensor \"{tensor}\" of shape {shape:?} has no rows, but Group::lazy_rows needs them: add it with Group::shaped_tensor in two dimensions or more, or to another group"
     )]
     NoRows { tensor: String, shape: Vec<usize> },
 
     /// A rule needs matrices, and the tensor is not one.
     #[error(
-        "tensor \"{tensor}\" of shape {shape:?} is no matrix, which rule {rule} needs: give its shape with Group::shaped_tensor, or name a rule for such tensors with other_tensors (Rule::adamw() is usual)"
+        "tensor \"{tensor}\" of shape {shape:?} is not a matrix, but rule {rule} needs one: give its shape with Group::shaped_tensor, or name a rule for such tensors with other_tensors (Rule::adamw() is usual)"
     )]
     NoMatrix { tensor: String, shape: Vec<usize>, rule: &'static str },
 
@@ -283,9 +283,7 @@ pub(crate) enum CallError {
     StepTensors { role: &'static str, expected: usize, actual: usize },
 
     /// `rebind` was called on an optimizer that was built without `rebindable`.
-    #[error(
-        "the optimizer was built for buffers that stay where they are: call OptimizerBuilder::rebindable() before build"
-    )]
+    #[error("the optimizer was built for fixed buffers: call OptimizerBuilder::rebindable() before build")]
     NotRebindable,
 
     /// A slice of a rebindable optimizer starts at an offset where no binding can start.
@@ -300,7 +298,7 @@ pub(crate) enum CallError {
 
     /// A step, a copy of averages or a checkpoint was requested while the averages are swapped in.
     #[error(
-        "{what} was asked for while the averages are swapped in: swap them back first with Optimizer::encode_swap_averages (CpuOptimizer::swap_averages on the host)"
+        "{what} was requested while the averages are swapped in: swap them back first with Optimizer::encode_swap_averages (CpuOptimizer::swap_averages on the host)"
     )]
     AveragesSwapped { what: &'static str },
 
@@ -393,7 +391,7 @@ pub(crate) enum CheckpointError {
     /// Tensors of a group have taken different numbers of steps, but the rule's bias correction uses one number per
     /// group.
     #[error(
-        "{checkpoint}: tensor \"{tensor}\" was moved by {steps} steps, its group \"{group}\" by {group_steps}, and rule {rule} corrects for one number of steps in a group: put the tensor into a group of its own, which may share the norm"
+        "{checkpoint}: tensor \"{tensor}\" was moved by {steps} steps, its group \"{group}\" by {group_steps}, but the bias correction of rule {rule} needs one number of steps per group: put the tensor into a group of its own, which may share the norm"
     )]
     OtherAge { checkpoint: String, tensor: String, steps: u32, group: String, group_steps: u32, rule: &'static str },
 
@@ -412,7 +410,7 @@ pub(crate) enum CheckpointError {
     },
 
     /// Parameters were requested from a checkpoint that was saved without them.
-    #[error("{checkpoint} was saved without the parameters: save it with them, or restore the rest alone")]
+    #[error("{checkpoint} was saved without the parameters: save it with them, or restore it without them")]
     WithoutParameters { checkpoint: String },
 }
 

@@ -116,7 +116,7 @@ pub(crate) struct Needs {
     pub(crate) schedule_free: bool,
     /// The first parameters and a weighted sum of gradients, with which Prodigy estimates a distance.
     pub(crate) estimate: bool,
-    /// The distance that the parameters have moved, which Mechanic multiplies.
+    /// Displacement of the parameters, which Mechanic multiplies.
     pub(crate) displacement: bool,
     /// Three streams of parameters.
     pub(crate) streams: bool,
@@ -417,8 +417,7 @@ impl Regime {
         self.regime().needs().estimate
     }
 
-    /// Returns true if the regime keeps the distance that the parameters have moved, 4 bytes per parameter, and
-    /// multiplies it.
+    /// Returns true if the regime keeps and multiplies the displacement of the parameters, 4 bytes per parameter.
     #[doc(hidden)]
     pub fn needs_displacement(&self) -> bool {
         self.regime().needs().displacement

@@ -154,7 +154,7 @@ pub enum Schedule {
     /// # let _ = trapezium;
     /// ```
     Table {
-        /// From 1 to 4096 factors, each from 0 to 1e6.
+        /// 1 to 4096 factors, each from 0 to 1e6.
         #[cfg_attr(feature = "checkpoint", serde(serialize_with = "table::serialize"))]
         factors: Arc<[f32]>,
         /// Steps from one factor to the next, at least 1.
@@ -234,21 +234,21 @@ impl Schedule {
     pub fn summary(&self) -> &'static str {
         match self {
             Schedule::Constant => "None",
-            Schedule::WarmupConstant { .. } => "Warm-up over a twentieth of the steps, then level",
+            Schedule::WarmupConstant { .. } => "Warm-up over a twentieth of the steps, then constant",
             Schedule::WarmupCosine { .. } => "Warm-up over a twentieth of the steps, then half a cosine down to 0",
             Schedule::Linear { .. } => "Warm-up over a twentieth of the steps, then a line down to 0",
             Schedule::Polynomial { .. } => "Warm-up over a twentieth of the steps, then a parabola down to 0",
             Schedule::Exponential { .. } => "Warm-up over a twentieth of the steps, then exponentially to a hundredth",
             Schedule::CosineRestarts { .. } => "Three half cosines down to 0, each twice as long as the one before",
             Schedule::WarmupStableDecay { .. } => {
-                "Warm-up over a twentieth of the steps, then level, and down to 0 as 1 - √x over the last fifth"
+                "Warm-up over a twentieth of the steps, then constant, and down to 0 as 1 - √x over the last fifth"
             }
             Schedule::InverseSqrt { .. } => "Warm-up over a twentieth of the steps, then the inverse square root",
-            Schedule::Step { .. } => "A tenth after each third of the steps",
+            Schedule::Step { .. } => "Divided by ten after each third of the steps",
             Schedule::OneCycle { .. } => {
-                "From a twenty-fifth up over three tenths of the steps, then down to 4e-6, each half a cosine: PyTorch's defaults"
+                "Half a cosine from a twenty-fifth up over three tenths of the steps, then half a cosine down to 4e-6: PyTorch's defaults"
             }
-            Schedule::Table { .. } => "Factors of one's own",
+            Schedule::Table { .. } => "Custom factors",
         }
     }
 

@@ -161,8 +161,8 @@ impl ShardSums {
         self.rows.iter().map(|row| &row.sums)
     }
 
-    /// Returns the bytes to send: 32, and 56 for every norm. Every rank has the same number. They are 4-byte words in
-    /// the machine's byte order. Ranks of the other byte order are refused.
+    /// Returns the bytes to send: 32, and 56 for every norm. Every rank sends the same number of bytes. They are 4-byte
+    /// words in the machine's byte order. Ranks of the other byte order are refused.
     pub fn to_bytes(&self) -> Vec<u8> {
         let rows = bytemuck::cast_slice(&self.rows);
         [bytemuck::bytes_of(&self.head), rows].concat()

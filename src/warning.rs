@@ -52,7 +52,7 @@ impl fmt::Display for Warning {
             ),
             _ => write!(
                 f,
-                "makes the step many times longer than its formula supposes: use rule sgd, signsgd or adamw, or regime seesaw, \
+                "makes the step many times longer than its formula assumes: use rule sgd, signsgd or adamw, or regime seesaw, \
                  the default, which goes with every rule"
             ),
         }

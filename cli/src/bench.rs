@@ -287,7 +287,7 @@ fn remarks(report: &Report) -> Vec<String> {
     if report.backend != "cpu" {
         let count = |clock| shown(report).filter(|row| row.clock == clock).count();
         remarks.push(match (count(Clock::Timestamps), count(Clock::Wall)) {
-            (0, _) => "all figures by the wall clock: the device has no timestamps, or they made no sense".to_owned(),
+            (0, _) => "all figures by the wall clock: the device has no timestamps, or implausible ones".to_owned(),
             (timed, wall) => format!("{timed} rows by the device's timestamps, {wall} by the wall clock"),
         });
     }

@@ -41,7 +41,7 @@ pub fn warn_of_failure(message: &str) {
 /// Returns the path of the file that a path stands for. Links are followed, including dangling ones.
 fn resolved(path: &Path) -> PathBuf {
     let mut path = path.to_owned();
-    // Systems follow about as many links.
+    // This is about the number of links that systems follow.
     for _ in 0..40 {
         if let Ok(found) = path.canonicalize() {
             return found;

@@ -46,7 +46,7 @@ pub fn list<T>(len: usize) -> Result<Vec<T>, String> {
     let mut list = Vec::new();
     match list.try_reserve_exact(len) {
         Ok(()) => Ok(list),
-        Err(_) => Err(format!("needs {} of memory, which are not to be had", words::bytes(bytes))),
+        Err(_) => Err(format!("needs {} of memory, which cannot be allocated", words::bytes(bytes))),
     }
 }
 

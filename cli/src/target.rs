@@ -118,7 +118,7 @@ pub fn check_environment() -> Result<(), CliError> {
     match names.find(|name| wgpu::Backends::from_comma_list(name).is_empty()) {
         None => Ok(()),
         Some(name) => CliError::usage(format!(
-            "{VARIABLE} has {}, which is no backend: name some of vulkan, metal, dx12 and gl, separated by commas, or unset it",
+            "{VARIABLE} has {}, which is not a backend: name some of vulkan, metal, dx12 and gl, separated by commas, or unset it",
             quoted(name)
         )),
     }
@@ -132,7 +132,7 @@ impl TargetArgs {
             Backend::Dx12 if !cfg!(windows) => ("dx12", "Windows"),
             _ => return Ok(()),
         };
-        CliError::usage(format!("--backend {name} is for {home} alone: name vulkan, gl or cpu, or leave it out"))
+        CliError::usage(format!("--backend {name} is only for {home}: name vulkan, gl or cpu, or leave it out"))
     }
 
     pub fn find(&self) -> Result<Target, CliError> {

@@ -183,7 +183,7 @@ impl Size {
         match (preset.ns_per_param, best.ns_per_param) {
             _ if self.candidates.len() == 1 => {
                 format!(
-                    "only the preset was measured, there was no time for others (--budget-ms): {geometry}, {of_preset} ns/param"
+                    "only the preset was measured, because there was no time for others (--budget-ms): {geometry}, {of_preset} ns/param"
                 )
             }
             _ if best.tuning == preset.tuning => {

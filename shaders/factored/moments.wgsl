@@ -2,8 +2,8 @@
 //
 // Reads:  updates, tiles, blocks, tensors, partials.
 // Writes: moments, except for groups that take no step and tensors without gradients.
-// Grid:   workgroups of 64 invocations, one for each moment of a stretch of 64. A tile of the table is such a stretch: of rows from `row` on where
-//         its column is 0, of columns from `row` on where it is 1.
+// Grid:   workgroups of 64 invocations, one for each moment of a stretch of 64. A tile of the table is such a stretch,
+//         which begins at `row`. Its moments are those of rows if the tile's column is 0, and of columns if it is 1.
 
 import package::factored::tiles::{number_of_tiles, tile_at};
 import package::layout::{Block, FactoredTensor, Tile, Update, MATRIX_TILE};

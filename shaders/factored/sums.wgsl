@@ -1,9 +1,10 @@
 // First of Adafactor's passes, after pass 3: sums of squares of the rows and columns of each tile of a matrix.
 //
 // Reads:  updates, blocks, gradients, parameters with coupled decay, tensors, tiles.
-// Writes: partials: of a tensor, for each column of tiles a sum of each row of the stack, then for each row of tiles a sum of each column. Nothing
-//         of groups that take no step and of tensors without gradients.
-// Grid:   workgroups of 64 invocations, one for each column of a tile of 64 × 64; a workgroup takes tiles workgroup.x, workgroup.x + workgroups, …
+// Writes: partials. For each tensor, a sum of each row of the stack for each column of tiles, then a sum of each column
+//         for each row of tiles. Groups that take no step and tensors without gradients are skipped.
+// Grid:   workgroups of 64 invocations, one for each column of a tile of 64 × 64. A workgroup processes the tiles
+//         workgroup.x, workgroup.x + workgroups, …
 
 import package::elements::gradients::load_gradients;
 import package::elements::parameters::load_parameters;

@@ -1,7 +1,7 @@
 // Divides each matrix by its norm.
 //
-// Reads:  updates, blocks, matrices, tiles, squares; with `halves` the matrices as they were prepared.
-// Writes: iterate, which without `halves` are the matrices that it also reads.
+// Reads:  updates, blocks, matrices, tiles, squares, and with `halves` the prepared matrices.
+// Writes: iterate. Without `halves` it is also read, because it holds the prepared matrices.
 // Grid:   one workgroup of 64 invocations per tile of the matrices.
 
 import package::layout::MATRIX_TILE;

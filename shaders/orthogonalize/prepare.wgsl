@@ -2,8 +2,10 @@
 // updates the momentum.
 //
 // Reads:  updates, blocks, gradients, momentum, parameters with coupled decay.
-// Writes: directions; squares, the sum of squares of each block. Nothing of groups that take no step and of tensors without gradients.
-// Grid:   one workgroup of WORKGROUP invocations (a power of two) per block; invocation i takes quads i, i + WORKGROUP, … of the block.
+// Writes: directions, and squares, the sum of squares of each block. Groups that take no step and tensors without
+//         gradients are skipped.
+// Grid:   one workgroup of WORKGROUP invocations (a power of two) per block. Invocation i processes quads i,
+//         i + WORKGROUP, … of the block.
 
 import package::elements::gradients::load_gradients;
 import package::elements::parameters::load_parameters;

@@ -1,4 +1,4 @@
-// Seesaw (src/regime/seesaw.rs), and with it NormRatio, Hypergradient and Fixed, which are Seesaw with some constants of 0.
+// Seesaw (src/regime/seesaw.rs), NormRatio, Hypergradient and Fixed. The last three are Seesaw with some constants of 0.
 //
 // The state holds η_0, the first smoothed norm n̂_1 and the agreement A:
 //     ln η_t = ln η_0 + p ln(n̂_1 / n̂_t) + A_t

@@ -1,9 +1,9 @@
 // Marks the rows that have a gradient, after pass 3.
 //
 // Reads:  updates, tiles, blocks, gradients.
-// Writes: the flags in rows. Nothing of groups that take no step and of tensors without gradients.
-// Grid:   workgroups of 64 invocations, one for each row of a stretch of 64; a workgroup takes stretches workgroup.x, workgroup.x + workgroups, …
-//         A tile of the table is such a stretch, from its row on.
+// Writes: the flags in rows, except for groups that take no step and tensors without gradients.
+// Grid:   workgroups of 64 invocations, one for each row of a stretch of 64. A workgroup processes the stretches
+//         workgroup.x, workgroup.x + workgroups, … A tile of the table is such a stretch, which begins at its row.
 
 import package::elements::gradients::bits_of_gradients;
 import package::factored::tiles::{number_of_tiles, tile_at};

@@ -1,4 +1,5 @@
-// Adafactor: src/rule/adafactor.rs. The limit of the direction's length is a factor of the learning rate (factored/limit.wgsl).
+// Adafactor: src/rule/adafactor.rs. The limit of the direction's length is a factor of the learning rate
+// (factored/limit.wgsl).
 
 import package::layout::Update;
 import package::rule::admitted;

@@ -67,8 +67,8 @@ pub(crate) fn square_shares(c: &GroupConstants, taken: u32) -> (f32, f32) {
     (1.0 - share, share)
 }
 
-/// Computes 1 - βᵏ with decay = -ln β, to about two ulps even if βᵏ is close to 1. With k ln β = -(h ln 2 + r) it is (1
-/// - 2^-h) + 2^-h (1 - e^-r).
+/// Computes 1 - βᵏ with decay = -ln β, to about two ulps even if βᵏ is close to 1. With k ln β = -(h ln 2 + r) it is
+/// (1 - 2^-h) + 2^-h (1 - e^-r).
 fn one_less_power(decay: f32, k: u32) -> f32 {
     // Above 2^24 k is rounded, as the product is in any case.
     let x = k as f32 * decay;

@@ -75,7 +75,7 @@ impl Gpu {
                 && backends.is_empty()
             {
                 return Err(Error::from(DeviceError::NoAdapter(format!(
-                    "WGPU_BACKEND is {value:?}, which names no backend: set it to vulkan, metal, dx12, gl or webgpu, or unset it"
+                    "WGPU_BACKEND is {value:?}, which is not a backend: set it to vulkan, metal, dx12, gl or webgpu, or unset it"
                 ))));
             }
             return Err(Error::from(DeviceError::NoAdapter(format!(

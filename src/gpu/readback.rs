@@ -186,7 +186,7 @@ impl Readback {
         Error::from(DeviceError::Readback {
             what: self.what,
             message: format!(
-                "time-out: it did not come within {:?}, nothing is lost and another call may bring it; Gpu::with_readback_timeout allows for more",
+                "time-out: it did not arrive within {:?}; nothing is lost, and another call may return it; Gpu::with_readback_timeout sets a longer limit",
                 gpu.readback_timeout()
             ),
         })

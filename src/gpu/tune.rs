@@ -350,7 +350,7 @@ impl<'a> Bench<'a> {
                 what: "the number of elements to tune for".to_owned(),
                 value: elements,
                 limit: most,
-                way_out: "tune for a smaller size, geometries serve neighbouring sizes as well",
+                way_out: "tune for a smaller size, since a geometry also suits similar sizes",
             }));
         }
         let piece: Vec<f32> = (0..elements.min(PIECE_ELEMENTS)).map(gradient).collect();
@@ -498,7 +498,7 @@ impl<'a> Bench<'a> {
 fn no_sense() -> Error {
     Error::from(DeviceError::Failed {
         what: "this geometry".to_owned(),
-        message: "its timestamps make no sense".to_owned(),
+        message: "its timestamps are implausible".to_owned(),
     })
 }
 

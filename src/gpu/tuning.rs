@@ -5,7 +5,7 @@ use crate::gpu::limits::{MOST_TRIPS, largest_binding};
 use crate::layout::PARTIAL_WORDS;
 use crate::plan::QUAD;
 
-/// How pass 1 combines partial sums within a workgroup.
+/// Method by which pass 1 combines partial sums within a workgroup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Partials {
     /// One partial sum per invocation, without a barrier. It is for software drivers, where a barrier costs more than a
@@ -47,7 +47,7 @@ pub struct Tuning {
     pub workgroup_size: u32,
     /// Number of quads (four elements) that each invocation of passes 1 and 4 processes.
     pub quads_per_invocation: u32,
-    /// How pass 1 stores its partial sums.
+    /// Method by which pass 1 combines its partial sums.
     pub partials: Partials,
     /// Invocations of the one workgroup that finishes a scope in pass 2, a power of two.
     pub finish_workgroup_size: u32,
@@ -149,7 +149,7 @@ impl Tuning {
             owner,
             "partials",
             self.partials.name(),
-            "per-invocation or per-workgroup on a device without Features::SUBGROUP: request it with the device, where the adapter has it",
+            "per-invocation or per-workgroup on a device without Features::SUBGROUP: request it with the device if the adapter has it",
         )
     }
 }

@@ -233,7 +233,7 @@ impl TuningCache {
             more => format!(", and {more} more"),
         };
         log::warn!(
-            "ignoring what is wrong in the tuning cache {}: {first}{more}; `wgpu-optim tune` replaces it",
+            "ignoring invalid parts of the tuning cache {}: {first}{more}; `wgpu-optim tune` replaces it",
             self.path.display()
         );
     }

@@ -156,7 +156,7 @@ impl LearningRateRegime for AutoSgd {
     }
 
     fn summary(&self) -> &'static str {
-        "Three streams at three rates, of which the loss picks one; without momentum only"
+        "Three streams at three rates, from which the loss selects one; without momentum only"
     }
 
     fn kernel(&self) -> &'static Kernel {

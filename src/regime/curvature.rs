@@ -121,7 +121,7 @@ impl LearningRateRegime for Curvature {
         match self.form {
             CurvatureForm::Short => "Barzilai-Borwein s·y/y·y of the same batch, two gradients a step",
             CurvatureForm::Long => "Barzilai-Borwein s·s/s·y of the same batch, two gradients a step",
-            CurvatureForm::Geometric => "The geometric mean of both, two gradients a step",
+            CurvatureForm::Geometric => "Geometric mean of both Barzilai-Borwein rates, two gradients a step",
             CurvatureForm::Newton => "The minimum along the step by the batch's curvature, two gradients a step",
         }
     }

@@ -31,8 +31,8 @@ use crate::rule::Rule;
 /// it, if the gradient asks to return. A decoupled weight decay of the rule is part of u. The regime works with every
 /// rule. η in the record is γ S times the schedule: the parameters move by η u and by the change of S times Δ.
 ///
-/// These are the formulas of the authors' code in `optax.contrib.mechanize`. Like that code and unlike the paper, they
-/// clamp h and shrink Δ by the factor S/(S + ε), which comes from computing Δ from the parameters.
+/// These are the formulas of the authors' code in `optax.contrib.mechanize`. They include its clamp of h, which is not
+/// in the paper, and its factor S/(S + ε), by which the code shrinks Δ when it computes Δ from the parameters.
 ///
 /// The regime keeps the displacement S Δ, 4 bytes per parameter. It is stored as a separate number, because a
 /// difference of parameters in f32 would lose the first steps at S = 1e-6. Pass 1 reads it and the parameters. Each

@@ -27,10 +27,11 @@ use crate::rule::Rule;
 ///
 /// The moments weight each gradient by the d of its step. Adam's bias corrections are left out unless
 /// [`bias_correction`](Prodigy::bias_correction) is set. For a convex problem, `r/Σ|s|` is a lower bound of the largest
-/// element of the displacement to the solution, if the steps are about equally long in every element. The regime is
-/// therefore for AdamW and its relatives and for sign rules. It is refused for AMSGrad, Muon and Adafactor, and for rules along
-/// the gradient, which work with [`DoG`](crate::DoG) and [`Mechanic`](crate::Mechanic). For the published method's one
-/// estimate for all parameters, give all groups one norm ([`global_norm`](crate::OptimizerBuilder::global_norm)).
+/// element of the displacement to the solution. This suits rules whose steps are about equally long in every element,
+/// so that the regime is for AdamW and its relatives and for sign rules. It is refused for AMSGrad, Muon and Adafactor,
+/// and for rules along the gradient, which work with [`DoG`](crate::DoG) and [`Mechanic`](crate::Mechanic). For the
+/// published method's one estimate for all parameters, give all groups one norm
+/// ([`global_norm`](crate::OptimizerBuilder::global_norm)).
 ///
 /// The regime keeps w₀ and s, 8 bytes per parameter. Pass 1 reads both and the parameters; pass 4 reads and writes s.
 /// All sums are stored divided by d², and the moments by d and d², so that none of them overflows f32 when d grows by

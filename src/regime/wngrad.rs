@@ -47,7 +47,7 @@ impl LearningRateRegime for WnGrad {
     }
 
     fn summary(&self) -> &'static str {
-        "The sum of squared norms over their own scale"
+        "The sum of squared norms, each divided by the sum before it"
     }
 
     fn kernel(&self) -> &'static Kernel {

@@ -81,7 +81,7 @@ impl UpdateRule for AdamW {
     }
 
     fn summary(&self) -> &'static str {
-        "AdamW with PyTorch's defaults, also a decoupled weight decay of 0.01; where it is schedule-free, with beta1 = 0"
+        "AdamW with PyTorch's defaults, including a decoupled weight decay of 0.01; with beta1 = 0 if it is schedule-free"
     }
 
     fn with_momentum(&self, _: f32) -> Rule {

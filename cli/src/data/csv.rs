@@ -327,7 +327,7 @@ impl Form {
 enum By {
     Place,
     Name,
-    /// By a name that is also the number of another column.
+    /// A name that is also the number of another column.
     NameOrPlace,
 }
 

@@ -43,7 +43,7 @@ pub fn caption(results: &Results) -> Vec<String> {
         "to fixed: points of accuracy above (+) or below (-) the best of the fixed rates".to_owned(),
         "to cosine: the same against the best peak of these rates, with warm-up over 5 % of the steps and a cosine down to 0"
             .to_owned(),
-        "both are chosen on the test rows, and of their last iterate and its polynomial average the better counts: that flatters them"
+        "both are chosen on the test rows, and the better of last iterate and polynomial average counts: this favours them"
             .to_owned(),
         "best fixed, last: the best of the fixed rates by their last iterates alone, as a run without averages has them".to_owned(),
         "a run that diverged counts as if it had answered with the most frequent class".to_owned(),
@@ -140,7 +140,7 @@ fn edge_of_grid(results: &Results, place: Place, schedule: ScheduleName) -> Opti
     best_fixed(&results.cells, place, schedule).filter(|best| best.diverged() < best.runs.len())?;
     let (rate, is_upper) = end_of_grid(&results.cells, place, schedule)?;
     Some(format!(
-        "{}, {}: {} is at the {} end of its grid, a wider one (--lrs) may have a better",
+        "{}, {}: {} is at the {} end of its grid, a wider one (--lrs) may have a better one",
         name_of(place.rule),
         Variant::fixed(rate, schedule, 1.0),
         rate_in_words(rate),
