@@ -67,20 +67,62 @@ pub(crate) fn move_schedule_free(
         params.copy_from_slice(before);
         return NO_ELEMENT;
     }
-    let (mut index, mut first) = (0, NO_ELEMENT);
-    let elements = params.iter_mut().zip(before).zip(directions).zip(base);
-    for (((w, &y), &u), z) in elements {
-        let old = beyond(y, *z);
-        let next = update.shrink * *z - update.learning_rate * u;
-        let x = if weight == 1.0 { next } else { old + weight * (next - old) };
-        let moved = between(x, next);
-        let fits = (moved.abs() <= largest) & (next.abs() <= LARGEST_F32);
-        *w = if fits { moved } else { y };
-        *z = if fits { next } else { *z };
-        first = first.min(if fits { NO_ELEMENT } else { index });
-        index += 1;
+    let step = Step { update, largest, weight };
+    let (rows, last) = params.as_chunks_mut::<ROW>();
+    let (before_rows, last_before) = before.as_chunks::<ROW>();
+    let (directions_rows, last_directions) = directions.as_chunks::<ROW>();
+    let (base_rows, last_base) = base.as_chunks_mut::<ROW>();
+    let mut first = NO_ELEMENT;
+    let (mut start, mut note) = (0, |at: Option<usize>, start: usize| {
+        first = first.min(at.map_or(NO_ELEMENT, |at| (start + at) as u32));
+    });
+    for (((w, y), u), z) in rows.iter_mut().zip(before_rows).zip(directions_rows).zip(base_rows) {
+        note(step.of_row(w, y, u, z), start);
+        start += ROW;
+    }
+    for (((w, &y), &u), z) in last.iter_mut().zip(last_before).zip(last_directions).zip(last_base) {
+        note(step.of_row(std::array::from_mut(w), &[y], &[u], std::array::from_mut(z)), start);
+        start += 1;
     }
     first
+}
+
+/// Elements that are updated together. The compiler turns a row into vectors wherever the function is inlined, which it did not do with a loop
+/// over slices.
+const ROW: usize = 16;
+
+/// Numbers of a step that are the same for all elements.
+#[derive(Clone, Copy)]
+struct Step<'a> {
+    update: &'a Update,
+    largest: f32,
+    weight: f32,
+}
+
+impl Step<'_> {
+    /// Moves a row from the old parameters `y`. Returns the index of the first element that keeps y and z.
+    #[inline(always)]
+    fn of_row<const LANES: usize>(
+        self,
+        w: &mut [f32; LANES],
+        y: &[f32; LANES],
+        u: &[f32; LANES],
+        z: &mut [f32; LANES],
+    ) -> Option<usize> {
+        let (mut next, mut moved, mut fits) = ([0.0; LANES], [0.0; LANES], [true; LANES]);
+        for j in 0..LANES {
+            let old = beyond(y[j], z[j]);
+            next[j] = self.update.shrink * z[j] - self.update.learning_rate * u[j];
+            let x = if self.weight == 1.0 { next[j] } else { old + self.weight * (next[j] - old) };
+            moved[j] = between(x, next[j]);
+            fits[j] = (moved[j].abs() <= self.largest) & (next[j].abs() <= LARGEST_F32);
+        }
+        for j in 0..LANES {
+            w[j] = if fits[j] { moved[j] } else { y[j] };
+            z[j] = if fits[j] { next[j] } else { z[j] };
+        }
+        if fits == [true; LANES] { None } else { fits.iter().position(|&fits| !fits) }
+    }
 }
 
 #[cfg(test)]
