@@ -2,8 +2,8 @@
 //!
 //! The caller's parameters are y = x + 0.15 (z - x). z is kept, and the average x is computed from both.
 
-use crate::layout::numbers::{BEYOND, LARGEST_F32, TOWARDS_BASE};
-use crate::layout::{NO_ELEMENT, Update};
+use crate::layout::Update;
+use crate::layout::numbers::{BEYOND, TOWARDS_BASE};
 
 /// Computes y from x and z.
 #[inline(always)]
@@ -46,83 +46,21 @@ pub(crate) fn average_of(y: f32, z: f32) -> f32 {
     x
 }
 
-/// Takes a step: moves z along the direction and the average towards z, and sets the new parameters between them.
-/// `before` are the old parameters. An element keeps y and z if either would be out of range. Returns the index of the
-/// first such element, or [`NO_ELEMENT`]. The function is inlined, so that the caller chooses the vector instructions.
+/// z of a parameter.
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(transparent)]
+pub(crate) struct Base(pub(crate) f32);
+
+/// Takes a step: moves z along the direction and the average towards z. Returns the new parameter, which lies between
+/// them, and the new z. The function is inlined, so that the caller chooses the vector instructions.
 #[inline(always)]
-pub(crate) fn move_schedule_free(
-    update: &Update,
-    largest: f32,
-    params: &mut [f32],
-    before: &[f32],
-    directions: &[f32],
-    base: &mut [f32],
-) -> u32 {
-    if update.first != 0 {
-        base.copy_from_slice(before);
-    }
+pub(crate) fn move_schedule_free(update: &Update, y: f32, z: f32, direction: f32) -> (f32, f32) {
     let weight = update.average_weight;
+    let old = beyond(y, z);
+    let next = update.shrink * z - update.learning_rate * direction;
+    let x = if weight == 1.0 { next } else { old + weight * (next - old) };
     // There is no rate yet, so nothing moves.
-    if weight == 0.0 {
-        params.copy_from_slice(before);
-        return NO_ELEMENT;
-    }
-    let step = Step { update, largest, weight };
-    let (rows, last) = params.as_chunks_mut::<ROW>();
-    let (before_rows, last_before) = before.as_chunks::<ROW>();
-    let (directions_rows, last_directions) = directions.as_chunks::<ROW>();
-    let (base_rows, last_base) = base.as_chunks_mut::<ROW>();
-    let mut first = NO_ELEMENT;
-    let (mut start, mut note) = (0, |at: Option<usize>, start: usize| {
-        first = first.min(at.map_or(NO_ELEMENT, |at| (start + at) as u32));
-    });
-    for (((w, y), u), z) in rows.iter_mut().zip(before_rows).zip(directions_rows).zip(base_rows) {
-        note(step.of_row(w, y, u, z), start);
-        start += ROW;
-    }
-    for (((w, &y), &u), z) in last.iter_mut().zip(last_before).zip(last_directions).zip(last_base) {
-        note(step.of_row(std::array::from_mut(w), &[y], &[u], std::array::from_mut(z)), start);
-        start += 1;
-    }
-    first
-}
-
-/// Elements that are updated together. The compiler turns a row into vectors wherever the function is inlined, which it did not do with a loop
-/// over slices.
-const ROW: usize = 16;
-
-/// Numbers of a step that are the same for all elements.
-#[derive(Clone, Copy)]
-struct Step<'a> {
-    update: &'a Update,
-    largest: f32,
-    weight: f32,
-}
-
-impl Step<'_> {
-    /// Moves a row from the old parameters `y`. Returns the index of the first element that keeps y and z.
-    #[inline(always)]
-    fn of_row<const LANES: usize>(
-        self,
-        w: &mut [f32; LANES],
-        y: &[f32; LANES],
-        u: &[f32; LANES],
-        z: &mut [f32; LANES],
-    ) -> Option<usize> {
-        let (mut next, mut moved, mut fits) = ([0.0; LANES], [0.0; LANES], [true; LANES]);
-        for j in 0..LANES {
-            let old = beyond(y[j], z[j]);
-            next[j] = self.update.shrink * z[j] - self.update.learning_rate * u[j];
-            let x = if self.weight == 1.0 { next[j] } else { old + self.weight * (next[j] - old) };
-            moved[j] = between(x, next[j]);
-            fits[j] = (moved[j].abs() <= self.largest) & (next[j].abs() <= LARGEST_F32);
-        }
-        for j in 0..LANES {
-            w[j] = if fits[j] { moved[j] } else { y[j] };
-            z[j] = if fits[j] { next[j] } else { z[j] };
-        }
-        if fits == [true; LANES] { None } else { fits.iter().position(|&fits| !fits) }
-    }
+    if weight == 0.0 { (y, z) } else { (between(x, next), next) }
 }
 
 #[cfg(test)]

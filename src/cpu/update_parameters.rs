@@ -9,7 +9,7 @@ use crate::cpu::finish_update::add_step_sums;
 use crate::cpu::half::RemaindersMut;
 use crate::cpu::reduce_gradient::{counter_of, pack_counter, squares_of};
 use crate::cpu::rows::Rows;
-use crate::cpu::schedule_free::move_schedule_free;
+use crate::cpu::schedule_free::{Base, move_schedule_free};
 use crate::cpu::state::{Codes, decode_momentum, decode_squares};
 use crate::cpu::values::{Slice, SliceMut};
 use crate::element::Element;
@@ -229,37 +229,46 @@ impl<'a> MemorySlices<'a> {
     }
 }
 
-/// Where a direction is kept, once a step was taken along it: nowhere, or in an f32; or what else is kept of the step.
+/// A number that is kept beside a parameter and moves with it.
 trait Keep {
-    /// True if the direction is all that is wanted, for another step.
-    const KEEPS: bool;
+    /// Computes the new parameter and the new number.
+    fn moved(&self, update: &Update, w: f32, direction: f32) -> (f32, f32);
 
-    fn keep(&mut self, direction: f32);
+    /// Stores the new number, where the parameter takes the step.
+    fn settle(&mut self, beside: f32);
 
-    /// The new parameter, and what is kept beside it where both are in range.
+    /// Returns false if a new number is outside the range of f32, so that the parameter takes no step.
+    #[inline(always)]
+    fn fits(_: f32) -> bool {
+        true
+    }
+}
+
+/// Nothing is kept beside the parameter.
+impl Keep for () {
     #[inline(always)]
     fn moved(&self, update: &Update, w: f32, direction: f32) -> (f32, f32) {
         (update.shrink * w - update.learning_rate * direction, 0.0)
     }
 
-    /// Keeps it.
     #[inline(always)]
     fn settle(&mut self, _: f32) {}
 }
 
-impl Keep for () {
-    const KEEPS: bool = false;
+impl Keep for Base {
+    #[inline(always)]
+    fn moved(&self, update: &Update, y: f32, direction: f32) -> (f32, f32) {
+        move_schedule_free(update, y, self.0, direction)
+    }
 
     #[inline(always)]
-    fn keep(&mut self, _: f32) {}
-}
-
-impl Keep for f32 {
-    const KEEPS: bool = true;
+    fn settle(&mut self, next: f32) {
+        self.0 = next;
+    }
 
     #[inline(always)]
-    fn keep(&mut self, direction: f32) {
-        *self = direction;
+    fn fits(next: f32) -> bool {
+        next.abs() <= LARGEST_F32
     }
 }
 
@@ -269,11 +278,6 @@ impl Keep for f32 {
 struct Displacement(f32);
 
 impl Keep for Displacement {
-    const KEEPS: bool = false;
-
-    #[inline(always)]
-    fn keep(&mut self, _: f32) {}
-
     #[inline(always)]
     fn moved(&self, update: &Update, w: f32, direction: f32) -> (f32, f32) {
         let step = update.learning_rate * direction + update.memory_share * w;
@@ -393,7 +397,7 @@ fn update_elements<const SCALED: bool, const PLAIN: bool>(
     step_sums.fill(StepSums::default());
     let mut buffer;
     // Not filled where nobody looks at it.
-    let before = if !step_sums.is_empty() || kernel.schedule_free {
+    let before = if !step_sums.is_empty() {
         buffer = [0f32; TILE];
         &mut buffer[..]
     } else {
@@ -459,11 +463,7 @@ fn update_elements<const SCALED: bool, const PLAIN: bool>(
         let mut outside = NO_ELEMENT;
         if PLAIN {
             let elements = Stretch { update, gradient, largest, params, grads, momentum, squares, largest_squares };
-            outside = elements.take(
-                kernel,
-                &before[..before.len().min(tile.len())],
-                averages.get_mut(tile.clone()).unwrap_or_default(),
-            );
+            outside = elements.take(kernel, averages.get_mut(tile.clone()).unwrap_or_default());
         }
         // All of the tile, or stretches of it that have a rate of their own.
         let mut start = 0;
@@ -506,7 +506,7 @@ fn update_elements<const SCALED: bool, const PLAIN: bool>(
             } else {
                 let averages = averages.get_mut(tile.clone()).unwrap_or_default();
                 let base = averages.get_mut(stretch.clone()).unwrap_or_default();
-                elements.take(kernel, before.get(stretch).unwrap_or_default(), base)
+                elements.take(kernel, base)
             };
             if of_stretch != NO_ELEMENT {
                 outside = outside.min(offset + of_stretch);
@@ -608,42 +608,31 @@ struct Stretch<'a, const SCALED: bool> {
 }
 
 impl<const SCALED: bool> Stretch<'_, SCALED> {
+    /// Takes the step, in schedule-free training with z, which begins where the parameters are. Returns as [`Stretch::step`].
     #[inline(always)]
-    fn reborrow(&mut self) -> Stretch<'_, SCALED> {
-        Stretch {
-            params: self.params,
-            momentum: self.momentum,
-            squares: self.squares,
-            largest_squares: self.largest_squares,
-            ..*self
-        }
-    }
-
-    /// Takes the step, in schedule-free training with z, from the parameters as they were before. Returns as [`Stretch::step`].
-    #[inline(always)]
-    fn take(mut self, kernel: Kernel, before: &[f32], base: &mut [f32]) -> u32 {
+    fn take(self, kernel: Kernel, base: &mut [f32]) -> u32 {
         if kernel.schedule_free {
-            let directions = &mut [0.0; TILE][..self.params.len()];
-            // z takes the step, and what becomes of the parameters here does not matter.
-            self.reborrow().step(kernel, directions);
-            move_schedule_free(self.update, self.largest, self.params, before, directions, base)
+            if self.update.first != 0 {
+                base.copy_from_slice(self.params);
+            }
+            self.step(kernel, bytemuck::cast_slice_mut::<f32, Base>(base))
         } else {
-            let directions = &mut [(); TILE][..self.params.len()];
-            self.step(kernel, directions)
+            let nothing = &mut [(); TILE][..self.params.len()];
+            self.step(kernel, nothing)
         }
     }
 
     /// Takes the step. Returns the index of the first element that took none, [`NO_ELEMENT`] for none.
     #[inline(always)]
-    fn step<K: Keep>(self, kernel: Kernel, directions: &mut [K]) -> u32 {
-        kernel.rule.visit(Move { elements: self, directions })
+    fn step<K: Keep>(self, kernel: Kernel, kept: &mut [K]) -> u32 {
+        kernel.rule.visit(Move { elements: self, kept })
     }
 }
 
 /// Moves a stretch, for each rule.
 struct Move<'a, 'd, const SCALED: bool, K> {
     elements: Stretch<'a, SCALED>,
-    directions: &'d mut [K],
+    kept: &'d mut [K],
 }
 
 impl<const SCALED: bool, K: Keep> Move<'_, '_, SCALED, K> {
@@ -660,7 +649,7 @@ impl<const SCALED: bool, K: Keep> Move<'_, '_, SCALED, K> {
         m: &mut f32,
         v: &mut f32,
         largest_v: &mut f32,
-        direction: &mut K,
+        kept: &mut K,
     ) -> bool {
         let g = gradient.of(g, *w);
         let largest_gradient = const { R::TRAITS.largest_gradient() };
@@ -679,16 +668,12 @@ impl<const SCALED: bool, K: Keep> Move<'_, '_, SCALED, K> {
             *largest_v = divisor;
         }
         let u = R::direction(update, g, last, next, divisor);
-        direction.keep(u);
-        let (moved, beside) = direction.moved(update, *w, u);
-        if K::KEEPS {
-            *m = next;
-            return true;
-        }
-        let fits = (moved.abs() <= largest) & (!R::TRAITS.momentum | (next.abs() <= LARGEST_F32));
+        let (moved, beside) = kept.moved(update, *w, u);
+        let momentum_fits = !R::TRAITS.momentum | (next.abs() <= LARGEST_F32);
+        let fits = (moved.abs() <= largest) & momentum_fits & K::fits(beside);
         *w = if fits { moved } else { *w };
         if fits {
-            direction.settle(beside);
+            kept.settle(beside);
         }
         if R::TRAITS.momentum {
             *m = if fits { next } else { last };
@@ -705,7 +690,7 @@ impl<const SCALED: bool, K: Keep> RuleVisitor for Move<'_, '_, SCALED, K> {
     fn visit<R: HostRule>(self) -> u32 {
         let Stretch { update, gradient, largest, params, grads, momentum, squares, largest_squares } = self.elements;
         // Not numbered by a range in the zip, which would keep the loops from being vectorised.
-        let elements = params.iter_mut().zip(grads).zip(self.directions);
+        let elements = params.iter_mut().zip(grads).zip(self.kept);
         let (mut index, mut first) = (0, NO_ELEMENT);
         let mut note = |fits: bool| {
             first = first.min(if fits { NO_ELEMENT } else { index });
