@@ -135,6 +135,8 @@ pub mod internals {
     pub use crate::gpu::timestamps::Timestamps;
     #[cfg(feature = "tuning-cache")]
     pub use crate::gpu::tuning_cache::CACHE_VARIABLE;
+    #[cfg(feature = "gpu")]
+    pub use crate::gpu::whole_step::MOST_ELEMENTS as WHOLE_STEP_ELEMENTS;
     pub use crate::regime::MAX_CHANGE;
 
     /// Schedules without an optimizer.

@@ -1,8 +1,7 @@
 // The gradient as the rule takes it: without the loss scale, with clip, sign, micro-batches and coupled decay.
 
+import package::coupled_decay::COUPLED_DECAY;
 import package::layout::Update;
-
-override COUPLED_DECAY: bool;
 
 // `raw`: the gradient without the loss scale.
 fn step_gradient(update: Update, raw: vec4<f32>, w: vec4<f32>) -> vec4<f32> {

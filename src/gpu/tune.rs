@@ -395,6 +395,7 @@ impl<'a> Bench<'a> {
         let optimizer = OptimizerBuilder::new(self.rule)
             .regime(self.regime)
             .record_steps(1)
+            .separate_passes()
             // Any number will do, for regimes that go by the loss.
             .loss(self.grads.slice(..4))
             .group(Group::new("tune").tensor("w", self.params.slice(bytes), self.grads.slice(bytes)))

@@ -212,6 +212,8 @@ pub(super) struct Windows<'a> {
     pub(super) geometry: &'a Geometry,
     pub(super) newest: HashMap<(Kernel, Access, usize, usize), usize>,
     pub(super) filling: Vec<FillingWindow>,
+    /// True if all elements are loaded one by one.
+    pub(super) one_by_one: bool,
 }
 
 /// A window whose regions may still grow, so that its blocks' starts are kept absolute.
@@ -222,7 +224,7 @@ pub(super) struct FillingWindow {
 
 impl<'a> Windows<'a> {
     pub(super) fn new(geometry: &'a Geometry) -> Self {
-        Windows { geometry, newest: HashMap::new(), filling: Vec::new() }
+        Windows { geometry, newest: HashMap::new(), filling: Vec::new(), one_by_one: false }
     }
 
     /// Cuts a span into blocks. A tensor that passes work on as a whole must fit into a window: else its elements and those that a window holds
@@ -237,7 +239,9 @@ impl<'a> Windows<'a> {
         let kept = self.geometry.binding_elements / vectors / quad * quad;
         let multiple = u64::from(kernel.block_multiple());
         let block_elements = (u64::from(self.geometry.block_elements).min(kept) / multiple).max(1) * multiple;
-        for (access, start, end) in span.pieces(self.geometry, kernel.block_multiple()) {
+        let in_one_piece = [(Access::Scalars, 0, span.place.elements)];
+        let pieces = span.pieces(self.geometry, kernel.block_multiple());
+        for &(access, start, end) in if self.one_by_one { &in_one_piece[..] } else { &pieces[..] } {
             if span.is_whole() && start < end {
                 self.make_room(kernel, access, span, block_elements)?;
             }

@@ -38,3 +38,4 @@ mod steps;
 mod telemetry;
 mod threads;
 mod update_parameters;
+mod whole_step;
