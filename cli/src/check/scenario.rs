@@ -85,6 +85,8 @@ pub struct Scenario {
     pub clears: bool,
     /// The ranks that run it together, each with a piece of every tensor.
     pub ranks: Option<usize>,
+    /// Whether the passes of a step are dispatches of their own on the device, however small the case is.
+    pub separate_passes: bool,
     /// The geometry, where it is not the subject's.
     pub tuning: Option<Tuning>,
     /// How it is run and judged.
@@ -106,6 +108,7 @@ impl Scenario {
             controlled: false,
             clears: false,
             ranks: None,
+            separate_passes: false,
             tuning: None,
             judge: Scenario::against_oracle,
         }
@@ -193,7 +196,7 @@ impl Scenario {
 
     fn setup(&self, shard: Option<(u32, u32)>) -> Setup {
         let (record_steps, micro_batches) = (Some(RECORD_STEPS), Some(self.micro_batches));
-        Setup { record_steps, micro_batches, shard, ..Setup::default() }
+        Setup { record_steps, micro_batches, shard, separate_passes: self.separate_passes, ..Setup::default() }
     }
 
     /// All steps, and what they leave.

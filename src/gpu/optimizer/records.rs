@@ -98,7 +98,7 @@ impl Optimizer {
         self.gpu.read_buffer("states", &self.states).await
     }
 
-    /// What the last step's reduction measured, per scope. Waits for the device.
+    /// What the last step's reduction measured, per scope; zeros where a step is one dispatch. Waits for the device.
     ///
     /// # Errors
     /// As [`Optimizer::drain_records`].
