@@ -520,7 +520,7 @@ mod constants {
         /// Words of a partial: those of [`super::ScopeSums`] but for the loss.
         pub const PARTIAL_WORDS: u32 = 12;
         /// The most scopes that a step in one dispatch has room for (`shaders/whole_step.wgsl`).
-        pub const WHOLE_STEP_SCOPES: u32 = 16;
+        pub const WHOLE_STEP_SCOPES: u32 = 8;
         /// Factors of all tables of schedules.
         pub const TABLE_FACTORS: u32 = 4096;
         /// The same in vectors of four.
