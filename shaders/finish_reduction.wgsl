@@ -8,24 +8,21 @@
 
 import package::geometry::WORKGROUP;
 import package::layout::{
-    GroupState, ScopeSums, ScopeTable, Squares, INFINITY_BITS, LOSS_ELEMENT, MAGNITUDE_BITS,
+    GroupState, ScopeSums, ScopeTable, Squares,
     SQUARE, RAW_SQUARE, INITIAL_SQUARE, ABSOLUTE, SLOW_DOT, FAST_DOT, DIRECTION_SQUARE, NONFINITE, FIRST_NONFINITE,
 };
+import package::reduction::loss::with_loss;
 import package::reduction::totals::{add_squares, no_totals, place};
 import package::reduction::tree::{add_up_in_tree, tree};
 
 override RAW_NORM: bool;
 override MOMENTUM: bool;
 override COUNTERS: bool;
-override LOSS: bool;
-// Where in its binding the loss lies.
-override LOSS_AT: u32;
 
 @group(0) @binding(0) var<storage, read> scopes: array<ScopeTable>;
 @group(0) @binding(1) var<storage, read> states: array<GroupState>;
 @group(0) @binding(2) var<storage, read_write> partials: array<u32>;
 @group(0) @binding(3) var<storage, read_write> sums: array<ScopeSums>;
-@group(0) @binding(4) var<storage, read> losses: array<u32>;
 
 fn word(index: u32, at: u32) -> f32 {
     return bitcast<f32>(partials[place(index, at, arrayLength(&partials))]);
@@ -62,14 +59,6 @@ fn finish_reduction(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_
     }
     add_up_in_tree(lane, t);
     if lane == 0u {
-        if LOSS {
-            let loss = losses[LOSS_AT];
-            tree[0].loss = bitcast<f32>(loss);
-            // All groups hear of it from one scope.
-            if workgroup.x == 0u && (loss & MAGNITUDE_BITS) >= INFINITY_BITS {
-                tree[0].first_nonfinite = min(tree[0].first_nonfinite, LOSS_ELEMENT);
-            }
-        }
-        sums[workgroup.x] = tree[0];
+        sums[workgroup.x] = with_loss(tree[0], workgroup.x);
     }
 }

@@ -12,11 +12,11 @@
 // Rescaling the loss by a power of two leaves every step as it is, bit for bit.
 
 import package::elements::random_bits::rounding_key;
-import package::geometry::WORKGROUP;
+@if(!whole_step) import package::geometry::WORKGROUP;
 import package::layout::{
     GroupConstants, GroupState, RawRecord, Scaled, ScopeSums, Update, CLIPPED, COUPLES_DECAY, FIRST, HALTED, LOSS_ELEMENT, MEAN_OUTLIER,
     MEAN_STEPS, MOMENTUM_FROM_GRADIENT, NO_ELEMENT, NONFINITE_LOSS, NOT_MEASURED, OUTLIER, OUTLIER_CLIPS, OVERFLOW_KEY_WORD, RAW_NORM_CLIP,
-    RECORD_WORDS, SCALE_CHANGED, SKIPPED, SMALLEST_CLIP, UNMEASURED, WAITING, WRITTEN, ZERO_GRADIENT,
+    RECORD_WORDS, SCALE_CHANGED, SKIPPED, SMALLEST_CLIP, UNMEASURED, WAITING, WHOLE_STEP_SCOPES, WRITTEN, ZERO_GRADIENT,
 };
 import package::learning_rate::gradient::{Gradient, Turn, from_squares, rise_of};
 import package::scaled::{
@@ -41,28 +41,43 @@ import package::learning_rate::controls::{absence_of, control_at, follow_control
 @if(outliers) import package::learning_rate::outliers::judge_norm;
 @if(schedule) import package::learning_rate::schedule::{follow_schedule, schedule_at};
 @if(trust_ratio) import package::learning_rate::trust_ratio::follow_trust;
-@if(averages) import package::learning_rate::average_share::average_share;
+@if(average_shares) import package::learning_rate::average_share::average_share;
 @if(squares) import package::learning_rate::second_moment::follow_moments;
+import package::tables::{groups, states};
 
 // The regime that the kernel serves, as GroupConstants.regime has it.
 override REGIME: u32;
 
-@group(0) @binding(0) var<storage, read> groups: array<GroupConstants>;
-@group(0) @binding(1) var<storage, read> sums: array<ScopeSums>;
-@group(0) @binding(2) var<storage, read_write> states: array<GroupState>;
+// In one workgroup that does the whole step they need not leave it.
+@if(!whole_step) @group(0) @binding(1) var<storage, read> sums: array<ScopeSums>;
+@if(whole_step) var<workgroup> sums: array<ScopeSums, WHOLE_STEP_SCOPES>;
 @group(0) @binding(3) var<storage, read_write> updates: array<Update>;
 @group(0) @binding(4) var<storage, read_write> learning_rates: array<f32>;
 @group(0) @binding(5) var<storage, read_write> records: array<RawRecord>;
-@group(0) @binding(6) var<storage, read_write> loss_scale: array<f32>;
+@if(tells_scale) @group(0) @binding(6) var<storage, read_write> loss_scale: array<f32>;
 
 const NO_CLIP = 3.4028234e38;
 
+@if(!whole_step)
 @compute @workgroup_size(WORKGROUP)
 fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
-    let group = id.x;
-    if group >= arrayLength(&groups) {
-        return;
+    if id.x < arrayLength(&groups) {
+        lead_group(id.x);
     }
+}
+
+fn number_of_scopes() -> u32 {
+    @if(!whole_step) return arrayLength(&sums);
+    @if(whole_step) {
+        var scopes = 0u;
+        for (var group = 0u; group < arrayLength(&groups); group++) {
+            scopes = max(scopes, groups[group].scope + 1u);
+        }
+        return scopes;
+    }
+}
+
+fn lead_group(group: u32) {
     let c = groups[group];
     if c.regime != REGIME {
         return;
@@ -73,7 +88,8 @@ fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
     // A gradient that is not finite, in whatever group, makes the whole step a no-op.
     var nonfinite = 0u;
     var first_nonfinite = NO_ELEMENT;
-    for (var scope = 0u; scope < arrayLength(&sums); scope++) {
+    let scopes = number_of_scopes();
+    for (var scope = 0u; scope < scopes; scope++) {
         nonfinite += sums[scope].nonfinite;
         first_nonfinite = min(first_nonfinite, sums[scope].first_nonfinite);
     }
@@ -204,7 +220,7 @@ fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
         updates[group].put = turn.put;
         updates[group].take = turn.take;
     }
-    if group == 0u {
+    @if(tells_scale) if group == 0u {
         loss_scale[0] = power_of_two(s.loss_scale_exponent);
     }
 
@@ -242,7 +258,8 @@ fn without_norm(c: GroupConstants, s: ptr<function, GroupState>) -> u32 {
 @if(global_clip)
 fn total_norm(c: GroupConstants) -> Scaled {
     var total = Scaled(0.0, 0);
-    for (var scope = 0u; scope < arrayLength(&sums); scope++) {
+    let scopes = number_of_scopes();
+    for (var scope = 0u; scope < scopes; scope++) {
         if (c.flags & RAW_NORM_CLIP) != 0u {
             total = sum(total, from_squares(sums[scope].raw_square));
         } else {
@@ -280,7 +297,7 @@ fn take_step(c: GroupConstants, clip: Scaled, turn: Turn, s: ptr<function, Group
     u.take = turn.take;
     u.rounding_key = rounding_key(c.rounding_seed, (*s).steps_low, (*s).steps_high);
     (*s).momentum_started = 1u;
-    @if(averages) u.average_weight = average_share(c, s);
+    @if(average_shares) u.average_weight = average_share(c, s);
     @if(prodigy) amend_update(c, s, &u);
     @if(mechanic) amend_update(c, s, &u);
     return u;

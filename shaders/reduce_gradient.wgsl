@@ -20,36 +20,33 @@
 // Loss scale. Gradients may come multiplied by 2^e. With coupled decay they are divided by it as they are read. Otherwise the norm is
 // taken of them as they are, so that it is right also where f32 cannot hold the true gradient, and its exponent is lowered.
 
+import package::coupled_decay::COUPLED_DECAY;
+import package::elements::blocks::blocks;
 import package::elements::gradients::bits_of_gradients;
 import package::elements::parameters::{bits_of_parameters, load_parameters};
 import package::geometry::WORKGROUP;
-import package::layout::{Block, GroupConstants, GroupState, INFINITY_BITS, MAGNITUDE_BITS};
+import package::layout::{Block, INFINITY_BITS, MAGNITUDE_BITS};
 import package::measure::alignment::{AlignmentSums, add_alignment};
 import package::reduction::partials::{COUNTERS, INITIAL_NORM, MOMENTUM, RAW_NORM};
 import package::reduction::scaled_squares::{across, largest_of, magnitude_bits};
 import package::reduction::sweep_again::{GRADIENT, PARAMETERS, RAW_GRADIENT, find_nonfinite, measure_initial_norm, squares_of};
 import package::reduction::totals::no_totals;
 import package::scaled::power_of_two;
+import package::tables::{groups, states};
 @if(per_invocation) import package::reduction::emit_per_invocation::{Invocation, emit_partial};
 @if(per_workgroup) import package::reduction::emit_per_workgroup::{Invocation, emit_partial};
 @if(per_subgroup) import package::reduction::emit_per_subgroup::{Invocation, emit_partial};
-@if(measures_momentum) import package::measure::momentum::{Memory, measure};
-@if(measures_counters) import package::measure::direction_counters::{Memory, measure};
-@if(measures_iterates) import package::measure::iterates::{Memory, measure};
-@if(measures_magnitudes) import package::measure::magnitudes::{Memory, measure};
-@if(measures_distance) import package::measure::distance::{Memory, measure};
-@if(measures_estimate) import package::measure::estimate::{Memory, measure};
-@if(measures_displacement) import package::measure::displacement::{Memory, measure};
-@if(measures_secant) import package::measure::secant::{Memory, measure};
+@if(measures_nothing) import package::measure::nothing::measure;
+@if(measures_momentum) import package::measure::momentum::measure;
+@if(measures_counters) import package::measure::direction_counters::measure;
+@if(measures_iterates) import package::measure::iterates::measure;
+@if(measures_magnitudes) import package::measure::magnitudes::measure;
+@if(measures_distance) import package::measure::distance::measure;
+@if(measures_estimate) import package::measure::estimate::measure;
+@if(measures_displacement) import package::measure::displacement::measure;
+@if(measures_secant) import package::measure::secant::measure;
 
-override COUPLED_DECAY: bool;
 override LOSS_SCALE: bool;
-
-@group(0) @binding(0) var<storage, read> groups: array<GroupConstants>;
-@group(0) @binding(1) var<storage, read> states: array<GroupState>;
-@group(1) @binding(0) var<storage, read> blocks: array<Block>;
-@if(!bits8) @group(1) @binding(3) var<storage, read> momentum: array<vec4<f32>>;
-@group(1) @binding(4) var<storage, read> memory: array<Memory>;
 
 // What a quad's gradient is computed from, as bits.
 struct Quad {
@@ -108,16 +105,16 @@ fn true_gradient(g: vec4<f32>, unscale: f32) -> vec4<f32> {
 
 // naga's HLSL writer declares the subgroup built-ins only where an argument of the entry point is one, and not only a member of its struct:
 // without the second argument DXC stops with "Semantic must be defined for all parameters of an entry function" (docs/upstream-naga.md).
-@if(per_subgroup)
+@if(per_subgroup && !whole_step)
 @compute @workgroup_size(WORKGROUP)
 fn reduce_gradient(invocation: Invocation, @builtin(subgroup_size) subgroup_size: u32) {
-    reduce_block(invocation);
+    reduce_block(blocks[invocation.workgroup.x], invocation);
 }
 
-@if(!per_subgroup)
+@if(!per_subgroup && !whole_step)
 @compute @workgroup_size(WORKGROUP)
 fn reduce_gradient(invocation: Invocation) {
-    reduce_block(invocation);
+    reduce_block(blocks[invocation.workgroup.x], invocation);
 }
 
 // Whether the block is of a group that is frozen or of a tensor that has no gradients.
@@ -125,8 +122,8 @@ fn is_left_out(block: Block) -> bool {
     return groups[block.group].controls.frozen != 0u || groups[block.group].controls.present == 0u || blocks[block.lead].present == 0u;
 }
 
-fn reduce_block(invocation: Invocation) {
-    var block = blocks[invocation.workgroup.x];
+fn reduce_block(whole: Block, invocation: Invocation) {
+    var block = whole;
     if is_left_out(block) {
         // Nothing is read, and every sum is 0.
         block.elements = 0u;

@@ -18,30 +18,35 @@
 //     D ← keep·D + η u + η λ' w        Mechanic, for which w ← w + (D before) - D
 //     w ← (1 - η λ') w - η u           decoupled weight decay; in schedule-free training this is z, and w what is between z and its average
 
+import package::elements::blocks::blocks;
 import package::elements::gradients::load_gradients;
 @if(clears_gradients) import package::elements::gradients::clear_gradients;
+@if(keeps_memory) import package::elements::memories::memory;
+@if(momentum && !bits8) import package::elements::memories::momentum;
+@if(squares && !bits8) import package::elements::memories::momentum;
 import package::elements::parameters::{load_parameters, store_parameters};
 @if(limited) import package::factored::tensors::tensors;
 @if(factored) import package::factored::tensors::second_moments;
 import package::geometry::WORKGROUP;
+@if(whole_step) import package::learning_rate::updates;
 import package::layout::{Block, Update, SKIP_ALL};
 import package::rule::{admitted, direction_of};
 @if(momentum) import package::rule::next_momentum;
 @if(squares) import package::rule::next_squares;
 @if(squares && !bits8) import package::rule::squares_at;
 @if(largest_squares) import package::rule::largest_squares_at;
-@if(keeps_counters) import package::update::keep_counters::{Memory, keep};
-@if(keeps_gradient) import package::update::keep_gradient::{Memory, keep};
-@if(keeps_parameters) import package::update::keep_parameters::{Memory, keep};
-@if(keeps_estimate) import package::update::keep_estimate::{Memory, keep};
-@if(displaces) import package::update::displace::{Memory, displaced, displacement};
+@if(keeps_counters) import package::update::keep_counters::keep;
+@if(keeps_gradient) import package::update::keep_gradient::keep;
+@if(keeps_parameters) import package::update::keep_parameters::keep;
+@if(keeps_estimate) import package::update::keep_estimate::keep;
+@if(displaces) import package::update::displace::{displaced, displacement};
 @if(streams) import package::update::exchange_streams::exchanged;
 @if(averages) import package::update::average::average;
 @if(bits8) import package::elements::state::{keep_state, remember};
 @if(bits8 && momentum) import package::elements::state::decoded_momentum;
 @if(bits8 && squares) import package::elements::state::decoded_squares;
 import package::update::in_range::in_range;
-@if(!measures_step) import package::update::in_range::tell_overflow;
+@if(!measures_step && !whole_step) import package::update::in_range::tell_overflow;
 import package::update::moved::Moved;
 import package::update::stepped::stepped;
 @if(rates) import package::update::stepped::rate_factors;
@@ -51,12 +56,8 @@ import package::update::step_gradient::step_gradient;
 @if(schedule_free) import package::update::schedule_free::{base, moved_schedule_free};
 @if(measures_step) import package::update::measure_step::{leave, watch};
 
-@group(0) @binding(0) var<storage, read> updates: array<Update>;
-@group(1) @binding(0) var<storage, read> blocks: array<Block>;
-@if(momentum && !bits8) @group(1) @binding(3) var<storage, read_write> momentum: array<vec4<f32>>;
-@if(squares && !momentum && !bits8) @group(1) @binding(3) var<storage, read_write> momentum: array<vec4<f32>>;
+@if(!whole_step) @group(0) @binding(0) var<storage, read> updates: array<Update>;
 @if(matrices) @group(1) @binding(6) var<storage, read> directions: array<vec4<f32>>;
-@if(keeps_memory) @group(1) @binding(4) var<storage, read_write> memory: array<Memory>;
 
 // The number of a quad's first element in its tensor.
 fn offset_of(block: Block, quad: u32) -> u32 {
@@ -128,9 +129,14 @@ fn update_quad(block: Block, update: Update, quad: u32) {
     @if(measures_step) watch(w, next);
 }
 
+@if(!whole_step)
 @compute @workgroup_size(WORKGROUP)
 fn update_parameters(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    var block = blocks[workgroup.x];
+    update_block(blocks[workgroup.x], lane);
+}
+
+fn update_block(whole: Block, lane: u32) {
+    var block = whole;
     let present = blocks[block.lead].present != 0u;
     if !present {
         block.elements = 0u;
@@ -158,5 +164,5 @@ fn update_parameters(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local
         keep_state(lane, block.state_quad + quad, is_there, update.rounding_key, block.first_element + 4u * quad);
     }
     @if(measures_step) leave(block, lane, present);
-    @if(!measures_step) tell_overflow(update);
+    @if(!measures_step && !whole_step) tell_overflow(update);
 }

@@ -24,6 +24,7 @@ mod tuning;
 #[cfg(feature = "tuning-cache")]
 pub(crate) mod tuning_cache;
 mod update_parameters;
+pub(crate) mod whole_step;
 
 /// The WGSL of the structs in [`Optimizer::controls_buffer`](crate::Optimizer::controls_buffer), with the room between them, to put before a
 /// kernel of the caller that sets them.

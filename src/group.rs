@@ -342,6 +342,8 @@ pub struct OptimizerBuilder<T> {
     pub(crate) rebindable: bool,
     /// True if every tensor has blocks of its own, so that each can be left out of a step.
     pub(crate) absent_gradients: bool,
+    /// True if the passes of a step are dispatches of their own, however small the model is.
+    pub(crate) separate_passes: bool,
     /// The rank, and the number of ranks.
     pub(crate) shard: Option<(u32, u32)>,
     /// Slice on the device that holds the loss.
@@ -373,6 +375,7 @@ impl<T> OptimizerBuilder<T> {
             record_steps: None,
             rebindable: false,
             absent_gradients: false,
+            separate_passes: false,
             shard: None,
             loss: None,
             groups: Vec::new(),
@@ -548,6 +551,13 @@ impl<T> OptimizerBuilder<T> {
     /// It costs one more block for every tensor that does. The CPU path needs no such call.
     pub fn absent_gradients(mut self) -> Self {
         self.absent_gradients = true;
+        self
+    }
+
+    /// Keeps the passes of a step apart on the device, however small the model is: for tests, and for measurements of the passes.
+    #[doc(hidden)]
+    pub fn separate_passes(mut self) -> Self {
+        self.separate_passes = true;
         self
     }
 

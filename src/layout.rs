@@ -519,6 +519,8 @@ mod constants {
         pub const LOSS_ELEMENT: u32 = u32::MAX - 1;
         /// Words of a partial: those of [`super::ScopeSums`] but for the loss.
         pub const PARTIAL_WORDS: u32 = 12;
+        /// The most scopes that a step in one dispatch has room for (`shaders/whole_step.wgsl`).
+        pub const WHOLE_STEP_SCOPES: u32 = 8;
         /// Factors of all tables of schedules.
         pub const TABLE_FACTORS: u32 = 4096;
         /// The same in vectors of four.
@@ -553,7 +555,7 @@ mod constants {
 pub use constants::{
     COLUMNS_WORD, ELEMENTS_WORD, FACTORS_WORD, FLAGS_WORD, INFINITY_BITS, LOSS_ELEMENT, MAGNITUDE_BITS, MATRIX_TILE,
     MEAN_OUTLIER, MEAN_STEPS, NO_ELEMENT, NO_TENSOR, OVERFLOW_KEY_WORD, PARTIAL_WORDS, RECORD_WORDS, ROW_WORDS,
-    TABLE_FACTORS, TABLE_QUADS,
+    TABLE_FACTORS, TABLE_QUADS, WHOLE_STEP_SCOPES,
 };
 
 /// Numbers of the formulas that several files use, on both sides.

@@ -12,7 +12,7 @@
 //! - [`Element`] selects f32, f16 or bf16 for a tensor, and [`Rounding`] how steps get into 16-bit parameters.
 //! - `Checkpoint` (feature `checkpoint`) saves the optimizer's whole state to a file. A run that resumes from it has the same bits.
 //!
-//! A step is four compute passes. Nothing returns to the host:
+//! A step is four compute passes, which small models do in one dispatch. Nothing returns to the host:
 //!
 //! ```text
 //! gradients ─▶ reduce_gradient ─▶ partials ─▶ finish_reduction ─▶ sums ─▶ learning_rate ─▶ η, record
@@ -135,6 +135,8 @@ pub mod internals {
     pub use crate::gpu::timestamps::Timestamps;
     #[cfg(feature = "tuning-cache")]
     pub use crate::gpu::tuning_cache::CACHE_VARIABLE;
+    #[cfg(feature = "gpu")]
+    pub use crate::gpu::whole_step::{MOST_BLOCKS as WHOLE_STEP_BLOCKS, MOST_ELEMENTS as WHOLE_STEP_ELEMENTS};
     pub use crate::regime::MAX_CHANGE;
 
     /// Schedules without an optimizer.

@@ -63,6 +63,8 @@ pub(crate) struct Geometry {
     pub(crate) apart: bool,
     /// True if tensors of a group that lie next to each other may share blocks.
     pub(crate) joins: bool,
+    /// True if elements that must be loaded one by one bring all others to be loaded so too, and into the same window.
+    pub(crate) one_access: bool,
 }
 
 /// A tensor's name and where its elements are counted from.
@@ -197,7 +199,7 @@ impl Plan {
 
         let mut tensors = Vec::new();
         let mut places = Vec::new();
-        let mut windows = Windows::new(geometry);
+        let mut spans_of_groups = Vec::with_capacity(groups.len());
         let mut first_element = 0;
         for (index, group) in groups.into_iter().enumerate() {
             let mut spans: Vec<Span> = Vec::new();
@@ -218,11 +220,23 @@ impl Plan {
                 }
                 first_element += place.elements;
             }
-            for span in &spans {
-                let kernel = kernels[index].at(&span.place, span.kind, &group.config);
+            spans_of_groups.push((group.config, spans));
+        }
+        let mut windows = Windows::new(geometry);
+        if geometry.one_access {
+            let spans = || {
+                spans_of_groups.iter().zip(&kernels).flat_map(|((_, spans), kernel)| {
+                    spans.iter().flat_map(|span| span.pieces(geometry, kernel.block_multiple()))
+                })
+            };
+            windows.one_by_one = spans().any(|(access, start, end)| access == Access::Scalars && start < end);
+        }
+        for (index, (config, spans)) in spans_of_groups.iter().enumerate() {
+            for span in spans {
+                let kernel = kernels[index].at(&span.place, span.kind, config);
                 let windows_refuse = |elements, limit| {
                     Error::from(BuildError::Limit {
-                        what: format!("the number of elements of a tensor in group \"{}\"", group.config.name),
+                        what: format!("the number of elements of a tensor in group \"{}\"", config.name),
                         value: elements,
                         limit,
                         way_out: "use a device with a larger max_storage_buffer_binding_size, or another rule for this tensor",

@@ -34,6 +34,8 @@ pub struct Setup {
     pub global_clip: Option<f32>,
     /// Whether every tensor may be without gradients.
     pub absent_gradients: bool,
+    /// Whether the passes of a step are dispatches of their own on the device, however small the case is.
+    pub separate_passes: bool,
 }
 
 impl Setup {
@@ -57,6 +59,9 @@ impl Setup {
         }
         if self.absent_gradients {
             builder = builder.absent_gradients();
+        }
+        if self.separate_passes {
+            builder = builder.separate_passes();
         }
         match self.record_steps {
             Some(steps) => builder.record_steps(steps),

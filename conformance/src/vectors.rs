@@ -41,7 +41,11 @@ pub fn open(adapter: &wgpu::Adapter) -> Outcome<Gpu> {
     let request = adapter.request_device(&wgpu::DeviceDescriptor {
         label: Some("for the page"),
         required_features: adapter.features() & wgpu::Features::SUBGROUP,
-        required_limits: wgpu::Limits { min_storage_buffer_offset_alignment: 256, ..adapter.limits() },
+        required_limits: wgpu::Limits {
+            min_storage_buffer_offset_alignment: 256,
+            max_storage_buffers_per_shader_stage: adapter.limits().max_storage_buffers_per_shader_stage.min(10),
+            ..adapter.limits()
+        },
         ..Default::default()
     });
     let (device, queue) = pollster::block_on(request)?;
@@ -70,6 +74,7 @@ pub fn vectors() -> Outcome<Value> {
         cases.extend(cases_of(&gpu, &mut kernels)?);
         compile_everything(&gpu, &mut kernels)?;
         compile_halves(&gpu, &mut kernels)?;
+        compile_whole_steps(&gpu, &mut kernels)?;
     }
     let throughput = throughput(&found, &mut kernels)?;
     Ok(json!({
@@ -87,6 +92,7 @@ pub fn cases_of(gpu: &Gpu, kernels: &mut Kernels) -> Outcome<Vec<Value>> {
         case_of_rules(gpu, name, kernels)?,
         case_of_halves(gpu, name, kernels)?,
         case_of_nonfinite(gpu, name, false, kernels)?,
+        case_of_a_small_model(gpu, name, kernels)?,
     ])
 }
 
@@ -282,6 +288,18 @@ fn case_of_rules(gpu: &Gpu, name: &str, kernels: &mut Kernels) -> Outcome<Value>
     case(gpu, name, &specs, Form::default(), steps, kernels)
 }
 
+/// A small model, whose step is one dispatch: two groups with norms of their own, and momentum.
+fn case_of_a_small_model(gpu: &Gpu, name: &str, kernels: &mut Kernels) -> Outcome<Value> {
+    let lengths = [[1, 300, 5], [64, 3, 130]];
+    let mut numbers = Numbers(31);
+    let specs = lengths.map(|lengths| {
+        let tensors = lengths.map(|length| numbers.vec(length));
+        Spec::new(Rule::sgdm(0.9), Regime::seesaw(), tensors.into()).named(lengths[0].to_string())
+    });
+    let steps = (0..STEPS).map(|step| noise(&specs, 40 + step as u64));
+    case(gpu, &format!("{name}, one dispatch"), &specs, Form::default(), steps, kernels)
+}
+
 /// More than half of what f32 can hold.
 const HUGE: f32 = 2.5e38;
 
@@ -425,6 +443,19 @@ impl Groups {
     }
 
     fn compile(self, gpu: &Gpu, tell: &[Tell], kernels: &mut Kernels) -> Outcome<()> {
+        // Three past a multiple of four, and no multiple of four, so that there are heads, bodies and tails.
+        self.compile_these(gpu, &self.rules_and_regimes(), (3, 9), tell, kernels)
+    }
+
+    /// Groups of these rules and regimes, each of one tensor: its first element in the group's place, and its length.
+    fn compile_these(
+        self,
+        gpu: &Gpu,
+        rules_and_regimes: &[(Rule, Regime)],
+        (first, length): (u64, u64),
+        tell: &[Tell],
+        kernels: &mut Kernels,
+    ) -> Outcome<()> {
         let values = vec![1.0f32; 4096];
         let (parameters, gradients) = (upload(gpu, &values), upload(gpu, &values));
         let loss = upload(gpu, &values);
@@ -434,12 +465,13 @@ impl Groups {
             builder = tell(builder);
         }
         let mut count = 0;
-        for (rule, regime) in self.rules_and_regimes() {
-            // Three past a multiple of four, so that there are heads, bodies and tails.
-            let at = 4 * (3 + 20 * count);
-            let (w, g) = (parameters.slice(at..at + 36), gradients.slice(at..at + 36));
+        for &(rule, regime) in rules_and_regimes {
+            let at = 4 * (first + 20 * count);
+            let bytes = at..at + 4 * length;
+            let (w, g) = (parameters.slice(bytes.clone()), gradients.slice(bytes));
             let group = Group::new(count.to_string()).rule(rule).regime(regime);
-            builder = builder.group(group.shaped_tensor(count.to_string(), &shape_for(&rule, 9), w, g));
+            let shape = shape_for(&rule, length as usize);
+            builder = builder.group(group.shaped_tensor(count.to_string(), &shape, w, g));
             count += 1;
         }
         if count == 0 {
@@ -529,6 +561,22 @@ pub fn compile_settings(gpu: &Gpu, kernels: &mut Kernels) -> Outcome<()> {
     plain.averaged(Averaging::polynomial_decay()).compile(gpu, &[], kernels)?;
     let full = [without_streams[0], without_streams[1], with_streams[2]];
     plain.averaged(Averaging::ScheduleFree).compile(gpu, &full, kernels)
+}
+
+/// Kernels of steps in one dispatch: an optimizer for each rule and regime, plain and with settings.
+pub fn compile_whole_steps(gpu: &Gpu, kernels: &mut Kernels) -> Outcome<()> {
+    let many: Tell = |builder| {
+        let builder = builder.weight_decay(0.1).loss_scaler(LossScaler::default()).clip_norm(1.0);
+        builder.schedule(Schedule::Table { factors: [1.0, 0.5].into(), every: 10 })
+    };
+    for streams in [false, true] {
+        let groups = Groups { streams, ..Groups::PLAIN };
+        for pair in groups.rules_and_regimes().iter().filter(|(rule, _)| !rule.owns_passes()) {
+            groups.compile_these(gpu, &[*pair], (0, 8), &[], kernels)?;
+            groups.compile_these(gpu, &[*pair], (3, 9), &[many], kernels)?;
+        }
+    }
+    Ok(())
 }
 
 /// One regime for each kind of memory.

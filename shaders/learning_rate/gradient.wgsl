@@ -52,6 +52,6 @@ fn differ(a: Scaled, b: Scaled) -> bool {
 }
 
 // The length of the step's direction, as far as it is known before momentum: that of the gradient, or of its signs.
-fn direction_of(c: GroupConstants, norm: Scaled) -> Scaled {
+fn direction_length_of(c: GroupConstants, norm: Scaled) -> Scaled {
     return choose(norm, scaled(c.direction_length, 0), (c.flags & SIGN_RULE) != 0u);
 }

@@ -1,7 +1,7 @@
 // The trust ratio of LARS: src/trust.rs.
 
 import package::layout::{GroupConstants, GroupState, RawRecord, Scaled, FIRST, TRUST_TERM, TRUST_MIN, TRUST_MAX};
-import package::learning_rate::gradient::{Gradient, direction_of, from_squares};
+import package::learning_rate::gradient::{Gradient, direction_length_of, from_squares};
 import package::scaled::{is_zero, larger, ln_ratio, quotient, root, scaled, smaller, times, to_float};
 
 // The trust ratio, over what regime and schedule say. A gradient of zero carries it over, as it does the rate.
@@ -36,7 +36,7 @@ fn trust_of(c: GroupConstants, g: Gradient, s: ptr<function, GroupState>) -> Sca
     if (*s).momentum_started == 0u {
         parameters = root(from_squares(g.sums.initial_square));
     }
-    let direction = direction_of(c, g.norm);
+    let direction = direction_length_of(c, g.norm);
     if is_zero(direction) || (is_zero(parameters) && c.trust_least == 0.0) {
         return Scaled(1.0, 0);
     }

@@ -4,9 +4,7 @@
 import package::layout::Block;
 import package::elements::parameters::load_parameters;
 import package::measure::alignment::AlignmentSums;
-import package::reduce_gradient::memory;
-
-alias Memory = vec4<f32>;
+import package::elements::memories::memory;
 
 fn measure(block: Block, quad: u32, g: vec4<f32>, gradient_scale: f32, momentum_scale: f32, sums: ptr<function, AlignmentSums>) {
     let w = load_parameters(block, quad);

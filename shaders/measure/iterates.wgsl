@@ -5,9 +5,7 @@
 import package::layout::Block;
 import package::elements::parameters::load_parameters;
 import package::measure::alignment::{AlignmentSums, compare_with_momentum};
-import package::reduce_gradient::memory;
-
-alias Memory = vec4<f32>;
+import package::elements::memories::memory;
 
 fn measure(block: Block, quad: u32, g: vec4<f32>, gradient_scale: f32, momentum_scale: f32, sums: ptr<function, AlignmentSums>) {
     compare_with_momentum(gradient_scale * g, load_parameters(block, quad) - memory[block.state_quad + quad], sums);

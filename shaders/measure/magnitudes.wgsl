@@ -4,9 +4,8 @@
 import package::layout::Block;
 import package::elements::parameters::load_parameters;
 import package::measure::alignment::{AlignmentSums, compare_with_momentum};
-import package::reduce_gradient::{memory, states};
-
-alias Memory = vec4<f32>;
+import package::elements::memories::memory;
+import package::tables::states;
 
 fn measure(block: Block, quad: u32, g: vec4<f32>, gradient_scale: f32, momentum_scale: f32, sums: ptr<function, AlignmentSums>) {
     let scaled_gradient = gradient_scale * g;

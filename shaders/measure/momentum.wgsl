@@ -2,10 +2,8 @@
 
 import package::layout::Block;
 import package::measure::alignment::{AlignmentSums, compare_with_momentum};
-@if(!bits8) import package::reduce_gradient::momentum;
+@if(!bits8) import package::elements::memories::momentum;
 @if(bits8) import package::elements::state::decoded_momentum;
-
-alias Memory = u32;
 
 fn measure(block: Block, quad: u32, g: vec4<f32>, gradient_scale: f32, momentum_scale: f32, sums: ptr<function, AlignmentSums>) {
     @if(!bits8) let m = momentum_scale * momentum[block.state_quad + quad];

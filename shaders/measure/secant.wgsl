@@ -3,15 +3,14 @@
 
 import package::layout::Block;
 import package::measure::alignment::AlignmentSums;
-import package::reduce_gradient::{groups, memory, states};
-@if(!bits8) import package::reduce_gradient::momentum;
+import package::elements::memories::memory;
+@if(!bits8) import package::elements::memories::momentum;
 @if(bits8 && momentum) import package::elements::state::decoded_momentum;
 @if(bits8 && squares) import package::elements::state::decoded_squares;
 import package::rule::{LastStep, last_direction_of};
 @if(squares && !largest_squares && !bits8) import package::rule::squares_at;
 @if(largest_squares) import package::rule::largest_squares_at;
-
-alias Memory = vec4<f32>;
+import package::tables::{groups, states};
 
 fn measure(block: Block, quad: u32, g: vec4<f32>, gradient_scale: f32, momentum_scale: f32, sums: ptr<function, AlignmentSums>) {
     let at = block.state_quad + quad;

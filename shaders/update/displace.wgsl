@@ -3,9 +3,7 @@
 // that it keeps small steps below the last place of the parameters.
 
 import package::layout::Update;
-import package::update_parameters::memory;
-
-alias Memory = vec4<f32>;
+import package::elements::memories::memory;
 
 // Returns D before the step.
 fn displacement(update: Update, at: u32) -> vec4<f32> {

@@ -2,7 +2,7 @@
 // caller's buffer gets the next stream or the winner. The memory holds STREAM_SLOTS slots one after the other.
 
 import package::layout::{Update, NO_SLOT, STREAM_SLOTS};
-import package::update_parameters::memory;
+import package::elements::memories::memory;
 
 fn exchanged(update: Update, at: u32, next: vec4<f32>) -> vec4<f32> {
     let slot_quads = arrayLength(&memory) / STREAM_SLOTS;

@@ -2,14 +2,14 @@
 // momentum would be outside the range of its type. Finite gradients can cause this if they, the rate or the decay are
 // too large, or in 16 bits. The record of the step names the first such element.
 //
-// `measures_step`: the partial sums of the step carry this element to pass 5, which writes it to the record. Otherwise
-// this pass does.
+// `measures_step`: the partial sums of the step carry this element to pass 5, which writes it to the record.
+// `whole_step`: the kernel of all passes writes it. Otherwise this pass does.
 
 import package::layout::{Block, Update, LARGEST_F32, NO_ELEMENT};
 import package::update::moved::Moved;
 import package::elements::parameters::largest_parameter;
 
-@if(!measures_step) @group(2) @binding(1) var<storage, read_write> record_words: array<atomic<u32>>;
+@if(!measures_step && !whole_step) @group(2) @binding(1) var<storage, read_write> record_words: array<atomic<u32>>;
 
 // Largest value of NO_ELEMENT minus the index over the elements that this invocation left unchanged, by their place in
 // the quad; 0 for none.
@@ -30,7 +30,7 @@ fn overflow_key() -> u32 {
     return max(max(outside.x, outside.y), max(outside.z, outside.w));
 }
 
-@if(!measures_step)
+@if(!measures_step && !whole_step)
 fn tell_overflow(update: Update) {
     let key = overflow_key();
     if key != 0u {

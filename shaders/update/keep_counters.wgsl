@@ -2,9 +2,7 @@
 
 import package::layout::{Update, COUNTER_LIMIT};
 import package::measure::counters::{counters_of, pack_counters};
-import package::update_parameters::memory;
-
-alias Memory = u32;
+import package::elements::memories::memory;
 
 fn keep(update: Update, at: u32, w: vec4<f32>, raw: vec4<f32>, g: vec4<f32>) {
     let signs = sign(g);

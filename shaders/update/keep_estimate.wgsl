@@ -3,9 +3,7 @@
 
 import package::layout::{Update, LARGEST_F32};
 import package::update::seen_gradient::seen_gradient;
-import package::update_parameters::memory;
-
-alias Memory = vec4<f32>;
+import package::elements::memories::memory;
 
 fn keep(update: Update, at: u32, w: vec4<f32>, raw: vec4<f32>, g: vec4<f32>) {
     let behind = arrayLength(&memory) / 2u + at;

@@ -1,7 +1,7 @@
 // Gradient that pass 1 measured, without the clip.
 
+import package::coupled_decay::COUPLED_DECAY;
 import package::layout::Update;
-import package::update::step_gradient::COUPLED_DECAY;
 
 // Returns the gradient that pass 1 measured. `raw` is the gradient without the loss scale.
 fn seen_gradient(update: Update, raw: vec4<f32>, w: vec4<f32>) -> vec4<f32> {

@@ -14,7 +14,7 @@ use crate::layout::{
     Update, average_kinds, group_flags, record_flags, schedule_kinds,
 };
 use crate::regime::Kernel;
-use crate::regime::gradient::{Gradient, Turn, direction_of};
+use crate::regime::gradient::{Gradient, Turn, direction_length_of};
 use crate::scaled::power_of_two;
 use crate::trust::trust_of;
 
@@ -369,7 +369,7 @@ fn follow_schedule((factor, ln_factor): (f32, f32), s: &mut GroupState, r: &mut 
 /// The trust ratio, over what regime and schedule say. A gradient of zero carries it over, as it does the rate.
 fn follow_trust(c: &GroupConstants, measured: &ScopeSums, norm: Scaled, s: &mut GroupState, r: &mut RawRecord) {
     if !norm.is_zero() {
-        let trust = trust_of(c, measured, direction_of(c, norm), s);
+        let trust = trust_of(c, measured, direction_length_of(c, norm), s);
         let ln_trust = trust.ln_ratio(Scaled::ONE);
         if r.flags & record_flags::FIRST == 0 {
             r.terms[TRUST_TERM as usize] = ln_trust - s.ln_trust;

@@ -223,6 +223,7 @@ impl OptimizerBuilder<Tensor> {
                 quads_need_alignment: false,
                 apart: false,
                 joins: true,
+                one_access: false,
             },
         )?;
         let plan = plan.sharded(shard);

@@ -10,21 +10,26 @@ pub(crate) const STEM: &str = "finish_reduction";
 /// Compiles the pass for everything that any of the kernels measures. `loss_at` is the loss's word in its binding, where it is needed.
 pub(crate) fn pipeline(gpu: &Gpu, tuning: &Tuning, kernels: &[Kernel], loss_at: Option<u32>) -> Pipeline {
     let any = |what: fn(Kernel) -> bool| kernels.iter().any(|&kernel| what(kernel));
+    let mut constants = vec![
+        ("WORKGROUP", f64::from(tuning.finish_workgroup_size)),
+        flag("RAW_NORM", any(|kernel| kernel.raw_norm)),
+        flag("MOMENTUM", any(Kernel::reads_momentum)),
+        flag("COUNTERS", any(Kernel::measures_memory)),
+    ];
+    constants.extend(loss_at.map(|at| ("LOSS_AT", f64::from(at))));
     Pipeline::new(
         gpu,
         &PassSource {
             module: STEM,
             stem: STEM,
-            features: &[],
-            constants: &[
-                ("WORKGROUP", f64::from(tuning.finish_workgroup_size)),
-                flag("RAW_NORM", any(|kernel| kernel.raw_norm)),
-                flag("MOMENTUM", any(Kernel::reads_momentum)),
-                flag("COUNTERS", any(Kernel::measures_memory)),
-                flag("LOSS", loss_at.is_some()),
-                ("LOSS_AT", f64::from(loss_at.unwrap_or(0))),
-            ],
-            groups: &[&[Binding::Read, Binding::Read, Binding::Write, Binding::Write, Binding::Read]],
+            features: if loss_at.is_some() { &["loss"] } else { &[] },
+            constants: &constants,
+            groups: &[&[Binding::Read, Binding::Read, Binding::Write, Binding::Write, of_loss(loss_at)]],
         },
     )
+}
+
+/// The binding of the loss, which is absent where no regime needs it.
+pub(crate) fn of_loss(loss_at: Option<u32>) -> Binding {
+    if loss_at.is_some() { Binding::Read } else { Binding::Absent }
 }

@@ -19,8 +19,30 @@ pub(crate) fn pipelines(gpu: &Gpu, groups: &[GroupConstants]) -> Vec<Pipeline> {
     served.collect()
 }
 
-fn pipeline(gpu: &Gpu, kernel: &Kernel, number: u32, groups: &[&GroupConstants]) -> Pipeline {
-    let mut features = vec!["regime", kernel.name];
+fn pipeline(gpu: &Gpu, kernel: &'static Kernel, number: u32, groups: &[&GroupConstants]) -> Pipeline {
+    let mut features = features(kernel, groups);
+    features.push("tells_scale");
+    let (read, write) = (Binding::Read, Binding::Write);
+    Pipeline::new(
+        gpu,
+        &PassSource {
+            module: STEM,
+            stem: STEM,
+            features: &features,
+            constants: &[("WORKGROUP", f64::from(WORKGROUP)), ("REGIME", f64::from(number))],
+            groups: &[&[read, read, write, write, write, write, write, of_tables(&features)]],
+        },
+    )
+}
+
+/// The binding of the tables of schedules.
+pub(crate) fn of_tables(features: &[&str]) -> Binding {
+    if features.contains(&"table") { Binding::Uniform } else { Binding::Absent }
+}
+
+/// Features of the pass for the groups of a regime.
+pub(crate) fn features(kernel: &'static Kernel, groups: &[&GroupConstants]) -> Vec<&'static str> {
+    let mut features = vec!["regime", "writes_states", kernel.name];
     let mut when = |feature, needed: fn(&GroupConstants) -> bool| {
         if groups.iter().any(|group| needed(group)) {
             features.push(feature);
@@ -29,21 +51,10 @@ fn pipeline(gpu: &Gpu, kernel: &Kernel, number: u32, groups: &[&GroupConstants])
     when("schedule", |group| group.schedule != schedule_kinds::CONSTANT);
     when("table", |group| group.schedule == schedule_kinds::TABLE);
     when("trust_ratio", |group| group.trust_coefficient > 0.0);
-    when("averages", |group| group.average != average_kinds::OFF);
+    when("average_shares", |group| group.average != average_kinds::OFF);
     when("global_clip", |group| group.global_clip < f32::MAX);
     when("outliers", |group| group.outlier_deviations > 0.0);
     when("squares", |group| group.rule.epsilon > 0.0);
     when("square_fall", |group| group.rule.square_fall > 0.0);
-    let (read, write) = (Binding::Read, Binding::Write);
-    let factors = if features.contains(&"table") { Binding::Uniform } else { Binding::Absent };
-    Pipeline::new(
-        gpu,
-        &PassSource {
-            module: STEM,
-            stem: STEM,
-            features: &features,
-            constants: &[("WORKGROUP", f64::from(WORKGROUP)), ("REGIME", f64::from(number))],
-            groups: &[&[read, read, write, write, write, write, write, factors]],
-        },
-    )
+    features
 }

@@ -17,7 +17,9 @@ use crate::gpu::look as look_pass;
 use crate::gpu::optimizer::rebind::Movable;
 use crate::gpu::pass::{BoundGroup, CompiledKernel};
 use crate::gpu::readback::Readback;
-use crate::gpu::{finish_reduction, finish_update, learning_rate, reduce_gradient, swap_averages, update_parameters};
+use crate::gpu::{
+    finish_reduction, finish_update, learning_rate, reduce_gradient, swap_averages, update_parameters, whole_step,
+};
 use crate::group::GroupConfig;
 use crate::plan::{Plan, TensorInfo};
 use crate::record::{RecordCursor, Records};
@@ -48,6 +50,8 @@ pub enum PassName {
     FinishUpdate,
     /// Exchanges parameters and averages ([`Optimizer::encode_swap_averages`]).
     SwapAverages,
+    /// Passes 1 to 4 in one dispatch, of small models.
+    WholeStep,
 }
 
 impl PassName {
@@ -64,6 +68,7 @@ impl PassName {
             PassName::UpdateParameters => update_parameters::STEM,
             PassName::FinishUpdate => finish_update::STEM,
             PassName::SwapAverages => swap_averages::STEM,
+            PassName::WholeStep => whole_step::STEM,
         }
     }
 }

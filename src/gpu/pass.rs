@@ -172,6 +172,11 @@ impl Pipeline {
         }
     }
 
+    /// The number of its bind groups.
+    pub(crate) fn groups(&self) -> usize {
+        self.groups.len()
+    }
+
     /// Binds buffers, whole or in part, to bind group `group`: those that the shader has.
     pub(crate) fn bind(&self, device: &wgpu::Device, group: usize, buffers: &[wgpu::BufferBinding]) -> BoundGroup {
         let bound = || {

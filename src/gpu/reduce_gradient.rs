@@ -10,7 +10,51 @@ pub(crate) const STEM: &str = "reduce_gradient";
 
 /// Compiles the pass for a kernel.
 pub(crate) fn pipeline(gpu: &Gpu, tuning: &Tuning, kernel: Kernel, access: Access) -> Pipeline {
-    let mut constants = vec![
+    let elements = elements(gpu, tuning, kernel, access);
+    let (absent, read) = (Binding::Absent, Binding::Read);
+    let (_, momentum, memory) = measured(kernel);
+    Pipeline::new(
+        gpu,
+        &PassSource {
+            module: STEM,
+            stem: STEM,
+            features: &elements.features,
+            constants: &elements.constants,
+            groups: &[
+                &[read, read, Binding::Write],
+                &[
+                    read,
+                    read,
+                    read,
+                    if momentum { read } else { absent },
+                    if memory { read } else { absent },
+                    Elements::remainders(kernel),
+                ],
+            ],
+        },
+    )
+}
+
+/// What the gradient is compared with: the feature, and whether the memory of the rule and that of the regime are read.
+fn measured(kernel: Kernel) -> (&'static str, bool, bool) {
+    match kernel.alignment {
+        Alignment::None | Alignment::Streams => ("measures_nothing", false, false),
+        Alignment::Momentum => ("measures_momentum", true, false),
+        Alignment::Counters => ("measures_counters", false, true),
+        Alignment::Iterates => ("measures_iterates", false, true),
+        Alignment::Magnitudes => ("measures_magnitudes", false, true),
+        Alignment::FirstParameters => ("measures_distance", false, true),
+        Alignment::Estimate => ("measures_estimate", false, true),
+        Alignment::Displacement => ("measures_displacement", false, true),
+        // A look has the bind groups of the step before.
+        Alignment::NextLook => ("measures_momentum", true, true),
+        Alignment::LastGradient | Alignment::Look => ("measures_secant", true, true),
+    }
+}
+
+/// Features and constants of the pass for a kernel.
+pub(crate) fn elements(gpu: &Gpu, tuning: &Tuning, kernel: Kernel, access: Access) -> Elements {
+    let constants = [
         ("WORKGROUP", f64::from(tuning.workgroup_size)),
         flag("COUPLED_DECAY", kernel.coupled_decay),
         flag("LOSS_SCALE", kernel.loss_scale),
@@ -20,21 +64,10 @@ pub(crate) fn pipeline(gpu: &Gpu, tuning: &Tuning, kernel: Kernel, access: Acces
         flag("COUNTERS", kernel.measures_memory()),
         flag("RAW_NORM", kernel.raw_norm),
     ];
-    let (absent, read) = (Binding::Absent, Binding::Read);
-    let (feature, momentum, memory) = match kernel.alignment {
-        Alignment::None | Alignment::Momentum | Alignment::Streams => ("measures_momentum", read, absent),
-        Alignment::Counters => ("measures_counters", absent, read),
-        Alignment::Iterates => ("measures_iterates", absent, read),
-        Alignment::Magnitudes => ("measures_magnitudes", absent, read),
-        Alignment::FirstParameters => ("measures_distance", absent, read),
-        Alignment::Estimate => ("measures_estimate", absent, read),
-        Alignment::Displacement => ("measures_displacement", absent, read),
-        // A look has the bind groups of the step before.
-        Alignment::NextLook => ("measures_momentum", read, read),
-        Alignment::LastGradient | Alignment::Look => ("measures_secant", read, read),
-    };
     let mut elements = Elements::parameters(kernel, access).and_gradients(kernel);
-    elements.features.push(feature);
+    elements.constants.extend(constants);
+    elements.features.push(measured(kernel).0);
+    elements.when(kernel.has_counters(), "counters");
     let traits = kernel.rule.traits();
     // Of a memory in 8 bits also the alignment must know what there is; one that is not read may be bound as anything.
     let bits8 = kernel.bits8 && (kernel.reads_momentum() || kernel.measures_secant());
@@ -48,26 +81,14 @@ pub(crate) fn pipeline(gpu: &Gpu, tuning: &Tuning, kernel: Kernel, access: Acces
         elements.features.extend(traits.features);
         elements.when(traits.largest_squares, "largest_squares");
     }
-    elements.features.push(match tuning.partials {
+    let partials = match tuning.partials {
         Partials::PerInvocation => "per_invocation",
         Partials::PerWorkgroup => "per_workgroup",
         Partials::Subgroup => {
-            constants.push(("SUBGROUPS", f64::from(tuning.subgroups(&gpu.device().adapter_info()))));
+            elements.constants.push(("SUBGROUPS", f64::from(tuning.subgroups(&gpu.device().adapter_info()))));
             "per_subgroup"
         }
-    });
-    constants.extend(elements.constants);
-    Pipeline::new(
-        gpu,
-        &PassSource {
-            module: STEM,
-            stem: STEM,
-            features: &elements.features,
-            constants: &constants,
-            groups: &[
-                &[read, read, Binding::Write],
-                &[read, read, read, momentum, memory, Elements::remainders(kernel)],
-            ],
-        },
-    )
+    };
+    elements.features.push(partials);
+    elements
 }

@@ -74,6 +74,7 @@ pub(crate) fn most_storage_buffers(kernel: Kernel) -> u32 {
     // Tables; blocks, parameters, gradients.
     let (in_measuring, in_updating, own) = (3, 1, 3 + u32::from(kernel.has_remainders()));
     let measuring = match kernel.alignment {
+        Alignment::None | Alignment::Streams => 0,
         Alignment::LastGradient | Alignment::NextLook | Alignment::Look => 2,
         _ => 1,
     };

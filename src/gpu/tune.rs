@@ -401,6 +401,7 @@ impl<'a> Bench<'a> {
         let optimizer = OptimizerBuilder::new(self.rule)
             .regime(self.regime)
             .record_steps(1)
+            .separate_passes()
             // Regimes that use the loss accept any number here.
             .loss(self.grads.slice(..4))
             .group(Group::new("tune").tensor("w", self.params.slice(bytes), self.grads.slice(bytes)))

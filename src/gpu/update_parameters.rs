@@ -10,14 +10,56 @@ pub(crate) const STEM: &str = "update_parameters";
 
 /// Compiles the pass for a kernel.
 pub(crate) fn pipeline(gpu: &Gpu, tuning: &Tuning, kernel: Kernel, access: Access, one_buffer: bool) -> Pipeline {
+    let elements = elements(tuning, kernel, access, one_buffer);
+    // In schedule-free training z lies where the averages do.
+    // Beside them the sums of the step, or the records.
+    let told = [written(kernel.averages), Binding::Write];
+    Pipeline::new(
+        gpu,
+        &PassSource {
+            module: STEM,
+            stem: STEM,
+            features: &elements.features,
+            constants: &elements.constants,
+            groups: &[&[Binding::Read], &own(kernel, one_buffer), &told],
+        },
+    )
+}
+
+/// Returns true if the gradients are bound for writing: where they are cleared, and where parameters and gradients lie in one buffer, which is
+/// written, so that wgpu demands the same access of both bindings.
+fn writes_gradients(kernel: Kernel, one_buffer: bool) -> bool {
+    one_buffer || kernel.clears_gradients
+}
+
+pub(crate) fn written(is_there: bool) -> Binding {
+    if is_there { Binding::Write } else { Binding::Absent }
+}
+
+/// Bindings of the window's own buffers.
+pub(crate) fn own(kernel: Kernel, one_buffer: bool) -> [Binding; 8] {
+    let traits = kernel.rule.traits();
+    [
+        Binding::Read,
+        Binding::Write,
+        if writes_gradients(kernel, one_buffer) { Binding::Write } else { Binding::Read },
+        // Passes of the rule have written the moments of rows and columns.
+        if traits.factored { Binding::Read } else { written(traits.momentum || traits.squares) },
+        written(kernel.has_memory()),
+        Elements::remainders(kernel),
+        if traits.owns_passes() { Binding::Read } else { Binding::Absent },
+        if kernel.has_rows() { Binding::Read } else { Binding::Absent },
+    ]
+}
+
+/// Features and constants of the pass for a kernel.
+pub(crate) fn elements(tuning: &Tuning, kernel: Kernel, access: Access, one_buffer: bool) -> Elements {
     let traits = kernel.rule.traits();
     let mut elements = Elements::parameters(kernel, access).and_gradients(kernel);
     elements.features.extend(traits.features);
-    // Where parameters and gradients lie in one buffer, which is written, wgpu demands that both bindings have the same access.
-    let writes_gradients = one_buffer || kernel.clears_gradients;
     for (condition, feature) in [
         (true, "writes_parameters"),
-        (writes_gradients, "writes_gradients"),
+        (writes_gradients(kernel, one_buffer), "writes_gradients"),
         (kernel.clears_gradients, "clears_gradients"),
         (traits.momentum, "momentum"),
         (traits.squares, "squares"),
@@ -27,6 +69,7 @@ pub(crate) fn pipeline(gpu: &Gpu, tuning: &Tuning, kernel: Kernel, access: Acces
         (traits.largest_squares, "largest_squares"),
         (kernel.bits8, "bits8"),
         (kernel.has_memory(), "keeps_memory"),
+        (kernel.has_counters(), "counters"),
         (kernel.has_counters(), "keeps_counters"),
         (kernel.has_last_gradient(), "keeps_gradient"),
         (kernel.has_first_parameters() || kernel.has_streams(), "keeps_parameters"),
@@ -40,32 +83,7 @@ pub(crate) fn pipeline(gpu: &Gpu, tuning: &Tuning, kernel: Kernel, access: Acces
         elements.when(condition, feature);
     }
     elements.features.extend(row_features(kernel));
-    let mut constants =
-        vec![("WORKGROUP", f64::from(tuning.workgroup_size)), flag("COUPLED_DECAY", kernel.coupled_decay)];
-    constants.extend(elements.constants);
-    let written = |is_there: bool| if is_there { Binding::Write } else { Binding::Absent };
-    let own = [
-        Binding::Read,
-        Binding::Write,
-        if writes_gradients { Binding::Write } else { Binding::Read },
-        // Passes of the rule have written the moments of rows and columns.
-        if traits.factored { Binding::Read } else { written(traits.momentum || traits.squares) },
-        written(kernel.has_memory()),
-        Elements::remainders(kernel),
-        if traits.owns_passes() { Binding::Read } else { Binding::Absent },
-        if kernel.has_rows() { Binding::Read } else { Binding::Absent },
-    ];
-    // In schedule-free training z lies where the averages do.
-    // Beside them the sums of the step, or the records.
-    let told = [written(kernel.averages), Binding::Write];
-    Pipeline::new(
-        gpu,
-        &PassSource {
-            module: STEM,
-            stem: STEM,
-            features: &elements.features,
-            constants: &constants,
-            groups: &[&[Binding::Read], &own, &told],
-        },
-    )
+    let constants = [("WORKGROUP", f64::from(tuning.workgroup_size)), flag("COUPLED_DECAY", kernel.coupled_decay)];
+    elements.constants.extend(constants);
+    elements
 }

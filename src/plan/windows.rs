@@ -213,6 +213,8 @@ pub(super) struct Windows<'a> {
     pub(super) geometry: &'a Geometry,
     pub(super) newest: HashMap<(Kernel, Access, usize, usize), usize>,
     pub(super) filling: Vec<FillingWindow>,
+    /// True if all elements are loaded one by one.
+    pub(super) one_by_one: bool,
 }
 
 /// Window whose regions may still grow. The starts of its blocks are therefore kept absolute.
@@ -223,7 +225,7 @@ pub(super) struct FillingWindow {
 
 impl<'a> Windows<'a> {
     pub(super) fn new(geometry: &'a Geometry) -> Self {
-        Windows { geometry, newest: HashMap::new(), filling: Vec::new() }
+        Windows { geometry, newest: HashMap::new(), filling: Vec::new(), one_by_one: false }
     }
 
     /// Cuts a span into blocks. A tensor that passes process as a whole must fit into a window. Otherwise the error has
@@ -238,7 +240,9 @@ impl<'a> Windows<'a> {
         let kept = self.geometry.binding_elements / vectors / quad * quad;
         let multiple = u64::from(kernel.block_multiple());
         let block_elements = (u64::from(self.geometry.block_elements).min(kept) / multiple).max(1) * multiple;
-        for (access, start, end) in span.pieces(self.geometry, kernel.block_multiple()) {
+        let in_one_piece = [(Access::Scalars, 0, span.place.elements)];
+        let pieces = span.pieces(self.geometry, kernel.block_multiple());
+        for &(access, start, end) in if self.one_by_one { &in_one_piece[..] } else { &pieces[..] } {
             if span.is_whole() && start < end {
                 self.make_room(kernel, access, span, block_elements)?;
             }

@@ -2,7 +2,7 @@
 //! `shaders/learning_rate/first_rate.wgsl`.
 
 use crate::layout::{GroupConstants, GroupState, RawRecord, Scaled, group_flags, record_flags};
-use crate::regime::gradient::{Gradient, direction_of, hold_rate};
+use crate::regime::gradient::{Gradient, direction_length_of, hold_rate};
 use crate::regime::{RATE_MAX, RATE_MIN};
 use crate::trust::trust_of;
 
@@ -12,7 +12,7 @@ pub(crate) fn set_first_rate(c: &GroupConstants, g: &Gradient, s: &mut GroupStat
         return;
     }
     let initial_norm = Scaled::of_squares(g.sums.initial_square).root();
-    let direction = direction_of(c, g.norm);
+    let direction = direction_length_of(c, g.norm);
     let mut wanted = Scaled::ONE.sum(initial_norm).times(c.first_step).quotient(direction);
     if c.trust_coefficient > 0.0 {
         // The trust ratio multiplies the rate later. Dividing by it gives the first step its length.

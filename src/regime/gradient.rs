@@ -53,6 +53,6 @@ pub(crate) fn direction_length(c: &GroupConstants) -> Scaled {
 }
 
 /// Returns the length of the step's direction before momentum: that of the gradient or of its signs.
-pub(crate) fn direction_of(c: &GroupConstants, norm: Scaled) -> Scaled {
+pub(crate) fn direction_length_of(c: &GroupConstants, norm: Scaled) -> Scaled {
     if is_sign_rule(c) { direction_length(c) } else { norm }
 }

@@ -54,6 +54,7 @@ fn kernels_of(gpu: &Gpu) -> Kernels {
     vectors::compile_everything(gpu, &mut listed).expect("every kernel");
     vectors::compile_settings(gpu, &mut listed).expect("every setting");
     vectors::compile_halves(gpu, &mut listed).expect("every element");
+    vectors::compile_whole_steps(gpu, &mut listed).expect("every small model");
     listed
 }
 

@@ -20,7 +20,7 @@ fn thousands_of_partials_add_up_exactly() {
                     let len = 32 * blocks;
                     let specs = [Spec::new(Rule::sgd(), Regime::norm_ratio(), vec![vec![0.5; len]])];
                     let place = Place { params: (0, 0), grads: (1, 0) };
-                    let mut run = GpuRun::new(&gpu, &specs, vec![place]);
+                    let mut run = GpuRun::with(&gpu, &specs, vec![place], OptimizerBuilder::separate_passes);
                     run.step(&[vec![1.0; len]]);
                     let sums = run.sums()[0];
                     assert_eq!(sums.square.value(), len as f64, "{}", run.path());

@@ -39,3 +39,4 @@ mod telemetry;
 mod threads;
 mod unchecked;
 mod update_parameters;
+mod whole_step;

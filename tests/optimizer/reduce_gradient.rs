@@ -7,8 +7,8 @@
 
 use wgpu_optim::gpu::{Partials, Tuning};
 use wgpu_optim::internals::layout::{ScopeSums, Squares};
-use wgpu_optim::{Gpu, Regime, Rule, WeightDecay};
-use wgpu_optim_conformance::run::{CpuRun, GpuRun, Place, Run, Spec, devices, every_path, every_path_and_kind, packed};
+use wgpu_optim::{Gpu, OptimizerBuilder, Regime, Rule, WeightDecay};
+use wgpu_optim_conformance::run::{CpuRun, GpuRun, Place, Run, Spec, devices, every_path_and_kind, packed};
 use wgpu_optim_conformance::{Numbers, assert_close, times, ulps};
 
 /// Σ x² in f64: exact squares, and an error of at most n · 2^-53.
@@ -108,7 +108,7 @@ fn check_lengths(gpu: Option<&Gpu>, lengths: &[usize], start: usize, gap: usize,
                     place.grads.1 += shift;
                 }
             }
-            let mut run = GpuRun::new(gpu, &specs, places);
+            let mut run = GpuRun::with(gpu, &specs, places, OptimizerBuilder::separate_passes);
             run.step(&grads);
             run.assert_surroundings_untouched();
             (format!("{}, {:?}", run.path(), gpu.tuning()), run.sums())
@@ -171,7 +171,7 @@ fn many_blocks_lose_no_element() {
             vec![(cpu_roundings(len), Box::new(CpuRun::new(std::slice::from_ref(&spec))))];
         for gpu in &devices() {
             let place = Place { params: (0, 1), grads: (1, 5) };
-            let run = GpuRun::new(gpu, std::slice::from_ref(&spec), vec![place]);
+            let run = GpuRun::with(gpu, std::slice::from_ref(&spec), vec![place], OptimizerBuilder::separate_passes);
             runs.push((gpu_roundings(gpu.tuning(), len), Box::new(run)));
         }
         for (roundings, run) in &mut runs {
@@ -265,7 +265,8 @@ fn denormals_are_right_or_flushed_but_never_garbage() {
     for value in [f32::from_bits(1), f32::from_bits(0x0040_0000), f32::from_bits(0x007f_ffff)] {
         let g = vec![value; 1000];
         let exact = exact_square(&g);
-        for mut run in every_path(&[Spec::new(Rule::sgd(), Regime::seesaw(), vec![vec![1.0; 1000]])]) {
+        let specs = [Spec::new(Rule::sgd(), Regime::seesaw(), vec![vec![1.0; 1000]])];
+        for mut run in every_path_and_kind(&specs) {
             run.step(std::slice::from_ref(&g));
             let got = run.sums()[0].square.value();
             let right = (got - exact).abs() <= exact * cpu_roundings(1000) * 2f64.powi(-24);

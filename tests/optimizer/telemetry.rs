@@ -139,7 +139,8 @@ fn long_tensors_and_separate_ones_have_norms() {
 fn measuring_is_one_dispatch_more() {
     let _alone = alone();
     let names = |spec: &Spec, gpu| -> Vec<PassName> {
-        let run = gpu_run_with(gpu, std::slice::from_ref(spec), Setup::default());
+        let setup = Setup { separate_passes: true, ..Setup::default() };
+        let run = gpu_run_with(gpu, std::slice::from_ref(spec), setup);
         run.optimizer.dispatches().iter().map(|d| d.pass).collect()
     };
     for gpu in &devices() {

@@ -25,6 +25,7 @@ const UNCHECKED: Setup = Setup {
     outliers: None,
     global_clip: None,
     absent_gradients: false,
+    separate_passes: false,
 };
 
 fn fixed(rule: Rule) -> Spec {
@@ -80,7 +81,9 @@ fn finite_gradients_move_the_parameters_to_the_same_bits() {
 fn what_needs_a_norm_is_measured_and_nothing_else_is() {
     let plain = || fixed(Rule::sgdm(0.9));
     for gpu in &devices() {
-        let count = |specs: &[Spec], setup: Setup| measuring(&gpu_run_with(gpu, specs, setup));
+        let count = |specs: &[Spec], setup: Setup| {
+            measuring(&gpu_run_with(gpu, specs, Setup { separate_passes: true, ..setup }))
+        };
         let windows = count(&[plain()], Setup::default())[0];
         assert!(windows > 0);
         for (what, specs, setup, expected) in [
@@ -237,7 +240,7 @@ fn a_checkpoint_goes_on_with_and_without() {
 fn a_step_without_a_norm_is_two_dispatches() {
     for gpu in &devices() {
         let specs = [Spec { tensors: tensors(1, &[64]), ..fixed(Rule::sgd()) }];
-        let mut run = gpu_run_with(gpu, &specs, UNCHECKED);
+        let mut run = gpu_run_with(gpu, &specs, Setup { separate_passes: true, ..UNCHECKED });
         let passes: Vec<PassName> = run.optimizer.dispatches().iter().map(|dispatch| dispatch.pass).collect();
         assert_eq!(passes, [PassName::LearningRate, PassName::UpdateParameters], "{}", gpu.describe());
         let before = run.params();

@@ -118,6 +118,11 @@ pub fn windows(_: &Subject) -> Cases {
             let specs = vec![group(rule.name(), rule, Regime::seesaw(), lengths)];
             cases.push(Scenario { layout, binding_bytes, ..Scenario::new(what, 3, specs) }.boxed());
         }
+        // The step of these is one dispatch unless that is forbidden.
+        let few = vec![group(rule.name(), rule, Regime::seesaw(), &small[..20])];
+        let one = Scenario::new("a small model", STEPS, few);
+        let four = Scenario { what: "a small model in four dispatches", separate_passes: true, ..one.clone() };
+        cases.extend([one, four].map(Scenario::boxed));
     }
     cases
 }

@@ -49,7 +49,7 @@ fn sums(tuning: Tuning) -> Scenario {
         }
     }
     let scenario = Scenario::new("sums of passes 1 and 2", 3, specs);
-    Scenario { tuning: Some(tuning), judge: judge_sums, ..scenario }
+    Scenario { tuning: Some(tuning), separate_passes: true, judge: judge_sums, ..scenario }
 }
 
 /// Compares the sums of squares with f64, given the parameters before the step.
@@ -142,7 +142,8 @@ fn rates() -> impl Iterator<Item = Scenario> {
                 Spec::new(rule, regime, vec![values.collect()]).named(name)
             })
             .collect();
-        Scenario { judge: judge_rates, ..Scenario::new("pass 3 given the same sums", 4, specs).dyadic() }
+        let scenario = Scenario::new("pass 3 given the same sums", 4, specs).dyadic();
+        Scenario { separate_passes: true, judge: judge_rates, ..scenario }
     })
 }
 

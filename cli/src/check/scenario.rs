@@ -89,6 +89,8 @@ pub struct Scenario {
     pub clears: bool,
     /// Number of ranks that run the scenario together, each with a piece of every tensor.
     pub ranks: Option<usize>,
+    /// True if the passes of a step are dispatches of their own on the device, however small the case is.
+    pub separate_passes: bool,
     /// Geometry, if it is not the subject's.
     pub tuning: Option<Tuning>,
     /// Function that runs and judges the scenario.
@@ -110,6 +112,7 @@ impl Scenario {
             controlled: false,
             clears: false,
             ranks: None,
+            separate_passes: false,
             tuning: None,
             judge: Scenario::against_oracle,
         }
@@ -197,7 +200,7 @@ impl Scenario {
 
     fn setup(&self, shard: Option<(u32, u32)>) -> Setup {
         let (record_steps, micro_batches) = (Some(RECORD_STEPS), Some(self.micro_batches));
-        Setup { record_steps, micro_batches, shard, ..Setup::default() }
+        Setup { record_steps, micro_batches, shard, separate_passes: self.separate_passes, ..Setup::default() }
     }
 
     /// Runs all steps, and returns their results.

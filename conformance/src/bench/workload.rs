@@ -265,12 +265,15 @@ pub struct Spec {
     pub clip_norm: f32,
     /// What it optimizes.
     pub tensors: Tensors,
+    /// True if its passes are dispatches of their own, however small it is.
+    pub separate_passes: bool,
 }
 
 impl Spec {
     /// One flat tensor, no clip, the first mode.
     pub fn new(rule: Rule, regime: Regime, elements: usize) -> Self {
-        Spec { rule, regime, mode: MODES[0], clip_norm: f32::INFINITY, tensors: one_tensor(elements) }
+        let tensors = one_tensor(elements);
+        Spec { rule, regime, mode: MODES[0], clip_norm: f32::INFINITY, tensors, separate_passes: false }
     }
 
     /// A builder of it. `tensor` adds a tensor to a group, given its name and where it starts and ends in
@@ -286,6 +289,9 @@ impl Spec {
             .nonfinite_policy(self.mode.policy)
             .averaging(self.mode.averaging_under(self.regime))
             .clip_norm(self.clip_norm);
+        if self.separate_passes {
+            builder = builder.separate_passes();
+        }
         let mut ranges = self.ranges().into_iter();
         for (number, lengths) in self.tensors.iter().enumerate() {
             let mut group = Group::new(number.to_string());

@@ -446,15 +446,15 @@ pub fn gpu_run_with(gpu: &Gpu, specs: &[Spec], setup: Setup) -> GpuRun {
 }
 
 /// Returns runs like `every_path`, and on every adapter a run with each other kind of partial sums that it supports, in
-/// workgroups of several subgroups.
+/// workgroups of several subgroups. The passes of a step are dispatches of their own, so that the sums can be read.
 pub fn every_path_and_kind(specs: &[Spec]) -> Vec<Box<dyn Run>> {
-    let mut runs = every_path(specs);
+    let setup = Setup { separate_passes: true, ..Setup::default() };
+    let mut runs = every_path_with(specs, setup);
     for gpu in &devices() {
         for partials in kinds_of_partials(gpu).filter(|&kind| kind != gpu.tuning().partials) {
             let tuning = Tuning { workgroup_size: 64, quads_per_invocation: 8, partials, finish_workgroup_size: 64 };
             let gpu = gpu.clone().with_tuning(tuning).expect("a small geometry");
-            let places = packed(specs, 0, 0);
-            runs.push(Box::new(GpuRun::new(&gpu, specs, places)));
+            runs.push(Box::new(gpu_run_with(&gpu, specs, setup)));
         }
     }
     runs

@@ -12,6 +12,7 @@ use crate::gpu::limits::{self, MOST_TRIPS, binding_alignment, largest_binding};
 use crate::gpu::readback::Readback;
 use crate::gpu::sweep::most_storage_buffers;
 use crate::gpu::tensor::{Tensor, check_alignment, checked};
+use crate::gpu::whole_step::{self, WholeStep};
 use crate::gpu::{finish_reduction, finish_update, learning_rate};
 use crate::group::TensorSlice;
 use crate::group::{OptimizerBuilder, ResolvedGroup};
@@ -52,6 +53,7 @@ impl OptimizerBuilder<Tensor> {
         let record_steps = self.record_steps_for(largest_binding(&limits))?;
         gpu.tuning().validate(gpu.device())?;
         let (safeguards, rebindable, shard) = (self.safeguards, self.rebindable, self.shard);
+        let separate_passes = self.separate_passes || rebindable;
         let (accumulation, absent_gradients) = (self.accumulation, self.absent_gradients);
         let loss = self.loss.clone();
         let alignment = rebindable.then(|| binding_alignment(&limits));
@@ -74,13 +76,19 @@ impl OptimizerBuilder<Tensor> {
         crate::plan::check_overlaps(
             groups.iter().flat_map(|group| group.tensors.iter()).map(|one| (one.name.as_str(), &one.tensor)),
         )?;
-        let geometry =
-            Geometry { apart: rebindable, joins: !(rebindable || absent_gradients), ..geometry(gpu, &limits) };
+        let elements: u64 = groups.iter().flat_map(|group| group.tensors.iter().map(|one| one.tensor.elements)).sum();
+        let geometry = Geometry {
+            apart: rebindable,
+            joins: !(rebindable || absent_gradients),
+            one_access: !rebindable && elements <= whole_step::MOST_ELEMENTS,
+            ..geometry(gpu, &limits)
+        };
         let plan = Plan::new(groups, safeguards, accumulation, &geometry)?.sharded(shard);
         check_storage_buffers(&plan, &limits)?;
         check_workgroup(&plan, gpu.tuning().workgroup_size)?;
         gpu.scoped("the optimizer's buffers and kernels", || {
-            Optimizer::allocate(gpu, plan, buffers, loss, record_steps, rebindable, &limits)
+            let kind = Kind { record_steps, rebindable, separate_passes };
+            Optimizer::allocate(gpu, plan, buffers, loss, kind, &limits)
         })
     }
 }
@@ -186,7 +194,18 @@ pub(super) fn geometry(gpu: &Gpu, limits: &wgpu::Limits) -> Geometry {
         quads_need_alignment: true,
         apart: false,
         joins: true,
+        one_access: false,
     }
+}
+
+/// What the builder says of an optimizer as a whole.
+#[derive(Clone, Copy)]
+pub(super) struct Kind {
+    /// Steps that the ring of records holds.
+    record_steps: u32,
+    rebindable: bool,
+    /// True if a step is no single dispatch.
+    separate_passes: bool,
 }
 
 pub(super) const fn f32_bytes() -> u32 {
@@ -199,8 +218,7 @@ impl Optimizer {
         plan: Plan,
         buffers: Vec<wgpu::Buffer>,
         loss: Option<Tensor>,
-        record_steps: u32,
-        rebindable: bool,
+        Kind { record_steps, rebindable, separate_passes }: Kind,
         limits: &wgpu::Limits,
     ) -> Result<Self, Error> {
         let device = gpu.device();
@@ -255,10 +273,6 @@ impl Optimizer {
             partials: &partials,
         };
         let memories: Vec<WindowMemory> = plan.windows.iter().map(|window| WindowMemory::new(gpu, window)).collect();
-        let Sweeps { reduce, update, averages, blocks, movables } =
-            sweeps(gpu, &plan, &buffers, &memories, tables, rebindable);
-
-        let kernels: Vec<Kernel> = plan.windows.iter().map(|window| window.kernel).collect();
         // A binding may only start at certain offsets.
         let loss = loss.map(|span| {
             let alignment = binding_alignment(limits) / u64::from(f32_bytes());
@@ -266,35 +280,10 @@ impl Optimizer {
             let region = Region { buffer: 0, element: span.element, start, end: span.start() + 1 };
             (span.buffer.clone(), region, (span.start() - start) as u32)
         });
-        let measured: Vec<Kernel> =
-            kernels.iter().flat_map(|kernel| [Some(*kernel), kernel.of_look()]).flatten().collect();
-        let mut scalar = Vec::new();
-        // Without anything to add up the sums stay as they are.
-        if !reduce.is_empty() || loss.is_some() {
-            let finish = finish_reduction::pipeline(gpu, &gpu.tuning(), &measured, loss.as_ref().map(|(.., at)| *at));
-            let no_loss = zeroed::<f32>(gpu, "no loss", 0);
-            scalar.push(Dispatch {
-                pass: PassName::FinishReduction,
-                bind_groups: vec![finish.bind(
-                    device,
-                    0,
-                    &[
-                        whole(&scopes),
-                        whole(&states),
-                        whole(&partials),
-                        whole(&sums),
-                        match &loss {
-                            Some((buffer, region, _)) => part(buffer, *region),
-                            None => whole(&no_loss),
-                        },
-                    ],
-                )],
-                pipeline: finish.pipeline.clone(),
-                workgroups: plan.scopes.len() as u32,
-            });
-        }
+        let of_loss = loss.as_ref().map(|(buffer, region, _)| part(buffer, *region));
+        let loss_at = loss.as_ref().map(|(.., at)| *at);
         let factors = table_factors(gpu, &plan.factors);
-        let of_groups = [
+        let mut of_groups = vec![
             whole(&groups),
             whole(&sums),
             whole(&states),
@@ -304,13 +293,38 @@ impl Optimizer {
             whole(&loss_scale),
             whole(&factors),
         ];
-        for rate in learning_rate::pipelines(gpu, &plan.groups) {
-            scalar.push(Dispatch {
-                pass: PassName::LearningRate,
-                bind_groups: vec![rate.bind(device, 0, &of_groups)],
-                pipeline: rate.pipeline,
-                workgroups: (plan.groups.len() as u32).div_ceil(learning_rate::WORKGROUP),
-            });
+        of_groups.extend(of_loss.clone());
+        // No dispatch can read a buffer that it writes.
+        let may_be_whole = !separate_passes && loss.iter().all(|(buffer, ..)| !buffers.contains(buffer));
+        let whole_step = if may_be_whole { WholeStep::of(gpu, &plan, loss_at) } else { None };
+        let whole_step = whole_step.map(|kernel| (kernel.pipeline(gpu), &of_groups[..]));
+        let Sweeps { reduce, update, averages, blocks, movables } =
+            sweeps(gpu, &plan, &buffers, &memories, tables, rebindable, whole_step.as_ref());
+
+        let mut scalar = Vec::new();
+        if whole_step.is_none() {
+            // Without anything to add up the sums stay as they are.
+            if !reduce.is_empty() || loss_at.is_some() {
+                let kernels = plan.windows.iter().flat_map(|window| [Some(window.kernel), window.kernel.of_look()]);
+                let kernels: Vec<Kernel> = kernels.flatten().collect();
+                let finish = finish_reduction::pipeline(gpu, &gpu.tuning(), &kernels, loss_at);
+                let mut bound = vec![whole(&scopes), whole(&states), whole(&partials), whole(&sums)];
+                bound.extend(of_loss);
+                scalar.push(Dispatch {
+                    pass: PassName::FinishReduction,
+                    bind_groups: vec![finish.bind(device, 0, &bound)],
+                    pipeline: finish.pipeline,
+                    workgroups: plan.scopes.len() as u32,
+                });
+            }
+            for rate in learning_rate::pipelines(gpu, &plan.groups) {
+                scalar.push(Dispatch {
+                    pass: PassName::LearningRate,
+                    bind_groups: vec![rate.bind(device, 0, &of_groups)],
+                    pipeline: rate.pipeline,
+                    workgroups: (plan.groups.len() as u32).div_ceil(learning_rate::WORKGROUP),
+                });
+            }
         }
         let looks = look::Looks::new(gpu, &plan, &[whole(&groups), whole(&sums), whole(&states), whole(&updates)]);
         let mut step = [reduce, scalar, update].concat();

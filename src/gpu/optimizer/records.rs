@@ -103,7 +103,7 @@ impl Optimizer {
         self.gpu.read_buffer("states", &self.states).await
     }
 
-    /// Reads the last step's sums of each scope. Waits for the device.
+    /// Reads the last step's sums of each scope; zeros where a step is one dispatch. Waits for the device.
     ///
     /// # Errors
     /// See [`Optimizer::drain_records`].

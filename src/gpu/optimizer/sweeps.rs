@@ -113,11 +113,14 @@ impl OwnBuffers {
     }
 }
 
+/// The kernel of a step in one dispatch, and what it binds of the whole optimizer.
+pub(super) type WholeKernel<'a> = (Pipeline, &'a [wgpu::BufferBinding<'a>]);
+
 /// The dispatches of passes 1 and 4, and what belongs to their windows.
 #[derive(Default)]
 pub(super) struct Sweeps {
     pub(super) reduce: Vec<Dispatch>,
-    /// The passes that rules own, and pass 4.
+    /// The passes that rules own, and pass 4; or the whole step.
     pub(super) update: Vec<Dispatch>,
     pub(super) averages: Vec<WindowAverages>,
     /// The blocks of each window.
@@ -133,6 +136,7 @@ pub(super) fn sweeps(
     memories: &[WindowMemory],
     tables: Tables,
     rebindable: bool,
+    whole_step: Option<&WholeKernel>,
 ) -> Sweeps {
     let passes = Passes { gpu, rebindable };
     let mut sweeps = Sweeps::default();
@@ -168,11 +172,18 @@ pub(super) fn sweeps(
         };
         sweeps.blocks.push(buffers_of_window.blocks.clone());
         let own = own_of(Sweep::Update);
+        let averaged = memory.find(&[MemoryKind::Averages, MemoryKind::BaseIterates]);
+        let averages = averaged.map(|buffer| passes.averages(index, window, tables, &own, buffer));
+        if let Some((pipeline, of_groups)) = whole_step {
+            sweeps.averages.extend(averages);
+            let averaged: Vec<_> = averaged.map(whole).into_iter().collect();
+            sweeps.update.push(bound(gpu, PassName::WholeStep, pipeline, &[of_groups, &own, &averaged], 1));
+            continue;
+        }
         let measured = [whole(tables.groups), whole(tables.states), whole(tables.partials)];
         let reduce = window.kernel.measured();
         let reduce = reduce.map(|_| passes.dispatch(Sweep::Reduce, window, &[&measured, &own_of(Sweep::Reduce)]));
-        let averaged = memory.find(&[MemoryKind::Averages, MemoryKind::BaseIterates]);
-        let (update, averages) = passes.update(index, window, tables, &own, averaged);
+        let update = passes.update(window, tables, &own, averaged);
         let mut before_update = Vec::new();
         let mut own_sweeps = Vec::new();
         let updates = [whole(tables.updates)];
@@ -232,6 +243,23 @@ pub(super) fn sweeps(
     sweeps
 }
 
+/// A pass with the buffers of its bind groups, as many as its kernel has.
+fn bound(
+    gpu: &Gpu,
+    pass: PassName,
+    pipeline: &Pipeline,
+    groups: &[&[wgpu::BufferBinding]],
+    workgroups: u32,
+) -> Dispatch {
+    let groups = groups.iter().take(pipeline.groups()).enumerate();
+    Dispatch {
+        pass,
+        bind_groups: groups.map(|(index, buffers)| pipeline.bind(gpu.device(), index, buffers)).collect(),
+        pipeline: pipeline.pipeline.clone(),
+        workgroups,
+    }
+}
+
 /// A pass over a window's elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Sweep {
@@ -273,22 +301,30 @@ pub(super) struct Passes<'a> {
 }
 
 impl Passes<'_> {
-    /// Pass 4, and the window's averages where it keeps some in this buffer.
+    /// Pass 4, with the window's averages where it keeps some.
     pub(super) fn update(
+        self,
+        window: &Window,
+        tables: Tables,
+        own: &[wgpu::BufferBinding],
+        averages: Option<&wgpu::Buffer>,
+    ) -> Dispatch {
+        let told = whole(if window.kernel.step_sums { tables.step_partials } else { tables.records });
+        // Where there are no averages, nothing is bound in their place.
+        let averages = averages.map_or(told.clone(), whole);
+        self.dispatch(Sweep::Update, window, &[&[whole(tables.updates)], own, &[averages, told]])
+    }
+
+    /// The averages that a window keeps in this buffer.
+    pub(super) fn averages(
         self,
         index: usize,
         window: &Window,
         tables: Tables,
         own: &[wgpu::BufferBinding],
-        averages: Option<&wgpu::Buffer>,
-    ) -> (Dispatch, Option<WindowAverages>) {
+        buffer: &wgpu::Buffer,
+    ) -> WindowAverages {
         let updates = [whole(tables.updates)];
-        let told = whole(if window.kernel.step_sums { tables.step_partials } else { tables.records });
-        let Some(buffer) = averages else {
-            // There are no averages, so that nothing is bound in their place.
-            let update = self.dispatch(Sweep::Update, window, &[&updates, own, &[told.clone(), told]]);
-            return (update, None);
-        };
         let memory = [whole(buffer)];
         let groups: [&[_]; 3] = [&updates, own, &memory];
         let exchange = self.dispatch(Sweep::Exchange, window, &groups);
@@ -302,25 +338,12 @@ impl Passes<'_> {
         } else {
             (self.dispatch(Sweep::Settle, window, &groups), None)
         };
-        let update = self.dispatch(Sweep::Update, window, &[&updates, own, &[whole(buffer), told]]);
-        let averages = WindowAverages { window: index, buffer: buffer.clone(), exchange, settle, schedule_free };
-        (update, Some(averages))
+        WindowAverages { window: index, buffer: buffer.clone(), exchange, settle, schedule_free }
     }
 
     /// A sweep over a window, with the buffers of its bind groups.
     pub(super) fn dispatch(self, sweep: Sweep, window: &Window, groups: &[&[wgpu::BufferBinding]]) -> Dispatch {
-        let device = self.gpu.device();
-        let pipeline = self.compiled(sweep, window);
-        Dispatch {
-            pass: sweep.pass(),
-            bind_groups: groups
-                .iter()
-                .enumerate()
-                .map(|(index, buffers)| pipeline.bind(device, index, buffers))
-                .collect(),
-            pipeline: pipeline.pipeline.clone(),
-            workgroups: window.blocks.len() as u32,
-        }
+        bound(self.gpu, sweep.pass(), &self.compiled(sweep, window), groups, window.blocks.len() as u32)
     }
 
     pub(super) fn reduce(self, kernel: Kernel, access: Access) -> Pipeline {

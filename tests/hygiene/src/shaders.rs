@@ -6,7 +6,7 @@ use crate::root;
 
 /// Kernels, with the features that are always there, and lists of which each combination takes one entry.
 const KERNELS: &[(&str, &str, &[&[&str]])] = &[
-    ("finish_reduction", "", &[]),
+    ("finish_reduction", "", &[&["", "loss"]]),
     ("finish_update", "", &[]),
     ("swap_averages", "writes_parameters", &[ACCESS, PARAMETERS]),
     ("swap_schedule_free", "writes_parameters", &[ACCESS, PARAMETERS]),
@@ -27,7 +27,10 @@ const KERNELS: &[(&str, &str, &[&[&str]])] = &[
     (
         "update_parameters",
         "writes_parameters adafactor limited",
-        &[&["squares", "factored"], &["", "keeps_memory keeps_counters", "averages measures_step", "schedule_free"]],
+        &[
+            &["squares", "factored"],
+            &["", "keeps_memory keeps_counters counters", "averages measures_step", "schedule_free"],
+        ],
     ),
     ("update_parameters", "writes_parameters", &[RULES, ROWS, &["", "schedule_free"]]),
     ("rows/mark", "marks_rows lazy_rows", &[ACCESS, GRADIENTS]),
@@ -40,7 +43,25 @@ const KERNELS: &[(&str, &str, &[&[&str]])] = &[
     ("orthogonalize/normalize", "", &[HALVES]),
     ("orthogonalize/multiply", "", &[&["", "polynomial", "advance", "advance last"], HALVES]),
     ("look", "regime curvature", &[]),
-    ("learning_rate", "regime", &[REGIMES, &["", "schedule", "schedule table", "trust_ratio", "averages", "squares", "squares square_fall"]]),
+    (
+        "learning_rate",
+        "regime writes_states tells_scale",
+        &[
+            REGIMES,
+            &["", "schedule", "schedule table", "trust_ratio", "average_shares", "squares", "squares square_fall"],
+        ],
+    ),
+    ("whole_step", "whole_step writes_states writes_parameters regime per_invocation", &[RULES, MEASURES_AND_KEEPS]),
+    (
+        "whole_step",
+        "whole_step writes_states writes_parameters regime sgd measures_nothing seesaw",
+        &[PARTIALS, ACCESS, PARAMETERS, GRADIENTS],
+    ),
+    (
+        "whole_step",
+        "whole_step writes_states writes_parameters regime sgd measures_nothing seesaw per_invocation",
+        &[CLEARS, &["", "averages average_shares"], &["", "schedule table", "global_clip outliers", "tells_scale"]],
+    ),
 ];
 const HALVES: &[&str] = &["", "halves"];
 const ACCESS: &[&str] = &["", "scalars"];
@@ -55,8 +76,9 @@ const GRADIENTS: &[&str] = &["", "half_gradients"];
 const CLEARS: &[&str] = &["", "writes_gradients", "writes_gradients clears_gradients"];
 const PARTIALS: &[&str] = &["per_invocation", "per_workgroup", "per_subgroup"];
 const MEASURES: &[&str] = &[
+    "measures_nothing",
     "measures_momentum",
-    "measures_counters",
+    "measures_counters counters",
     "measures_iterates",
     "measures_magnitudes",
     "measures_distance",
@@ -87,7 +109,7 @@ const RULES_IN_8_BITS: &[&str] = &[
 ];
 const KEEPS: &[&str] = &[
     "",
-    "keeps_memory keeps_counters",
+    "keeps_memory keeps_counters counters",
     "keeps_memory keeps_gradient",
     "keeps_memory keeps_parameters",
     "keeps_memory keeps_estimate",
@@ -95,6 +117,18 @@ const KEEPS: &[&str] = &[
     "keeps_memory keeps_parameters streams",
     "averages measures_step",
     "schedule_free",
+];
+/// With the regime that needs it.
+const MEASURES_AND_KEEPS: &[&str] = &[
+    "seesaw measures_nothing",
+    "seesaw measures_momentum",
+    "polyak loss measures_nothing",
+    "seesaw measures_counters counters keeps_memory keeps_counters",
+    "adgd measures_secant keeps_memory keeps_gradient",
+    "dog measures_distance keeps_memory keeps_parameters",
+    "prodigy measures_estimate keeps_memory keeps_estimate",
+    "mechanic measures_displacement keeps_memory displaces",
+    "auto_sgd loss measures_nothing keeps_memory keeps_parameters streams",
 ];
 const REGIMES: &[&str] = &[
     "seesaw",

@@ -16,7 +16,7 @@ fn p5_no_more_dispatches_than_sgd_with_a_clip_and_one_byte_per_parameter() {
         [PassName::ReduceGradient, PassName::FinishReduction, PassName::LearningRate, PassName::UpdateParameters];
     for gpu in &devices() {
         for rule in three_rules() {
-            let automatic = Spec::new(rule, Regime::seesaw(), vec![vec![0.0; 4096]]);
+            let automatic = Spec::new(rule, Regime::seesaw(), vec![vec![0.0; 1 << 17]]);
             let fixed = Spec { regime: Regime::fixed(0.1), clip: 1.0, ..automatic.clone() };
             for spec in [automatic, fixed] {
                 let run = gpu_run_with(gpu, &[spec], Setup::default());

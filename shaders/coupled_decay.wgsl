@@ -1,0 +1,3 @@
+// Whether weight decay is part of the gradient.
+
+override COUPLED_DECAY: bool;

@@ -1,0 +1,6 @@
+// For regimes that compare the gradient with nothing.
+
+import package::layout::Block;
+import package::measure::alignment::AlignmentSums;
+
+fn measure(block: Block, quad: u32, g: vec4<f32>, gradient_scale: f32, momentum_scale: f32, sums: ptr<function, AlignmentSums>) {}
