@@ -1,5 +1,6 @@
 //! The optimizer on the device: everything is allocated by `build`, a step only records dispatches.
 
+mod ahead;
 mod averages;
 mod build;
 #[cfg(feature = "checkpoint")]

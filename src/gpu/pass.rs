@@ -224,6 +224,11 @@ impl Pipelines {
         pipeline.get_or_init(compile).clone()
     }
 
+    /// Returns true if no pipeline was asked for yet.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
     /// Forgets all pipelines: after an error one of them may be invalid, which wgpu does not tell of a pipeline.
     pub(crate) fn clear(&self) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::control::Presence;
-use super::sweeps::{Sweeps, Tables, WindowMemory, sweeps};
+use super::sweeps::{Passes, Sweeps, Tables, WindowMemory, sweeps};
 use super::*;
 use crate::error::{BuildError, Error, require};
 use crate::gpu::buffers::{filled, part, table_factors, whole, zeroed};
@@ -298,6 +298,11 @@ impl Optimizer {
         let may_be_whole = !separate_passes && loss.iter().all(|(buffer, ..)| !buffers.contains(buffer));
         let whole_step = if may_be_whole { WholeStep::of(gpu, &plan, loss_at) } else { None };
         let whole_step = whole_step.map(|kernel| (kernel.pipeline(gpu), &of_groups[..]));
+        let kernels = plan.windows.iter().flat_map(|window| [Some(window.kernel), window.kernel.of_look()]);
+        let kernels: Vec<Kernel> = kernels.flatten().collect();
+        if whole_step.is_none() {
+            ahead::compile_ahead(Passes { gpu, rebindable }, &plan, &kernels, loss_at);
+        }
         let Sweeps { reduce, update, averages, blocks, movables } =
             sweeps(gpu, &plan, &buffers, &memories, tables, rebindable, whole_step.as_ref());
 
@@ -305,8 +310,6 @@ impl Optimizer {
         if whole_step.is_none() {
             // Without anything to add up the sums stay as they are.
             if !reduce.is_empty() || loss_at.is_some() {
-                let kernels = plan.windows.iter().flat_map(|window| [Some(window.kernel), window.kernel.of_look()]);
-                let kernels: Vec<Kernel> = kernels.flatten().collect();
                 let finish = finish_reduction::pipeline(gpu, &gpu.tuning(), &kernels, loss_at);
                 let mut bound = vec![whole(&scopes), whole(&states), whole(&partials), whole(&sums)];
                 bound.extend(of_loss);
