@@ -118,11 +118,12 @@ fn exact(layout: Layout) -> Scenario {
     let adamw = Rule::AdamW(AdamW { beta1: 0.5, beta2: 0.5, ..AdamW::default() });
     let momentum = |name| in_8_bits(group(name, Rule::sgdm(0.5), rate, &LENGTHS));
     let nothing = in_8_bits(group("no momentum, f16", Rule::sgd(), rate, &LENGTHS));
+    // Parameters of 16 bits first, which then end before the others begin.
     let specs = vec![
-        momentum("momentum"),
         momentum("momentum, bf16").stored(Element::Bf16, Element::F32, Rounding::Masters),
         momentum("momentum, f16").stored(Element::F16, Element::F32, Rounding::Masters),
         nothing.stored(Element::F16, Element::F32, Rounding::Masters),
+        momentum("momentum"),
         in_8_bits(group("both", adamw, rate, &LENGTHS)),
         in_8_bits(group("squares", Rule::RmsProp(RmsProp { alpha: 0.5, ..RmsProp::default() }), rate, &LENGTHS)),
         in_8_bits(group("ahead", Rule::NAdamW(NAdamW { beta1: 0.5, beta2: 0.5, ..NAdamW::default() }), rate, &LENGTHS)),
