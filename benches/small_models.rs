@@ -4,7 +4,8 @@
 
 use std::time::{Duration, Instant};
 
-use wgpu_optim::{Gpu, Regime, Rule, wgpu};
+use wgpu_optim::gpu::{Partials, Tuning};
+use wgpu_optim::{Gpu, Regime, Rule};
 use wgpu_optim_conformance::bench::device::{Device, DeviceJob};
 use wgpu_optim_conformance::bench::measure::Bench;
 use wgpu_optim_conformance::bench::workload::{Spec, many_tensors, one_tensor, regimes};
@@ -19,14 +20,23 @@ fn main() {
     let is_test = std::env::args().any(|argument| argument == "--test");
     let (powers, rounds) = if is_test { (&POWERS[..1], 1) } else { (&POWERS[..], ROUNDS) };
     for adapter in pollster::block_on(Gpu::adapters(None)) {
-        of_adapter(&adapter, powers, rounds);
+        let open = || pollster::block_on(Gpu::open(&adapter)).expect("an adapter opens");
+        // The geometry of the device, and that of every device in a browser.
+        let in_browsers = Tuning {
+            workgroup_size: 256,
+            quads_per_invocation: 4,
+            partials: Partials::PerWorkgroup,
+            finish_workgroup_size: 256,
+        };
+        for (name, tuning) in [("", open().tuning()), (", geometry of browsers", in_browsers)] {
+            println!("\n{}{name}: µs for a step in four dispatches → in one\n", open().describe());
+            of_device(|| open().with_tuning(tuning).expect("a geometry that devices have"), powers, rounds);
+        }
     }
 }
 
-fn of_adapter(adapter: &wgpu::Adapter, powers: &[u32], rounds: usize) {
-    let open = || pollster::block_on(Gpu::open(adapter)).expect("an adapter opens");
+fn of_device(open: impl Fn() -> Gpu + Copy, powers: &[u32], rounds: usize) {
     let gpu = open();
-    println!("\n{}: µs for a step in four dispatches → in one\n", gpu.describe());
     println!("| optimizer | parameters | 64 in a submit | alone | build, ms |\n|---|---|---|---|---|");
     let seesaw = regimes()[2];
     for (name, rule, regime) in [
