@@ -414,7 +414,10 @@ fn update_elements<const SCALED: bool, const PLAIN: bool>(
     for tile in tiles(elements.len(), elements.tile_elements()) {
         let (params, grads) = elements.tile(tile.clone());
         if !before.is_empty() {
-            before[..tile.len()].copy_from_slice(params);
+            // In pieces: for 8 KiB the C library takes string instructions, which some processors execute slowly.
+            for (before, params) in before.chunks_mut(SHORT_TILE).zip(params.chunks(SHORT_TILE)) {
+                before[..params.len()].copy_from_slice(params);
+            }
         }
         // Counters first: they need the parameters as they were.
         if kernel.has_counters() {
