@@ -19,7 +19,7 @@ pub(crate) const STEM: &str = "whole_step";
 pub const MOST_ELEMENTS: u64 = 1 << 12;
 
 /// Blocks up to which it may: on a GPU the one workgroup waits for memory at each, twice.
-pub const MOST_BLOCKS: usize = 8;
+pub const MOST_BLOCKS: usize = 12;
 
 /// The kernel of an optimizer that can take its steps in one dispatch on a device.
 pub(crate) struct WholeStep {

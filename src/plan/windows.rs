@@ -240,9 +240,9 @@ impl<'a> Windows<'a> {
         let kept = self.geometry.binding_elements / vectors / quad * quad;
         let multiple = u64::from(kernel.block_multiple());
         let block_elements = (u64::from(self.geometry.block_elements).min(kept) / multiple).max(1) * multiple;
-        let in_one_piece = [(Access::Scalars, 0, span.place.elements)];
-        let pieces = span.pieces(self.geometry, kernel.block_multiple());
-        for &(access, start, end) in if self.one_by_one { &in_one_piece[..] } else { &pieces[..] } {
+        for (access, start, end) in span.pieces(self.geometry, kernel.block_multiple()) {
+            // The same blocks, so that sums have the same bits.
+            let access = if self.one_by_one { Access::Scalars } else { access };
             if span.is_whole() && start < end {
                 self.make_room(kernel, access, span, block_elements)?;
             }
