@@ -46,6 +46,7 @@ import package::rule::{admitted, direction_of};
 @if(bits8 && momentum) import package::elements::state::decoded_momentum;
 @if(bits8 && squares) import package::elements::state::decoded_squares;
 import package::update::in_range::in_range;
+@if(streams) import package::update::in_range::outside;
 @if(!measures_step && !whole_step) import package::update::in_range::tell_overflow;
 import package::update::moved::Moved;
 import package::update::stepped::stepped;
@@ -152,8 +153,13 @@ fn update_block(whole: Block, lane: u32) {
         }
         return;
     }
+    @if(streams) let outside_before = outside;
     @if(!bits8) for (var quad = lane; 4u * quad < block.elements; quad += WORKGROUP) {
         update_quad(block, update, quad);
+    }
+    // Streams change turns in a step that is skipped, too. It has no new values that could be out of range.
+    @if(streams) if update.skip != 0u {
+        outside = outside_before;
     }
     @if(bits8) for (var first = 0u; 4u * first < block.elements; first += WORKGROUP) {
         let quad = first + lane;

@@ -107,7 +107,8 @@ fn what_needs_a_norm_is_measured_and_nothing_else_is() {
                 "a shared norm",
                 vec![plain().sharing("all"), follows_the_norm().sharing("all")],
                 UNCHECKED,
-                [windows + 1, 1],
+                // They have one kernel and become one window.
+                [windows, 1],
             ),
         ] {
             assert_eq!(count(&specs, setup), expected, "{}: {what}", gpu.describe());

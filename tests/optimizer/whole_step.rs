@@ -321,7 +321,7 @@ fn devices_with_small_limits_take_separate_dispatches() {
             assert_eq!(counts, expected, "{}, {buffers} buffers", gpu.describe());
         }
     }
-    for gpu in limited_devices(|limits| limits.max_compute_workgroup_storage_size = 4096) {
+    for gpu in limited_devices(|limits| limits.max_compute_workgroup_storage_size = 3584) {
         let finish_workgroup_size = 64;
         let gpu = gpu.clone().with_tuning(Tuning { finish_workgroup_size, ..gpu.tuning() }).expect("fits");
         assert_eq!(dispatches(&gpu, Rule::sgd(), Regime::fixed(0.1)), 4, "{}", gpu.describe());
