@@ -181,3 +181,25 @@ fn a_clip_by_more_than_two_to_the_126_has_the_length_that_is_asked_for() {
         }
     }
 }
+
+/// Pass 4 runs over the streams of a step that is skipped, and the element that is not finite is none of its new values.
+#[test]
+fn a_skipped_step_reports_nothing_out_of_range() {
+    for separate_passes in [false, true] {
+        let specs = [Spec::new(Rule::sgd(), Regime::auto_sgd(), vec![vec![0.5; 40]])];
+        for mut run in every_path_with(&specs, Setup { separate_passes, ..Setup::default() }) {
+            for bad in [false, false, true, false] {
+                let mut gradients = vec![vec![0.25; 40]];
+                if bad {
+                    gradients[0][7] = f32::NAN;
+                }
+                run.step(&gradients);
+            }
+            let records = run.records().records;
+            assert_eq!(records.len(), 4);
+            for record in records {
+                assert_eq!(record.overflow, None, "{}, separate passes {separate_passes}: {record}", run.path());
+            }
+        }
+    }
+}
