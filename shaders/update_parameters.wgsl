@@ -23,7 +23,7 @@ import package::elements::gradients::load_gradients;
 @if(clears_gradients) import package::elements::gradients::clear_gradients;
 @if(keeps_memory) import package::elements::memories::memory;
 @if(momentum && !bits8) import package::elements::memories::momentum;
-@if(squares && !bits8) import package::elements::memories::momentum;
+@if(squares && !momentum && !bits8) import package::elements::memories::momentum;
 import package::elements::parameters::{load_parameters, store_parameters};
 @if(limited) import package::factored::tensors::tensors;
 @if(factored) import package::factored::tensors::second_moments;

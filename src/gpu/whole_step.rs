@@ -42,6 +42,10 @@ impl WholeStep {
             && plan.units.is_empty()
             && plan.shard.is_none()
             && plan.groups.iter().all(|group| group.regime == first.regime)
+            // Features of pass 3 and of pass 4 have names in common. A group without elements has no part in the window's kernel.
+            && plan.configs.iter().all(|config| {
+                config.rule.kind() == window.kernel.rule && config.averaging.is_on() == window.kernel.averages
+            })
             && plan.scopes.len() <= WHOLE_STEP_SCOPES as usize
             // The blocks of a scope follow one another.
             && (0..).zip(&window.blocks).all(|(row, block)| block.row == row)

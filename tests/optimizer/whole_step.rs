@@ -270,6 +270,10 @@ fn other_optimizers_take_separate_dispatches() {
         ("passes of the rule", others(|spec| spec.rule = Rule::muon())),
         ("9 norms", named(9)),
         ("two rules", vec![two[0].clone(), Spec { rule: Rule::lion(), ..two[1].clone() }]),
+        ("an empty group of another rule", {
+            let empty = Spec { rule: Rule::adamw(), tensors: Vec::new(), ..two[1].clone() };
+            vec![two[0].clone(), empty]
+        }),
         ("two regimes", vec![two[0].clone(), Spec { regime: Regime::wngrad(), ..two[1].clone() }]),
         (
             "scopes that take turns",
