@@ -1,5 +1,6 @@
 //! The optimizer on the device: everything is allocated by `build`, a step only records dispatches.
 
+#[cfg(not(target_arch = "wasm32"))]
 mod ahead;
 mod averages;
 mod build;

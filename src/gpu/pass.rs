@@ -225,6 +225,7 @@ impl Pipelines {
     }
 
     /// Returns true if no pipeline was asked for yet.
+    #[cfg(not(target_arch = "wasm32"))]
     pub(crate) fn is_empty(&self) -> bool {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }

@@ -9,14 +9,14 @@ use crate::gpu::{finish_reduction, learning_rate};
 use crate::plan::{Kernel, Plan};
 
 /// Compiles the kernels of a step on all cores, so that building the optimizer finds them compiled. Does nothing on a device that keeps
-/// pipelines already, because they are most likely the same, and nothing in browsers, which compile in the background. Nor does it with OpenGL,
-/// where all threads would wait for one context.
+/// pipelines already, because they are most likely the same, and nothing with OpenGL, where all threads would wait for one context. Browsers
+/// compile in the background and do not have this module.
 ///
 /// Errors are dropped. The build compiles a kernel that failed here again, and reports its error.
 pub(super) fn compile_ahead(passes: Passes, plan: &Plan, measured: &[Kernel], loss_at: Option<u32>) {
     let gpu = passes.gpu;
     let backend = gpu.device().adapter_info().backend;
-    if cfg!(target_arch = "wasm32") || backend == wgpu::Backend::Gl || !gpu.pipelines().is_empty() {
+    if backend == wgpu::Backend::Gl || !gpu.pipelines().is_empty() {
         return;
     }
     // The largest kernel first.

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::control::Presence;
-use super::sweeps::{Passes, Sweeps, Tables, WindowMemory, sweeps};
+use super::sweeps::{Sweeps, Tables, WindowMemory, sweeps};
 use super::*;
 use crate::error::{BuildError, Error, require};
 use crate::gpu::buffers::{filled, part, table_factors, whole, zeroed};
@@ -300,8 +300,9 @@ impl Optimizer {
         let whole_step = whole_step.map(|kernel| (kernel.pipeline(gpu), &of_groups[..]));
         let kernels = plan.windows.iter().flat_map(|window| [Some(window.kernel), window.kernel.of_look()]);
         let kernels: Vec<Kernel> = kernels.flatten().collect();
+        #[cfg(not(target_arch = "wasm32"))]
         if whole_step.is_none() {
-            ahead::compile_ahead(Passes { gpu, rebindable }, &plan, &kernels, loss_at);
+            ahead::compile_ahead(super::sweeps::Passes { gpu, rebindable }, &plan, &kernels, loss_at);
         }
         let Sweeps { reduce, update, averages, blocks, movables } =
             sweeps(gpu, &plan, &buffers, &memories, tables, rebindable, whole_step.as_ref());
