@@ -1,7 +1,7 @@
 //! The reduction's first pass on the host: `shaders/reduce_gradient.wgsl`.
 
 use crate::gpu::context::Gpu;
-use crate::gpu::pass::{Binding, PassSource, Pipeline, flag};
+use crate::gpu::pass::{Binding, Pipeline, flag};
 use crate::gpu::sweep::Elements;
 use crate::gpu::tuning::{Partials, Tuning};
 use crate::plan::{Access, Alignment, Kernel};
@@ -13,26 +13,15 @@ pub(crate) fn pipeline(gpu: &Gpu, tuning: &Tuning, kernel: Kernel, access: Acces
     let elements = elements(gpu, tuning, kernel, access);
     let (absent, read) = (Binding::Absent, Binding::Read);
     let (_, momentum, memory) = measured(kernel);
-    Pipeline::new(
-        gpu,
-        &PassSource {
-            module: STEM,
-            stem: STEM,
-            features: &elements.features,
-            constants: &elements.constants,
-            groups: &[
-                &[read, read, Binding::Write],
-                &[
-                    read,
-                    read,
-                    read,
-                    if momentum { read } else { absent },
-                    if memory { read } else { absent },
-                    Elements::remainders(kernel),
-                ],
-            ],
-        },
-    )
+    let own = [
+        read,
+        read,
+        read,
+        if momentum { read } else { absent },
+        if memory { read } else { absent },
+        Elements::remainders(kernel),
+    ];
+    elements.pipeline(gpu, STEM, STEM, &[&[read, read, Binding::Write], &own])
 }
 
 /// What the gradient is compared with: the feature, and whether the memory of the rule and that of the regime are read.

@@ -3,7 +3,7 @@
 use crate::gpu::buffers::filled;
 use crate::gpu::context::Gpu;
 use crate::gpu::factored::Tiles;
-use crate::gpu::pass::{Binding, PassSource, Pipeline};
+use crate::gpu::pass::{Binding, Pipeline};
 use crate::gpu::sweep::Elements;
 use crate::layout::{COLUMNS_WORD, ELEMENTS_WORD, FACTORS_WORD, FLAGS_WORD, MATRIX_TILE, ROW_WORDS, Tile};
 use crate::plan::{Access, Kernel, Plan, Window};
@@ -58,14 +58,5 @@ pub(crate) fn mark_pipeline(gpu: &Gpu, kernel: Kernel, access: Access) -> Pipeli
     elements.when(true, "lazy_rows");
     let (read, absent) = (Binding::Read, Binding::Absent);
     let own = [read, absent, read, absent, absent, absent, absent, Binding::Write];
-    Pipeline::new(
-        gpu,
-        &PassSource {
-            module: "rows/mark",
-            stem: "mark_rows",
-            features: &elements.features,
-            constants: &elements.constants,
-            groups: &[&[read; 2], &own],
-        },
-    )
+    elements.pipeline(gpu, "rows/mark", "mark_rows", &[&[read; 2], &own])
 }

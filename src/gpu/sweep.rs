@@ -1,7 +1,8 @@
 //! What the kernels over a window's elements are linked with for its element types: `shaders/elements/`.
 
 use crate::element::Element;
-use crate::gpu::pass::Binding;
+use crate::gpu::context::Gpu;
+use crate::gpu::pass::{Binding, PassSource, Pipeline};
 use crate::plan::{Access, Alignment, Encoding, Kernel, RateAxis};
 
 /// Features and constants of what parameters and gradients are stored as.
@@ -41,6 +42,18 @@ impl Elements {
         if condition {
             self.features.push(feature);
         }
+    }
+
+    /// Compiles the kernel of a pass over elements. `stem` is its entry point and label.
+    pub(crate) fn pipeline(
+        &self,
+        gpu: &Gpu,
+        module: &'static str,
+        stem: &'static str,
+        groups: &[&[Binding]],
+    ) -> Pipeline {
+        let Elements { features, constants } = self;
+        Pipeline::new(gpu, &PassSource { module, stem, features, constants, groups })
     }
 
     /// Returns the binding of the remainders of 16-bit parameters, which is absent without master weights.

@@ -1,7 +1,7 @@
 //! Pass 4 on the host: `shaders/update_parameters.wgsl`.
 
 use crate::gpu::context::Gpu;
-use crate::gpu::pass::{Binding, PassSource, Pipeline, flag};
+use crate::gpu::pass::{Binding, Pipeline, flag};
 use crate::gpu::sweep::{Elements, row_features};
 use crate::gpu::tuning::Tuning;
 use crate::plan::{Access, Kernel};
@@ -14,16 +14,7 @@ pub(crate) fn pipeline(gpu: &Gpu, tuning: &Tuning, kernel: Kernel, access: Acces
     // In schedule-free training z lies where the averages do.
     // Beside them the sums of the step, or the records.
     let told = [written(kernel.averages), Binding::Write];
-    Pipeline::new(
-        gpu,
-        &PassSource {
-            module: STEM,
-            stem: STEM,
-            features: &elements.features,
-            constants: &elements.constants,
-            groups: &[&[Binding::Read], &own(kernel, one_buffer), &told],
-        },
-    )
+    elements.pipeline(gpu, STEM, STEM, &[&[Binding::Read], &own(kernel, one_buffer), &told])
 }
 
 /// Returns true if the gradients are bound for writing: where they are cleared, and where parameters and gradients lie in one buffer, which is

@@ -7,7 +7,7 @@
 use wgpu_optim::internals::PassName;
 use wgpu_optim::{
     Averaging, Controls, Curvature, CurvatureForm, Differences, ErrorKind, LossScaler, NonFinitePolicy, NormOutliers,
-    Regime, Rule, Schedule, WeightDecay,
+    Regime, Rule, Schedule, ShardSums, WeightDecay,
 };
 use wgpu_optim_conformance::run::{
     GpuRun, Run, Setup, Spec, alone, bits, devices, every_path_with, gpu_run_with, separate,
@@ -209,6 +209,52 @@ fn looks_and_buffers_that_move_find_the_windows_that_are_measured() {
                 run.step(&gradients(&specs, step));
             }
             assert_same_bits(&unchecked, &measured, format_args!("step {step}"));
+        }
+    }
+}
+
+/// A group that takes its step in one dispatch on the device does not look at its gradients either.
+#[test]
+fn an_element_that_is_not_finite_stays_alone_in_a_small_model() {
+    for separate_passes in [false, true] {
+        let specs = [Spec { tensors: tensors(1, &[64, 8]), ..fixed(Rule::sgd()) }];
+        for mut run in every_path_with(&specs, Setup { separate_passes, ..UNCHECKED }) {
+            let before = run.params();
+            let mut grads = gradients(&specs, 0);
+            grads[0][9] = f32::INFINITY;
+            run.step(&grads);
+            let after = run.params();
+            let moved = |tensor: usize| before[tensor].iter().zip(&after[tensor]).filter(|(a, b)| a != b).count();
+            assert_eq!((moved(0), moved(1)), (63, 8), "{}, separate passes {separate_passes}", run.path());
+            let record = run.records().records.remove(0);
+            assert_eq!(record.overflow, Some((0, 9)), "{}, separate passes {separate_passes}", run.path());
+            assert!(record.flags.unmeasured() && !record.flags.skipped(), "{}", run.path());
+        }
+    }
+}
+
+/// Each rank has some of the tensors, and nothing of what it measures is of use to the others.
+#[test]
+fn ranks_take_the_steps_of_one_optimizer() {
+    let specs = [fixed(Rule::adamw())];
+    let parts = [0..2, 2..3];
+    let of_rank = |rank: usize| {
+        let part = [Spec { tensors: specs[0].tensors[parts[rank].clone()].to_vec(), ..specs[0].clone() }];
+        every_path_with(&part, Setup { shard: Some((rank as u32, 2)), ..UNCHECKED })
+    };
+    for ((mut first, mut second), mut alone) in
+        of_rank(0).into_iter().zip(of_rank(1)).zip(every_path_with(&specs, UNCHECKED))
+    {
+        for step in 0..4 {
+            let grads = gradients(&specs, step);
+            let [of_first, of_second] = parts.clone().map(|part| grads[part].to_vec());
+            let combined = ShardSums::combine(&[first.measure(&of_first), second.measure(&of_second)]);
+            let combined = combined.expect("sums of two ranks");
+            first.try_apply(&of_first, &combined).expect("applies");
+            second.try_apply(&of_second, &combined).expect("applies");
+            alone.step(&grads);
+            let ranks = [first.params(), second.params()].concat();
+            assert!(bits(&ranks) == bits(&alone.params()), "{}, step {step}", alone.path());
         }
     }
 }
