@@ -25,7 +25,7 @@ import package::update::in_range::overflow_key;
 @if(per_workgroup) import package::reduction::emit_per_workgroup::Invocation;
 @if(per_subgroup) import package::reduction::emit_per_subgroup::Invocation;
 
-// As RawRecord.overflow_key.
+// Largest overflow key (RawRecord.overflow_key) of all invocations.
 var<workgroup> overflow: atomic<u32>;
 
 // The second argument is there for HLSL, as in reduce_gradient.wgsl.
@@ -44,7 +44,7 @@ fn whole_step(invocation: Invocation) {
 fn take_whole_step(invocation: Invocation) {
     let lane = invocation.lane;
     let count = arrayLength(&blocks);
-    // Also of scopes without elements.
+    // A scope without elements has no block that would write its sums.
     for (var scope = lane; scope < WHOLE_STEP_SCOPES; scope += WORKGROUP) {
         sums[scope] = with_loss(no_totals(), scope);
     }
@@ -59,7 +59,7 @@ fn take_whole_step(invocation: Invocation) {
         var block = blocks[i];
         let scope = groups[block.group].scope;
         if (groups[block.group].flags & NOT_MEASURED) != 0u {
-            // Nothing goes by the sums of the group, which are 0.
+            // No pass uses the sums of the group, so they stay 0.
             block.elements = 0u;
         }
         // Rows of the partials count from the scope's first.

@@ -692,7 +692,7 @@ pub mod group_flags {
         pub const COUPLES_DECAY: u32 = 64;
         /// The gradient of an outlier is clipped to the norm at which outliers begin. Otherwise the step leaves the groups of the norm out.
         pub const OUTLIER_CLIPS: u32 = 128;
-        /// Pass 1 does not run over the group: nothing goes by its sums.
+        /// Pass 1 does not run over the group, because nothing uses its sums.
         pub const NOT_MEASURED: u32 = 256;
     }
 }

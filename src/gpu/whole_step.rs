@@ -18,7 +18,7 @@ pub(crate) const STEM: &str = "whole_step";
 /// --bench small_models`, docs/performance.md). GPUs have not been measured.
 pub const MOST_ELEMENTS: u64 = 1 << 12;
 
-/// Blocks up to which it may: on a GPU the one workgroup waits for memory at each, twice.
+/// Largest number of blocks for one dispatch. On a GPU the one workgroup waits for memory twice at each block.
 pub const MOST_BLOCKS: usize = 12;
 
 /// The kernel of an optimizer that can take its steps in one dispatch on a device.
@@ -69,7 +69,7 @@ impl WholeStep {
         all.constants.extend(loss_at.map(|at| ("LOSS_AT", f64::from(at))));
         all.constants.push(("REGIME", f64::from(first.regime)));
         all.constants.push(("FINISH_WORKGROUP", f64::from(tuning.finish_workgroup_size)));
-        // Passes have some of them in common.
+        // Two passes may declare the same constant.
         all.constants.sort_by_key(|(name, _)| *name);
         all.constants.dedup_by_key(|(name, _)| *name);
         let (absent, read, write) = (Binding::Absent, Binding::Read, Binding::Write);
@@ -97,7 +97,7 @@ impl WholeStep {
             Partials::Subgroup => tuning.subgroups(&device.adapter_info()),
         };
         let totals = totals + tuning.finish_workgroup_size + WHOLE_STEP_SCOPES;
-        // And the word of the overflow.
+        // The last word holds the overflow key.
         let bytes = totals as usize * size_of::<ScopeSums>() + size_of::<u32>();
         buffers <= limits.max_storage_buffers_per_shader_stage as usize
             && bytes <= limits.max_compute_workgroup_storage_size as usize

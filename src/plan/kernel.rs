@@ -109,7 +109,7 @@ pub(crate) struct Kernel {
     pub(crate) rates: Option<RateAxis>,
     /// Rows without a gradient are left alone.
     pub(crate) lazy_rows: bool,
-    /// Pass 1 runs: something goes by its sums.
+    /// Pass 1 runs, because something uses its sums.
     pub(crate) is_measured: bool,
     /// Element type of the parameters. This and the next two depend on the tensor, the others on its group.
     pub(crate) params: Element,

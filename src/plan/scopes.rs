@@ -46,7 +46,7 @@ pub(super) struct Scope<'a> {
     needs_alignment: bool,
     /// True if every group can compare the iterates instead.
     compares_iterates: bool,
-    /// True if pass 1 runs over the groups: something goes by its sums.
+    /// True if pass 1 runs over the groups, because a regime, a clip, a trust ratio or a policy uses its sums.
     pub(super) is_measured: bool,
     /// True if a regime or a trust ratio goes by the norm of the parameters.
     initial_norm: bool,

@@ -40,14 +40,14 @@ pub(super) fn compile_ahead(passes: Passes, plan: &Plan, measured: &[Kernel], lo
     let next = AtomicUsize::new(0);
     let work = || {
         while let Some(compile) = kernels.get(next.fetch_add(1, Ordering::Relaxed)) {
-            // A problem belongs to the thread that has called wgpu.
+            // wgpu reports an error to the thread that made the call.
             gpu.catching(compile);
         }
     };
     let threads = thread::available_parallelism().map_or(1, usize::from).min(kernels.len());
     thread::scope(|scope| {
         for _ in 1..threads {
-            // Without another thread this one does the work.
+            // If the system has no more threads, this one compiles everything.
             let _ = thread::Builder::new().spawn_scoped(scope, work);
         }
         work();

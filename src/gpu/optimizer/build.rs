@@ -309,7 +309,7 @@ impl Optimizer {
 
         let mut scalar = Vec::new();
         if whole_step.is_none() {
-            // Without anything to add up the sums stay as they are.
+            // Without partial sums and a loss, pass 2 has nothing to do, and the sums keep their first values.
             if !reduce.is_empty() || loss_at.is_some() {
                 let finish = finish_reduction::pipeline(gpu, &gpu.tuning(), &kernels, loss_at);
                 let mut bound = vec![whole(&scopes), whole(&states), whole(&partials), whole(&sums)];
