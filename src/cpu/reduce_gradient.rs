@@ -238,8 +238,8 @@ fn measure_momentum(elements: usize, gradient: impl Rows, state: &GroupState, mo
         let g = times(gradient_scale, gradient.last_row(whole_rows));
         sums.add(g, times(momentum_scale, last_row(momentum, whole_rows)));
     }
-    t.slow_dot = across(sums.slow_dot);
-    t.direction_square = across(sums.direction_squares);
+    t.slow_dot = across(&sums.slow_dot);
+    t.direction_square = across(&sums.direction_squares);
 }
 
 /// The gradient against y - z.
@@ -264,8 +264,8 @@ fn measure_iterates(
         let y = last_row(slices.params, whole_rows);
         sums.add(g, difference(y, last_row(slices.vector, whole_rows)));
     }
-    t.slow_dot = across(sums.slow_dot);
-    t.direction_square = across(sums.direction_squares);
+    t.slow_dot = across(&sums.slow_dot);
+    t.direction_square = across(&sums.direction_squares);
 }
 
 /// Σ|g|
@@ -279,7 +279,7 @@ fn sum_of_magnitudes(elements: usize, gradient: impl Rows, state: &GroupState) -
             sums[j] += g[j].abs();
         }
     }
-    across(sums)
+    across(&{ sums })
 }
 
 #[inline(always)]
@@ -327,10 +327,10 @@ fn measure_counters(elements: usize, gradient: impl Rows, state: &GroupState, co
         let g = times(gradient_scale, gradient.last_row(whole_rows));
         sums.add(g, last_row(counters, whole_rows));
     }
-    t.absolute = across(sums.absolute);
-    t.slow_dot = across(sums.slow_dot);
-    t.fast_dot = across(sums.fast_dot);
-    t.direction_square = across(sums.direction_squares);
+    t.absolute = across(&{ sums.absolute });
+    t.slow_dot = across(&{ sums.slow_dot });
+    t.fast_dot = across(&{ sums.fast_dot });
+    t.direction_square = across(&{ sums.direction_squares });
 }
 
 /// ‖w - w_0‖².
@@ -344,7 +344,7 @@ fn square_of_distance(params: &[f32], first: &[f32]) -> f32 {
             squares[j] += (w[j] - w_0[j]) * (w[j] - w_0[j]);
         }
     }
-    across(squares)
+    across(&{ squares })
 }
 
 /// ⟨g, w_0 - w⟩ and Σ|s| of Prodigy.
@@ -369,8 +369,8 @@ fn measure_estimate(
             magnitudes[j] += s[j].abs();
         }
     }
-    t.slow_dot = across(ways);
-    t.absolute = across(magnitudes);
+    t.slow_dot = across(&{ ways });
+    t.absolute = across(&{ magnitudes });
 }
 
 /// ⟨g, D⟩, ⟨w, D⟩ and ‖w‖² of Mechanic.
@@ -396,9 +396,9 @@ fn measure_displacement(
             squares[j] += w[j] * w[j];
         }
     }
-    t.slow_dot = across(along_gradient);
-    t.fast_dot = across(along_parameters);
-    t.direction_square = across(squares);
+    t.slow_dot = across(&{ along_gradient });
+    t.fast_dot = across(&{ along_parameters });
+    t.direction_square = across(&{ squares });
 }
 
 /// The change y of the gradient against the direction u of the last step; of a `LOOK` also the last gradient against it.
@@ -451,11 +451,11 @@ impl<const LOOK: bool, R: Rows, G: Number> RuleVisitor for MeasureSecant<'_, LOO
                 }
             }
         }
-        totals.slow_dot = across(u_dot_y);
-        totals.direction_square = across(u_square);
-        totals.absolute = across(y_square);
+        totals.slow_dot = across(&{ u_dot_y });
+        totals.direction_square = across(&{ u_square });
+        totals.absolute = across(&{ y_square });
         if LOOK {
-            totals.fast_dot = across(u_dot_last);
+            totals.fast_dot = across(&{ u_dot_last });
         }
     }
 }
@@ -487,8 +487,11 @@ impl CounterSums {
 /// Adds lanes up as the kernel does: four to an invocation, then the invocations one after the other.
 ///
 /// Not inlined, as [`largest_of`]: else the compiler lays out the lanes of the whole loop to suit this sum, and shuffles in every row.
+///
+/// Most callers hand over a copy, `&{ sums }`, so that nothing holds the address of the sums and their loop keeps them in registers. The loops
+/// against the momentum and the iterates are faster without the copy (0.42 against 0.61 ns per parameter for SGDM under Seesaw at 2^14).
 #[inline(never)]
-fn across(lanes: [f32; LANES]) -> f32 {
+fn across(lanes: &[f32; LANES]) -> f32 {
     lanes.chunks_exact(4).map(|v| (v[0] + v[1]) + (v[2] + v[3])).sum()
 }
 
@@ -514,7 +517,7 @@ fn sweep(elements: usize, block: &Block, rows: impl Rows) -> ScopeSums {
     if largest >= INFINITY_BITS {
         find_nonfinite(elements, block, rows, &mut t);
     } else if (SMALL_BITS..=BIG_BITS).contains(&largest) {
-        t.square = Squares { sum: across(norm.squares), exponent: 0 };
+        t.square = Squares { sum: across(&{ norm.squares }), exponent: 0 };
     } else if largest > 0 {
         let exponent = ((largest >> 23) as i32 - 127).clamp(-126, 126);
         t.square = scaled_square(elements, rows, exponent);
@@ -534,7 +537,7 @@ pub(crate) fn squares_of(x: &[f32]) -> Squares {
     if largest >= INFINITY_BITS {
         Squares { sum: f32::from_bits(largest), exponent: 0 }
     } else if (SMALL_BITS..=BIG_BITS).contains(&largest) {
-        Squares { sum: across(norm.squares), exponent: 0 }
+        Squares { sum: across(&{ norm.squares }), exponent: 0 }
     } else if largest > 0 {
         let exponent = ((largest >> 23) as i32 - 127).clamp(-126, 126);
         scaled_square(x.len(), rows, exponent)
@@ -571,7 +574,7 @@ fn scaled_square(elements: usize, rows: impl Rows, exponent: i32) -> Squares {
             squares[j] += scaled * scaled;
         }
     }
-    Squares { sum: across(squares), exponent }
+    Squares { sum: across(&{ squares }), exponent }
 }
 
 #[inline(always)]
