@@ -5,12 +5,13 @@ import time
 
 import numpy as np
 
-CASES = ["sgd", "sgdm", "sgd+clip", "sgdm+clip"]
+CASES = ["sgd", "sgdm", "adamw", "sgd+clip", "sgdm+clip", "adamw+clip"]
 
 # The numbers below are those of src/main.rs: the results are compared.
 CHECK_RATE = 0.1
 RUN_RATE = 1e-4
 MOMENTUM = 0.9
+WEIGHT_DECAY = 0.01  # of AdamW
 CLIP_PER_ROOT = 0.165
 SAMPLES = 64
 
@@ -34,7 +35,7 @@ def inputs(elements):
 
 
 class Torch:
-    """torch.optim.SGD(fused=True), and clip_grad_norm_(foreach=True) before it."""
+    """torch.optim.SGD(fused=True) or AdamW(fused=True), and clip_grad_norm_(foreach=True) before it."""
 
     def __init__(self, params, grads, threads):
         import torch
@@ -52,9 +53,12 @@ class Torch:
         return tensor.copy_(self.torch.from_numpy(values))
 
     def optimizer(self, case, rate):
-        momentum = MOMENTUM if case.startswith("sgdm") else 0.0
-        sgd = self.torch.optim.SGD([self.params], lr=rate, momentum=momentum, fused=True)
-        return sgd, case.endswith("+clip")
+        if case.startswith("adamw"):
+            rule = self.torch.optim.AdamW([self.params], lr=rate, weight_decay=WEIGHT_DECAY, fused=True)
+        else:
+            momentum = MOMENTUM if case.startswith("sgdm") else 0.0
+            rule = self.torch.optim.SGD([self.params], lr=rate, momentum=momentum, fused=True)
+        return rule, case.endswith("+clip")
 
     def restore(self):
         with self.torch.no_grad():
@@ -63,18 +67,18 @@ class Torch:
             self.params.grad.copy_(self.given)
 
     def steps(self, optimizer, count):
-        sgd, clips = optimizer
+        rule, clips = optimizer
         for _ in range(count):
             if clips:
                 self.torch.nn.utils.clip_grad_norm_([self.params], self.max_norm, foreach=True)
-            sgd.step()
+            rule.step()
 
     def values(self):
         return self.params.detach().numpy()
 
 
 class Optax:
-    """optax.sgd under jit, and optax.clip_by_global_norm before it; parameters and state are donated."""
+    """optax.sgd or optax.adamw under jit, and optax.clip_by_global_norm before it; parameters and state are donated."""
 
     def __init__(self, params, grads, _threads):
         import jax
@@ -87,8 +91,11 @@ class Optax:
         self.restore()
 
     def optimizer(self, case, rate):
-        momentum = MOMENTUM if case.startswith("sgdm") else None
-        rule = self.optax.sgd(rate, momentum=momentum)
+        if case.startswith("adamw"):
+            rule = self.optax.adamw(rate, weight_decay=WEIGHT_DECAY)
+        else:
+            momentum = MOMENTUM if case.startswith("sgdm") else None
+            rule = self.optax.sgd(rate, momentum=momentum)
         if case.endswith("+clip"):
             rule = self.optax.chain(self.optax.clip_by_global_norm(self.max_norm), rule)
 

@@ -14,7 +14,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser;
-use wgpu_optim::{CpuOptimizer, Group, OptimizerBuilder, Regime, Rule, Seesaw};
+use wgpu_optim::{CpuOptimizer, Group, NonFinitePolicy, OptimizerBuilder, Regime, Rule, Seesaw};
 
 /// The CPU path of wgpu-optim as a worker of peers.py.
 #[derive(Debug, Parser)]
@@ -25,15 +25,24 @@ struct Args {
 }
 
 /// What all peers can do comes first, then what only we can.
-const CASES: [&str; 8] = [
+const CASES: [&str; 17] = [
     "sgd",
     "sgdm",
+    "adamw",
     "sgd+clip",
     "sgdm+clip",
+    "adamw+clip",
+    "sgd+unchecked",
+    "sgdm+unchecked",
+    "adamw+unchecked",
     "sgd+norm-ratio",
     "sgdm+norm-ratio",
+    "adamw+norm-ratio",
     "sgd+seesaw",
     "sgdm+seesaw",
+    "adamw+seesaw",
+    "sgd+schedule-free",
+    "sgd+schedule-free-norm-ratio",
 ];
 
 // The numbers below are those of worker.py: the results are compared.
@@ -163,8 +172,15 @@ impl Worker {
         let rule = match rule {
             "sgd" => Rule::sgd(),
             "sgdm" => Rule::sgdm(0.9),
+            "adamw" => Rule::adamw(),
             _ => return Err(format!("no such case: {case}")),
         };
+        // The gradient never changes, so it always agrees with itself, and the usual gain would raise the rate to its limit.
+        let seesaw = Regime::Seesaw(Seesaw {
+            gain: 1e-9,
+            early_steps: 0.0,
+            ..Seesaw::default()
+        });
         let mut builder = OptimizerBuilder::new(rule).regime(Regime::fixed(rate));
         match extra {
             "" => {}
@@ -173,13 +189,11 @@ impl Worker {
                 builder = builder.clip_norm(norm as f32);
             }
             "norm-ratio" => builder = builder.regime(Regime::norm_ratio()),
-            // The gradient never changes, so it always agrees with itself, and the usual gain would raise the rate to its limit.
-            "seesaw" => {
-                builder = builder.regime(Regime::Seesaw(Seesaw {
-                    gain: 1e-9,
-                    early_steps: 0.0,
-                    ..Seesaw::default()
-                }));
+            "unchecked" => builder = builder.nonfinite_policy(NonFinitePolicy::Unchecked),
+            "seesaw" => builder = builder.regime(seesaw),
+            "schedule-free" => builder = builder.regime(seesaw).schedule_free(),
+            "schedule-free-norm-ratio" => {
+                builder = builder.regime(Regime::norm_ratio()).schedule_free();
             }
             _ => return Err(format!("no such case: {case}")),
         }
