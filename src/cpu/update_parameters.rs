@@ -595,22 +595,23 @@ fn count_signs<const SCALED: bool>(gradient: Gradient<SCALED>, counters: &mut [u
     let (params_rows, last_params) = params.as_chunks::<ROW>();
     let (grads_rows, last_grads) = grads.as_chunks::<ROW>();
     for ((row, params), grads) in rows.iter_mut().zip(params_rows).zip(grads_rows) {
-        // Two loops, so that the second works on bytes alone, 32 to an instruction.
+        // Loops of their own for what works on bytes alone, 32 to an instruction.
         let mut signs = [0; ROW];
         for j in 0..ROW {
-            signs[j] = sign(gradient.of(grads[j], params[j]));
+            signs[j] = saturated(gradient.of(grads[j], params[j]));
         }
         for j in 0..ROW {
             row[j] = count(row[j], signs[j]);
         }
     }
     for ((byte, &w), &g) in last.iter_mut().zip(last_params).zip(last_grads) {
-        *byte = count(*byte, sign(gradient.of(g, w)));
+        *byte = count(*byte, saturated(gradient.of(g, w)));
     }
 }
 
 #[inline(always)]
-fn count(byte: u8, sign: i8) -> u8 {
+fn count(byte: u8, saturated: i8) -> u8 {
+    let sign = saturated.clamp(-1, 1);
     let q = (counter_of(byte) + sign).clamp(-COUNTER_LIMIT, COUNTER_LIMIT);
     pack_counter(q, sign)
 }
@@ -708,7 +709,9 @@ impl<const SCALED: bool, K: Keep> RuleVisitor for Move<'_, '_, SCALED, K> {
     #[inline(always)]
     fn visit<R: HostRule>(self) -> u32 {
         let Stretch { update, gradient, largest, params, grads, momentum, squares, largest_squares } = self.elements;
-        let largest = black_box([largest, LARGEST_F32]);
+        // Taken apart at once: an array would stay in memory, and each element would be compared with what was read from there.
+        let [largest, largest_f32] = black_box([largest, LARGEST_F32]);
+        let largest = [largest, largest_f32];
         // Not numbered by a range in the zip, which would keep the loops from being vectorised.
         let elements = params.iter_mut().zip(grads).zip(self.kept);
         let (mut index, mut first) = (0, NO_ELEMENT);
@@ -753,8 +756,9 @@ impl<const SCALED: bool, K: Keep> RuleVisitor for Move<'_, '_, SCALED, K> {
     }
 }
 
-/// The sign as a byte: 0 of 0, where Rust's `signum` is ±1.
+/// Returns a byte with the sign of `x`, which is finite or infinite: 0 for 0 and -0. Bits of a number are those of an integer with its sign, so
+/// that packing with saturation is enough, which takes a third of the time of two comparisons. Adding 0 makes 0 of -0.
 #[inline(always)]
-fn sign(x: f32) -> i8 {
-    i8::from(x > 0.0) - i8::from(x < 0.0)
+fn saturated(x: f32) -> i8 {
+    (x + 0.0).to_bits().cast_signed().clamp(i8::MIN.into(), i8::MAX.into()) as i8
 }

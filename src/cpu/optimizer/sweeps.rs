@@ -318,6 +318,159 @@ pub(super) fn update_in_halves(arch: Arch, kernel: &Kernel, update: &Update, mut
     before.max(after)
 }
 
+/// Pass 1 over a block of a tensor. Not generic over the caller's types, so that the kernels are compiled with this crate and not with every
+/// crate that takes a step.
+#[expect(clippy::too_many_arguments, reason = "a tensor and all that its kernel reads")]
+fn reduce_block(
+    arch: Arch,
+    kernel: &Kernel,
+    tensor: &TensorMemory,
+    number: usize,
+    groups: &[GroupConstants],
+    states: &[GroupState],
+    params: Slice,
+    grads: Slice,
+) -> ScopeSums {
+    let block = &tensor.blocks[number];
+    let (start, end) = (block.params_start as usize, (block.params_start + block.elements) as usize);
+    let group = block.group as usize;
+    if !tensor.present || absence_of(&groups[group]) != 0 {
+        return no_totals();
+    }
+    let of = Reduce {
+        kernel,
+        constants: &groups[group],
+        state: &states[group],
+        block,
+        params: params.range(start..end),
+        remainders: tensor.memory.remainders.as_ref().range(start..end),
+        codes: {
+            let codes = [&tensor.memory.momentum_codes, &tensor.memory.squares_codes];
+            let scales = tensor.memory.scales.get(start / STATE_BLOCK..end.div_ceil(STATE_BLOCK));
+            (codes.map(|codes| codes.get(start..end).unwrap_or_default()), scales.unwrap_or_default())
+        },
+        slices: BlockSlices {
+            params: &[],
+            grads: &[],
+            momentum: tensor.memory.momentum.get(start..end).unwrap_or_default(),
+            squares: match kernel.rule.traits().largest_squares {
+                true => &tensor.memory.largest_squares[start..end],
+                false => tensor.memory.squares.get(start..end).unwrap_or_default(),
+            },
+            counters: tensor.memory.counters.get(start..end).unwrap_or_default(),
+            vector: if kernel.compares_iterates() {
+                &tensor.averages[start..end]
+            } else {
+                tensor.memory.vector.get(start..end).unwrap_or_default()
+            },
+            sums: tensor.memory.streams[0].get(start..end).unwrap_or_default(),
+        },
+    };
+    match grads.range(start..end) {
+        Slice::F32(grads) => of.over(grads).run(arch),
+        Slice::F16(grads) => of.over(grads).run(arch),
+        Slice::Bf16(grads) => of.over(grads).run(arch),
+    }
+}
+
+/// Pass 4, for one tensor after another.
+struct UpdatePass<'a> {
+    arch: Arch,
+    updates: &'a [Update],
+    configs: &'a [GroupConfig],
+    parallel: bool,
+}
+
+impl UpdatePass<'_> {
+    /// Updates a tensor. Returns [`RawRecord::overflow_key`]. Not generic over the caller's types, as [`reduce_block`].
+    fn run(&self, tensor: &mut TensorMemory, mut params: SliceMut, grads: Slice) -> u32 {
+        let UpdatePass { arch, updates, configs, parallel } = *self;
+        let TensorMemory { present, kernel, blocks, memory, matrix, limited, rows, averages, step_sums, .. } = tensor;
+        let (Some(kernel), Some(block)) = (&*kernel, blocks.first()) else {
+            return 0;
+        };
+        let update = &updates[block.group as usize];
+        if update.skip == skips::SKIP_ALL {
+            0
+        } else if !*present {
+            for sums in step_sums {
+                sums.step = Squares::default();
+            }
+            0
+        } else {
+            if let (Some(matrix), 0) = (&mut *matrix, update.skip) {
+                let pass = Prepare { kernel, update, momentum: &memory.momentum, prepared: &mut matrix.1.directions };
+                over_tensor(arch, kernel, &mut params, grads, memory.remainders.as_mut(), pass);
+                orthogonalize(&matrix.0, kernel.iterations, &mut matrix.1, parallel);
+            }
+            let mut update = update;
+            let mut limited_update;
+            if let (Some((tensor, work)), 0) = (&mut *limited, update.skip) {
+                let moments = memory.factors.each_mut().map(Vec::as_mut_slice);
+                let pass = Limit { kernel, update, tensor, memory: work, moments, squares: &memory.squares };
+                limited_update = *update;
+                limited_update.learning_rate *=
+                    over_tensor(arch, kernel, &mut params, grads, memory.remainders.as_mut(), pass);
+                update = &limited_update;
+            }
+            let factors = limited.as_ref().filter(|_| kernel.rule.traits().factored);
+            let factors = factors.map(|(limited, work)| Factors {
+                tensor: limited,
+                moments: memory.factors.each_ref().map(Vec::as_slice),
+                means: &work.means,
+                first: 0,
+            });
+            if let (Some((shape, touched)), 0) = (&mut *rows, update.skip) {
+                mark(shape.columns, grads, touched);
+            }
+            let factors_of_rates = configs[block.group as usize].rate_factors.as_ref();
+            let rows = rows.as_ref().map(|(shape, touched)| Rows {
+                columns: shape.columns,
+                of_rows: match factors_of_rates {
+                    Some(RateFactors::Rows(factors)) => factors,
+                    _ => &[],
+                },
+                of_columns: match factors_of_rates {
+                    Some(RateFactors::Columns(factors)) => factors,
+                    _ => &[],
+                },
+                touched,
+                first: 0,
+            });
+            let directions = matrix.as_mut().map(|(_, memory)| memory.directions.as_mut_slice());
+            update_in_halves(
+                arch,
+                kernel,
+                update,
+                StretchSlices {
+                    params,
+                    grads,
+                    remainders: memory.remainders.as_mut(),
+                    first_element: block.first_element,
+                    memory: MemorySlices {
+                        momentum: &mut memory.momentum,
+                        squares: directions.unwrap_or(&mut memory.squares),
+                        factors,
+                        rows,
+                        largest_squares: &mut memory.largest_squares,
+                        codes: Codes {
+                            momentum: &mut memory.momentum_codes,
+                            squares: &mut memory.squares_codes,
+                            scales: &mut memory.scales,
+                            first_element: block.first_element,
+                        },
+                        counters: &mut memory.counters,
+                        vector: &mut memory.vector,
+                        averages,
+                        step_sums,
+                        streams: memory.streams.each_mut().map(Vec::as_mut_slice),
+                    },
+                },
+            )
+        }
+    }
+}
+
 impl CpuOptimizer {
     /// Pass 1 over all blocks, with what it is compiled for: the window's kernel, or that of a look. Those without keep their sums.
     pub(super) fn reduce(
@@ -333,48 +486,10 @@ impl CpuOptimizer {
         let arch = self.arch;
         let sweep = |(partial, &(index, number)): (&mut ScopeSums, &(usize, usize))| {
             let tensor = &tensors[index];
-            let Some(kernel) = kernel_of(tensor) else { return };
-            let block = &tensor.blocks[number];
-            let (start, end) = (block.params_start as usize, (block.params_start + block.elements) as usize);
-            let group = block.group as usize;
-            if !tensor.present || absence_of(&groups[group]) != 0 {
-                *partial = no_totals();
-                return;
+            if let Some(kernel) = kernel_of(tensor) {
+                let (params, grads) = (params[index].values(), grads[index].values());
+                *partial = reduce_block(arch, kernel, tensor, number, groups, states, params, grads);
             }
-            let of = Reduce {
-                kernel,
-                constants: &groups[group],
-                state: &states[group],
-                block,
-                params: params[index].values().range(start..end),
-                remainders: tensor.memory.remainders.as_ref().range(start..end),
-                codes: {
-                    let codes = [&tensor.memory.momentum_codes, &tensor.memory.squares_codes];
-                    let scales = tensor.memory.scales.get(start / STATE_BLOCK..end.div_ceil(STATE_BLOCK));
-                    (codes.map(|codes| codes.get(start..end).unwrap_or_default()), scales.unwrap_or_default())
-                },
-                slices: BlockSlices {
-                    params: &[],
-                    grads: &[],
-                    momentum: tensor.memory.momentum.get(start..end).unwrap_or_default(),
-                    squares: match kernel.rule.traits().largest_squares {
-                        true => &tensor.memory.largest_squares[start..end],
-                        false => tensor.memory.squares.get(start..end).unwrap_or_default(),
-                    },
-                    counters: tensor.memory.counters.get(start..end).unwrap_or_default(),
-                    vector: if kernel.compares_iterates() {
-                        &tensor.averages[start..end]
-                    } else {
-                        tensor.memory.vector.get(start..end).unwrap_or_default()
-                    },
-                    sums: tensor.memory.streams[0].get(start..end).unwrap_or_default(),
-                },
-            };
-            *partial = match grads[index].values().range(start..end) {
-                Slice::F32(grads) => of.over(grads).run(arch),
-                Slice::F16(grads) => of.over(grads).run(arch),
-                Slice::Bf16(grads) => of.over(grads).run(arch),
-            };
         };
         if self.parallel {
             self.partials.par_iter_mut().zip(self.rows.par_iter()).for_each(sweep);
@@ -385,102 +500,19 @@ impl CpuOptimizer {
 
     /// Pass 4 over all blocks. Tells the step's record of an element that was out of range.
     pub(super) fn update(&mut self, params: &mut [impl ValuesMut], grads: &[impl Values]) {
-        let (arch, updates, configs) = (self.arch, &self.updates, &self.plan.configs);
-        let parallel = self.parallel;
-        let update_one = |tensor: &mut TensorMemory, mut params: SliceMut, grads: Slice| {
-            let TensorMemory { present, kernel, blocks, memory, matrix, limited, rows, averages, step_sums, .. } =
-                tensor;
-            let (Some(kernel), Some(block)) = (&*kernel, blocks.first()) else {
-                return 0;
-            };
-            let update = &updates[block.group as usize];
-            if update.skip == skips::SKIP_ALL {
-                0
-            } else if !*present {
-                for sums in step_sums {
-                    sums.step = Squares::default();
-                }
-                0
-            } else {
-                if let (Some(matrix), 0) = (&mut *matrix, update.skip) {
-                    let pass =
-                        Prepare { kernel, update, momentum: &memory.momentum, prepared: &mut matrix.1.directions };
-                    over_tensor(arch, kernel, &mut params, grads, memory.remainders.as_mut(), pass);
-                    orthogonalize(&matrix.0, kernel.iterations, &mut matrix.1, parallel);
-                }
-                let mut update = update;
-                let mut limited_update;
-                if let (Some((tensor, work)), 0) = (&mut *limited, update.skip) {
-                    let moments = memory.factors.each_mut().map(Vec::as_mut_slice);
-                    let pass = Limit { kernel, update, tensor, memory: work, moments, squares: &memory.squares };
-                    limited_update = *update;
-                    limited_update.learning_rate *=
-                        over_tensor(arch, kernel, &mut params, grads, memory.remainders.as_mut(), pass);
-                    update = &limited_update;
-                }
-                let factors = limited.as_ref().filter(|_| kernel.rule.traits().factored);
-                let factors = factors.map(|(limited, work)| Factors {
-                    tensor: limited,
-                    moments: memory.factors.each_ref().map(Vec::as_slice),
-                    means: &work.means,
-                    first: 0,
-                });
-                if let (Some((shape, touched)), 0) = (&mut *rows, update.skip) {
-                    mark(shape.columns, grads, touched);
-                }
-                let factors_of_rates = configs[block.group as usize].rate_factors.as_ref();
-                let rows = rows.as_ref().map(|(shape, touched)| Rows {
-                    columns: shape.columns,
-                    of_rows: match factors_of_rates {
-                        Some(RateFactors::Rows(factors)) => factors,
-                        _ => &[],
-                    },
-                    of_columns: match factors_of_rates {
-                        Some(RateFactors::Columns(factors)) => factors,
-                        _ => &[],
-                    },
-                    touched,
-                    first: 0,
-                });
-                let directions = matrix.as_mut().map(|(_, memory)| memory.directions.as_mut_slice());
-                update_in_halves(
-                    arch,
-                    kernel,
-                    update,
-                    StretchSlices {
-                        params,
-                        grads,
-                        remainders: memory.remainders.as_mut(),
-                        first_element: block.first_element,
-                        memory: MemorySlices {
-                            momentum: &mut memory.momentum,
-                            squares: directions.unwrap_or(&mut memory.squares),
-                            factors,
-                            rows,
-                            largest_squares: &mut memory.largest_squares,
-                            codes: Codes {
-                                momentum: &mut memory.momentum_codes,
-                                squares: &mut memory.squares_codes,
-                                scales: &mut memory.scales,
-                                first_element: block.first_element,
-                            },
-                            counters: &mut memory.counters,
-                            vector: &mut memory.vector,
-                            averages,
-                            step_sums,
-                            streams: memory.streams.each_mut().map(Vec::as_mut_slice),
-                        },
-                    },
-                )
-            }
+        let pass = UpdatePass {
+            arch: self.arch,
+            updates: &self.updates,
+            configs: &self.plan.configs,
+            parallel: self.parallel,
         };
         let key = if self.parallel {
             let tensors = self.tensors.par_iter_mut().zip(params.par_iter_mut()).zip(grads.par_iter());
-            let keys = tensors.map(|((tensor, params), grads)| update_one(tensor, params.values_mut(), grads.values()));
+            let keys = tensors.map(|((tensor, params), grads)| pass.run(tensor, params.values_mut(), grads.values()));
             keys.reduce(|| 0, u32::max)
         } else {
             let tensors = self.tensors.iter_mut().zip(params.iter_mut()).zip(grads.iter());
-            let keys = tensors.map(|((tensor, params), grads)| update_one(tensor, params.values_mut(), grads.values()));
+            let keys = tensors.map(|((tensor, params), grads)| pass.run(tensor, params.values_mut(), grads.values()));
             keys.fold(0, u32::max)
         };
         if key != 0 {
