@@ -3,13 +3,15 @@
 //! A block is walked once, in rows of [`LANES`] elements, as four invocations of four lanes walk it, so that lane `j` adds up
 //! elements `j`, `j + LANES`, …; the loops are written for the compiler to turn into vector instructions.
 
+use pulp::{Arch, NullaryFnOnce};
+
 use crate::cpu::half::Number;
 use crate::layout::numbers::{BIG_BITS, SMALL_BITS};
 use crate::layout::{
     Block, GroupConstants, GroupState, INFINITY_BITS, MAGNITUDE_BITS, ScopeSums, Squares, no_totals, unscale,
 };
 use crate::plan::{Alignment, Kernel};
-use crate::rule::{HostRule, LastStep, RuleVisitor};
+use crate::rule::{HostRule, LastStep, RuleKind, RuleVisitor};
 use crate::scaled::power_of_two;
 
 /// Elements of a row: four invocations of four lanes, two vectors of AVX2.
@@ -132,6 +134,7 @@ fn last_row<T: Copy + Default>(slice: &[T], start: usize) -> [T; LANES] {
 /// Sweeps one block. Inlined, as everything it calls, so that the caller chooses the vector instructions.
 #[inline(always)]
 pub(crate) fn reduce_gradient<G: Number>(
+    arch: Arch,
     kernel: Kernel,
     constants: &GroupConstants,
     state: &GroupState,
@@ -144,9 +147,9 @@ pub(crate) fn reduce_gradient<G: Number>(
     let mut t = if kernel.coupled_decay {
         let gradient =
             DecayedGradient { raw: unscaled, params: slices.params, coupled_decay: constants.controls.weight_decay };
-        measure(kernel, gradient, gradient, constants, state, block, slices)
+        measure(arch, kernel, gradient, gradient, constants, state, block, slices)
     } else {
-        let mut t = measure(kernel, raw, unscaled, constants, state, block, slices);
+        let mut t = measure(arch, kernel, raw, unscaled, constants, state, block, slices);
         t.square.exponent -= state.loss_scale_exponent;
         t
     };
@@ -160,7 +163,9 @@ fn raw_gradient<'a, G>(constants: &GroupConstants, grads: &'a [G]) -> RawGradien
 
 /// Measures the norm of `scaled`, and everything else of the true `gradient`.
 #[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "a block and all that its sums are made of")]
 fn measure(
+    arch: Arch,
     kernel: Kernel,
     scaled: impl Rows,
     gradient: impl Rows,
@@ -204,10 +209,10 @@ fn measure(
             measure_displacement(elements, gradient, state, slices, &mut t);
         }
         Alignment::LastGradient => {
-            kernel.rule.visit(MeasureSecant::<false, _, _> { gradient, constants, state, slices, totals: &mut t });
+            measure_secant::<false>(arch, kernel, gradient, constants, state, slices, &mut t);
         }
         Alignment::Look => {
-            kernel.rule.visit(MeasureSecant::<true, _, _> { gradient, constants, state, slices, totals: &mut t });
+            measure_secant::<true>(arch, kernel, gradient, constants, state, slices, &mut t);
         }
     }
     if kernel.raw_norm {
@@ -401,35 +406,99 @@ fn measure_displacement(
     t.direction_square = across(&{ squares });
 }
 
-/// The change y of the gradient against the direction u of the last step; of a `LOOK` also the last gradient against it.
-struct MeasureSecant<'a, const LOOK: bool, R, G> {
-    gradient: R,
-    constants: &'a GroupConstants,
-    state: &'a GroupState,
-    slices: BlockSlices<'a, G>,
-    totals: &'a mut ScopeSums,
+/// Elements whose gradient is computed before [`MeasureSecant`] reads it.
+const SECANT_TILE: usize = 256;
+
+/// Sums of the change y of the gradient against the direction u of the last step.
+#[derive(Default, Clone, Copy)]
+struct SecantSums {
+    u_dot_y: [f32; LANES],
+    u_square: [f32; LANES],
+    y_square: [f32; LANES],
+    /// Of the last gradient, for a look.
+    u_dot_last: [f32; LANES],
 }
 
-impl<const LOOK: bool, R: Rows, G: Number> RuleVisitor for MeasureSecant<'_, LOOK, R, G> {
+/// The change y of the gradient against the direction u of the last step; of a `LOOK` also the last gradient against it.
+///
+/// The gradient goes through a buffer, so that the loops of all rules are compiled once and not for every type of gradients.
+#[inline(always)]
+fn measure_secant<const LOOK: bool>(
+    arch: Arch,
+    kernel: Kernel,
+    gradient: impl Rows,
+    constants: &GroupConstants,
+    state: &GroupState,
+    slices: BlockSlices<impl Number>,
+    t: &mut ScopeSums,
+) {
+    let elements = slices.grads.len();
+    let mut sums = SecantSums::default();
+    let mut buffer = [0.0; SECANT_TILE];
+    for start in (0..elements).step_by(SECANT_TILE) {
+        let tile = start..elements.min(start + SECANT_TILE);
+        for (row, to) in buffer.chunks_exact_mut(LANES).enumerate().take(tile.len().div_ceil(LANES)) {
+            to.copy_from_slice(&any_row(elements, gradient, start + row * LANES));
+        }
+        arch.dispatch(MeasureSecant::<LOOK> {
+            rule: kernel.rule,
+            gradient: &buffer[..tile.len()],
+            constants,
+            state,
+            last: &slices.vector[tile.clone()],
+            momentum: slices.momentum.get(tile.clone()).unwrap_or_default(),
+            squares: slices.squares.get(tile).unwrap_or_default(),
+            sums: &mut sums,
+        });
+    }
+    t.slow_dot = across(&{ sums.u_dot_y });
+    t.direction_square = across(&{ sums.u_square });
+    t.absolute = across(&{ sums.y_square });
+    if LOOK {
+        t.fast_dot = across(&{ sums.u_dot_last });
+    }
+}
+
+/// What [`measure_secant`] adds up of a tile, for each rule.
+struct MeasureSecant<'a, const LOOK: bool> {
+    rule: RuleKind,
+    gradient: &'a [f32],
+    constants: &'a GroupConstants,
+    state: &'a GroupState,
+    last: &'a [f32],
+    /// Empty where the rule has none.
+    momentum: &'a [f32],
+    /// As above.
+    squares: &'a [f32],
+    sums: &'a mut SecantSums,
+}
+
+impl<const LOOK: bool> NullaryFnOnce for MeasureSecant<'_, LOOK> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        self.rule.visit(self);
+    }
+}
+
+impl<const LOOK: bool> RuleVisitor for MeasureSecant<'_, LOOK> {
     type Output = ();
 
     #[inline(always)]
     fn visit<H: HostRule>(self) {
-        let MeasureSecant { gradient, constants, state, slices, totals } = self;
+        let MeasureSecant { rule: _, gradient, constants, state, last, momentum, squares, sums: total } = self;
         let gradient_scale = power_of_two(-state.gradient_exponent);
         let momentum_scale = power_of_two(-state.direction_exponent);
-        let elements = slices.grads.len();
-        let mut u_dot_y = [0.0; LANES];
-        let mut u_square = [0.0; LANES];
-        let mut y_square = [0.0; LANES];
-        let mut u_dot_last = [0.0; LANES];
+        let elements = gradient.len();
+        let mut sums = *total;
         for start in (0..elements).step_by(LANES) {
             let of =
                 |there: bool, slice| if there { any_row(elements, Parameters(slice), start) } else { [0.0; LANES] };
-            let g = any_row(elements, gradient, start);
-            let last = of(true, slices.vector);
-            let m = of(H::TRAITS.momentum, slices.momentum);
-            let v = of(H::TRAITS.squares, slices.squares);
+            let g = of(true, gradient);
+            let last = of(true, last);
+            let m = of(H::TRAITS.momentum, momentum);
+            let v = of(H::TRAITS.squares, squares);
             for j in 0..LANES {
                 let y = gradient_scale * g[j] - gradient_scale * last[j];
                 let u = H::last_direction(&LastStep {
@@ -443,20 +512,15 @@ impl<const LOOK: bool, R: Rows, G: Number> RuleVisitor for MeasureSecant<'_, LOO
                     second_correction: state.second_correction,
                     numbers: &constants.rule,
                 });
-                u_dot_y[j] += u * y;
-                u_square[j] += u * u;
-                y_square[j] += y * y;
+                sums.u_dot_y[j] += u * y;
+                sums.u_square[j] += u * u;
+                sums.y_square[j] += y * y;
                 if LOOK {
-                    u_dot_last[j] += u * (gradient_scale * last[j]);
+                    sums.u_dot_last[j] += u * (gradient_scale * last[j]);
                 }
             }
         }
-        totals.slow_dot = across(&{ u_dot_y });
-        totals.direction_square = across(&{ u_square });
-        totals.absolute = across(&{ y_square });
-        if LOOK {
-            totals.fast_dot = across(&{ u_dot_last });
-        }
+        *total = sums;
     }
 }
 

@@ -3,6 +3,8 @@
 use std::hint::black_box;
 use std::ops::Range;
 
+use pulp::{Arch, NullaryFnOnce};
+
 use crate::cpu::BLOCK_ELEMENTS;
 use crate::cpu::average::average;
 use crate::cpu::factored::Factors;
@@ -17,7 +19,7 @@ use crate::element::Element;
 use crate::layout::numbers::{LARGEST_BF16, LARGEST_F16, LARGEST_F32};
 use crate::layout::{MAGNITUDE_BITS, NO_ELEMENT, StepSums, Update, numbers, slots};
 use crate::plan::{Encoding, Kernel};
-use crate::rule::{HostRule, RuleVisitor};
+use crate::rule::{HostRule, RuleKind, RuleVisitor};
 use crate::state;
 
 /// A counter is a byte here.
@@ -374,20 +376,22 @@ impl MemorySlices<'_> {
 /// Inlined, as everything it calls, so that the caller chooses the vector instructions.
 #[inline(always)]
 pub(crate) fn update_parameters<const PLAIN: bool>(
+    arch: Arch,
     kernel: Kernel,
     update: &Update,
     elements: impl Tiles,
     memory: &mut MemorySlices,
 ) -> Option<u32> {
     if PLAIN && update.unscale == 1.0 {
-        update_elements::<false, PLAIN>(kernel, update, elements, memory)
+        update_elements::<false, PLAIN>(arch, kernel, update, elements, memory)
     } else {
-        update_elements::<true, PLAIN>(kernel, update, elements, memory)
+        update_elements::<true, PLAIN>(arch, kernel, update, elements, memory)
     }
 }
 
 #[inline(always)]
 fn update_elements<const SCALED: bool, const PLAIN: bool>(
+    arch: Arch,
     kernel: Kernel,
     update: &Update,
     mut elements: impl Tiles,
@@ -483,7 +487,8 @@ fn update_elements<const SCALED: bool, const PLAIN: bool>(
         let largest_squares = largest_squares.get_mut(tile.clone()).unwrap_or_default();
         let mut outside = NO_ELEMENT;
         if PLAIN {
-            let elements = Stretch { update, gradient, largest, params, grads, momentum, squares, largest_squares };
+            let elements =
+                Stretch { arch, update, gradient, largest, params, grads, momentum, squares, largest_squares };
             outside = elements.take(kernel, averages.get_mut(tile.clone()).unwrap_or_default());
         }
         // All of the tile, or stretches of it that have a rate of their own.
@@ -517,7 +522,8 @@ fn update_elements<const SCALED: bool, const PLAIN: bool>(
             let momentum = momentum.get_mut(stretch.clone()).unwrap_or_default();
             let squares = squares.get_mut(stretch.clone()).unwrap_or_default();
             let largest_squares = largest_squares.get_mut(stretch.clone()).unwrap_or_default();
-            let elements = Stretch { update, gradient, largest, params, grads, momentum, squares, largest_squares };
+            let elements =
+                Stretch { arch, update, gradient, largest, params, grads, momentum, squares, largest_squares };
             let of_stretch = if kernel.has_displacement() {
                 let displacement = &mut vector[tile.clone()][stretch];
                 if update.first != 0 {
@@ -618,6 +624,7 @@ fn count(byte: u8, saturated: i8) -> u8 {
 
 /// Parameters that take a step at one rate, with all that belongs to them.
 struct Stretch<'a, const SCALED: bool> {
+    arch: Arch,
     update: &'a Update,
     gradient: Gradient<SCALED>,
     /// The largest magnitude that a parameter can have.
@@ -645,14 +652,18 @@ impl<const SCALED: bool> Stretch<'_, SCALED> {
     }
 
     /// Takes the step. Returns the index of the first element that took none, [`NO_ELEMENT`] for none.
+    ///
+    /// A dispatch of its own, although the caller is compiled for the same instructions: the loops of all rules are compiled once for
+    /// every kind of tiles.
     #[inline(always)]
     fn step<K: Keep>(self, kernel: Kernel, kept: &mut [K]) -> u32 {
-        kernel.rule.visit(Move { elements: self, kept })
+        self.arch.dispatch(Move { rule: kernel.rule, elements: self, kept })
     }
 }
 
 /// Moves a stretch, for each rule.
 struct Move<'a, 'd, const SCALED: bool, K> {
+    rule: RuleKind,
     elements: Stretch<'a, SCALED>,
     kept: &'d mut [K],
 }
@@ -702,13 +713,23 @@ impl<const SCALED: bool, K: Keep> Move<'_, '_, SCALED, K> {
     }
 }
 
+impl<const SCALED: bool, K: Keep> NullaryFnOnce for Move<'_, '_, SCALED, K> {
+    type Output = u32;
+
+    #[inline(always)]
+    fn call(self) -> u32 {
+        self.rule.visit(self)
+    }
+}
+
 impl<const SCALED: bool, K: Keep> RuleVisitor for Move<'_, '_, SCALED, K> {
     /// Index of the first element that took no step, [`NO_ELEMENT`] for none.
     type Output = u32;
 
     #[inline(always)]
     fn visit<R: HostRule>(self) -> u32 {
-        let Stretch { update, gradient, largest, params, grads, momentum, squares, largest_squares } = self.elements;
+        let Stretch { arch: _, update, gradient, largest, params, grads, momentum, squares, largest_squares } =
+            self.elements;
         // Taken apart at once: an array would stay in memory, and each element would be compared with what was read from there.
         let [largest, largest_f32] = black_box([largest, LARGEST_F32]);
         let largest = [largest, largest_f32];

@@ -23,6 +23,7 @@ const STATE_BLOCK: usize = state::BLOCK as usize;
 /// Pass 1 over one block. A type and not a closure, and so is [`UpdateStretch`]: a closure of this size is not inlined, and only what
 /// is inlined is compiled for the processor's vector instructions.
 pub(super) struct Reduce<'a, G> {
+    pub(super) arch: Arch,
     pub(super) kernel: &'a Kernel,
     pub(super) constants: &'a GroupConstants,
     pub(super) state: &'a GroupState,
@@ -40,6 +41,7 @@ impl<'a> Reduce<'a, f32> {
     pub(super) fn over<G>(self, grads: &'a [G]) -> Reduce<'a, G> {
         let slices = self.slices;
         Reduce {
+            arch: self.arch,
             kernel: self.kernel,
             constants: self.constants,
             state: self.state,
@@ -77,7 +79,7 @@ impl<G: Number> NullaryFnOnce for Reduce<'_, G> {
             _ => &[],
         };
         let slices = BlockSlices { params, ..self.slices };
-        reduce_gradient(*kernel, self.constants, state, self.block, slices)
+        reduce_gradient(self.arch, *kernel, self.constants, state, self.block, slices)
     }
 }
 
@@ -96,29 +98,36 @@ impl NullaryFnOnce for DecodeBlock<'_> {
 }
 
 impl<G: Number> Reduce<'_, G> {
-    fn run(self, arch: Arch) -> ScopeSums {
+    fn run(self) -> ScopeSums {
         let kernel = self.kernel;
         if kernel.bits8 && (kernel.reads_momentum() || kernel.measures_secant()) {
-            self.run_on_codes(arch)
+            self.run_on_codes()
         } else {
-            arch.dispatch(self)
+            self.dispatch()
         }
+    }
+
+    /// Not inlined, since the compiler would put a copy of the loops into each caller.
+    #[inline(never)]
+    fn dispatch(self) -> ScopeSums {
+        self.arch.dispatch(self)
     }
 
     /// Not inlined, so that the buffers are not on the stack of blocks that need none.
     #[inline(never)]
-    fn run_on_codes(self, arch: Arch) -> ScopeSums {
+    fn run_on_codes(self) -> ScopeSums {
         let mut moments = [[0.0; BLOCK_ELEMENTS as usize]; 2];
-        arch.dispatch(DecodeBlock(self.codes, &mut moments));
+        self.arch.dispatch(DecodeBlock(self.codes, &mut moments));
         let [momentum_codes, squares_codes] = self.codes.0;
         let [momentum, squares] = &moments;
         let (momentum, squares) = (&momentum[..momentum_codes.len()], &squares[..squares_codes.len()]);
-        arch.dispatch(Reduce { slices: BlockSlices { momentum, squares, ..self.slices }, ..self })
+        Reduce { slices: BlockSlices { momentum, squares, ..self.slices }, ..self }.dispatch()
     }
 }
 
 /// Pass 4 over a stretch of a tensor.
 struct UpdateStretch<'a, 'm, T, const PLAIN: bool> {
+    arch: Arch,
     kernel: &'a Kernel,
     update: &'a Update,
     /// Index of the first element in the optimizer.
@@ -134,7 +143,7 @@ impl<T: Tiles, const PLAIN: bool> NullaryFnOnce for UpdateStretch<'_, '_, T, PLA
 
     #[inline(always)]
     fn call(self) -> u32 {
-        let first = update_parameters::<PLAIN>(*self.kernel, self.update, self.elements, self.memory);
+        let first = update_parameters::<PLAIN>(self.arch, *self.kernel, self.update, self.elements, self.memory);
         first.map_or(0, |first| NO_ELEMENT - (self.first_element + first))
     }
 }
@@ -270,9 +279,9 @@ fn update_stretch<T: Tiles>(
     memory: &mut MemorySlices,
 ) -> u32 {
     if memory.is_plain(kernel) {
-        arch.dispatch(UpdateStretch::<_, true> { kernel, update, first_element, elements, memory })
+        arch.dispatch(UpdateStretch::<_, true> { arch, kernel, update, first_element, elements, memory })
     } else {
-        arch.dispatch(UpdateStretch::<_, false> { kernel, update, first_element, elements, memory })
+        arch.dispatch(UpdateStretch::<_, false> { arch, kernel, update, first_element, elements, memory })
     }
 }
 
@@ -338,6 +347,7 @@ fn reduce_block(
         return no_totals();
     }
     let of = Reduce {
+        arch,
         kernel,
         constants: &groups[group],
         state: &states[group],
@@ -367,9 +377,9 @@ fn reduce_block(
         },
     };
     match grads.range(start..end) {
-        Slice::F32(grads) => of.over(grads).run(arch),
-        Slice::F16(grads) => of.over(grads).run(arch),
-        Slice::Bf16(grads) => of.over(grads).run(arch),
+        Slice::F32(grads) => of.over(grads).run(),
+        Slice::F16(grads) => of.over(grads).run(),
+        Slice::Bf16(grads) => of.over(grads).run(),
     }
 }
 
