@@ -2,7 +2,8 @@
 //! at random without master weights, with state in f32 and in 8 bits. Prints a table for docs/results.md.
 //!
 //! ```sh
-//! cargo run --release -p wgpu-optim-cli --example masters
+//! cargo run --release -p wgpu-optim-cli --example masters              # all rules
+//! cargo run --release -p wgpu-optim-cli --example masters adamw lion
 //! ```
 
 use rand::SeedableRng;
@@ -108,8 +109,15 @@ fn main() {
             .collect();
         results.chunks(SEEDS as usize).map(|seeds| seeds.iter().sum::<f64>() / SEEDS as f64).collect()
     };
+    let wanted: Vec<String> = std::env::args().skip(1).collect();
+    let names = cases.each_ref().map(|case| case.rule.name());
+    if let Some(unknown) = wanted.iter().find(|wanted| !names.contains(&wanted.as_str())) {
+        eprintln!("there is no case of \"{unknown}\": name {}, or none for all", names.join(", "));
+        std::process::exit(2);
+    }
+    let is_wanted = |case: &Case| wanted.is_empty() || wanted.iter().any(|wanted| *wanted == case.rule.name());
     println!("| rule | kept | best fixed | best cosine | Seesaw | NormRatio |\n|---|---|---|---|---|---|");
-    for Case { rule, rates } in cases {
+    for Case { rule, rates } in cases.into_iter().filter(is_wanted) {
         let mut base: Vec<Vec<f64>> = Vec::new();
         for kept in KEPT {
             let best = |is_cosine: bool| {

@@ -95,13 +95,20 @@ pub fn run(args: &Args) -> Result<(), CliError> {
         let from = args.from;
         return CliError::usage(format!("--from {from} is above --to {to}: give the smaller power of two first"));
     }
+    let selection = args.selection();
+    let idle = args.idle(&selection);
+    if selection.entries(1).is_empty() {
+        return CliError::usage(format!(
+            "nothing is left to measure, as {} do not go together: name others",
+            idle.join(", ")
+        ));
+    }
     let target = args.target.find()?;
     target.explain();
     // The file is checked before minutes of measuring.
     let file = args.report.as_deref().map(|path| ReportFile::create(path, args.force)).transpose()?;
     // Largest size that a run of about two minutes can measure.
     let default_to = if matches!(&target, Target::Gpu(gpu) if is_software(gpu)) { 22 } else { 26 };
-    let selection = args.selection();
     let powers = (args.from..=args.to.unwrap_or(default_to.max(args.from))).step_by(args.step as usize);
     let mut sizes: Vec<(String, usize, Vec<Entry>)> =
         powers.map(|power| (format!("2^{power}"), 1 << power, selection.entries(1 << power))).collect();
@@ -113,7 +120,10 @@ pub fn run(args: &Args) -> Result<(), CliError> {
         command: command(),
         rounds: ROUNDS,
         tuning: Vec::new(),
-        notes: Vec::new(),
+        notes: idle
+            .iter()
+            .map(|named| format!("{named} is measured nowhere: nothing else that is named goes with it"))
+            .collect(),
         rows: Vec::new(),
     };
     let effort = Effort { round: Duration::from_millis(args.round_ms), by_pass: args.passes };
@@ -145,6 +155,21 @@ impl Args {
         regimes.retain(|regime| self.regime.is_empty() || among(&self.regime, regime.name()));
         modes.retain(|mode| if self.mode.is_empty() { mode.is_default() } else { among(&self.mode, mode.name) });
         Selection { rules, regimes, modes }
+    }
+
+    /// Returns the options that name what no step has, because it fits nothing else that is named.
+    fn idle(&self, selection: &Selection) -> Vec<String> {
+        let entries = selection.entries(1);
+        let option = |option: &str, names: &[String], of: fn(&Entry) -> &'static str| {
+            let is_idle = |name: &&String| entries.iter().all(|entry| of(entry) != *name);
+            names.iter().filter(is_idle).map(|name| format!("{option} {name}")).collect::<Vec<_>>()
+        };
+        [
+            option("--rule", &self.rule, |entry| entry.spec.rule.name()),
+            option("--regime", &self.regime, |entry| entry.spec.regime.name()),
+            option("--mode", &self.mode, |entry| entry.spec.mode.name),
+        ]
+        .concat()
     }
 }
 

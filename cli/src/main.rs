@@ -76,6 +76,24 @@ fn in_options(error: &wgpu_optim::Error) -> String {
             "use --average polynomial, or --rule sgd, signsgd or adamw, which is then without momentum",
         ),
         (" (f32::INFINITY for none)", " (leave --clip-norm out for none)"),
+        (
+            "use state(State::F32) in this group, or another rule (Rule::adamw())",
+            "leave --state out, or use --rule adamw",
+        ),
+        (
+            "use averaging(Averaging::ScheduleFree), or another regime (Regime::polyak() takes the loss too)",
+            "use --average schedule-free, with --rule sgd, signsgd or adamw, or another regime (--regime polyak takes the loss too)",
+        ),
+        (
+            "use averaging(Averaging::polynomial_decay()), or Regime::schedule_free_plus() or Regime::seesaw() for schedule-free training",
+            "use --average polynomial, or --regime schedule-free-plus or seesaw for schedule-free training",
+        ),
+        ("use averaging(Averaging::polynomial_decay())", "use --average polynomial"),
+        (
+            "(Regime::mechanic() works with every rule, Regime::dog() with sgd)",
+            "(--regime mechanic works with every rule, --regime dog with sgd)",
+        ),
+        ("(Regime::seesaw() works with it)", "(--regime seesaw works with it)"),
     ];
     advice.iter().fold(error.to_string(), |text, (library, options)| text.replace(library, options))
 }

@@ -137,7 +137,7 @@ impl GroupConfig {
             } else if self.regime.needs_estimate() {
                 "adamw, nadamw, rmsprop, adagrad, signsgd, signum or lion with regime prodigy, whose estimate is for steps that are about as long in every element (Regime::mechanic() works with every rule, Regime::dog() with sgd)"
             } else {
-                "a rule whose last direction follows from what it remembers with regimes bb and adgd, which those of muon and adafactor do not (Regime::seesaw() works with it)"
+                "a rule whose last direction follows from what it remembers with regimes bb, adgd and look, which those of muon and adafactor do not (Regime::seesaw() works with it)"
             },
         )?;
         // Both go by the parameters of the step before, which are another stream's.
@@ -168,7 +168,7 @@ impl GroupConfig {
                 owner,
                 field,
                 "on",
-                "off with regimes bb, adgd, curvature, auto-sgd, prodigy and mechanic, which use all elements of earlier steps (Regime::seesaw() works with it)",
+                "off with regimes bb, adgd, look, auto-sgd, prodigy and mechanic, which use all elements of earlier steps (Regime::seesaw() works with it)",
             )?;
         }
         require(

@@ -67,7 +67,7 @@ pub struct Selection {
 #[derive(Debug)]
 pub struct Entry {
     what: &'static str,
-    spec: Spec,
+    pub spec: Spec,
 }
 
 /// Number of elements of the tensor in the overhead rows: one quad.

@@ -58,7 +58,7 @@ impl ValueEnum for StateName {
     fn to_possible_value(&self) -> Option<PossibleValue> {
         let help = match self.0 {
             State::F32 => "4 bytes per weight for each of momentum and second moment",
-            _ => "1 byte, and 4 bytes for every 32 weights; not for amsgrad, adagrad and muon",
+            _ => "1 byte, and 4 bytes for every 32 weights; not for amsgrad, adagrad, adafactor and muon",
         };
         Some(PossibleValue::new(self.0.name()).help(help))
     }

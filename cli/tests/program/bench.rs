@@ -197,6 +197,16 @@ fn filters_leave_only_what_is_asked_for() {
     }
 }
 
+#[test]
+fn what_no_step_has_is_told() {
+    let report = report(&words("--backend cpu --rule sgd,sgdm --regime norm-ratio --mode schedule-free"));
+    assert_eq!(count(&report, "step"), 2);
+    assert_eq!(
+        report["notes"],
+        serde_json::json!(["--rule sgdm is measured nowhere: nothing else that is named goes with it"])
+    );
+}
+
 fn written(folder: &Path, name: &str) -> String {
     let path = folder.join(name);
     report(&words(&format!("--backend cpu --rule sgd --regime fixed --report {}", path.display())));
@@ -237,5 +247,7 @@ fn bad_input_is_refused_before_anything_is_measured() {
     cpu(&["--rule", "adam"], "adam");
     cpu(&["--regime", "cosine"], "cosine");
     cpu(&["--mode", "f64"], "f64");
+    cpu(&["--rule", "muon,amsgrad", "--mode", "8bit"], "--rule muon, --rule amsgrad, --mode 8bit do not go together");
+    cpu(&["--mode", "unchecked", "--regime", "seesaw"], "--regime seesaw, --mode unchecked do not go together");
     refused(&["--adapter", "no such adapter"], "no such adapter");
 }

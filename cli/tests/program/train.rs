@@ -527,6 +527,28 @@ fn bad_input_ends_in_one_line_and_exit_code_2() {
     refused(&wide, &["312001 terms", "--backend cpu"]);
 }
 
+/// The advice of the library's errors names options, and not the library's methods.
+#[test]
+fn what_the_library_refuses_has_its_way_out_in_options() {
+    for (line, way_out) in [
+        ("train --clip-norm 0", "leave --clip-norm out"),
+        ("train --rule lion --average schedule-free", "--average polynomial"),
+        ("train --rule amsgrad --state 8bit", "leave --state out"),
+        ("train --regime schedule-free-plus --last", "--average schedule-free"),
+        ("train --regime schedule-free-plus --rule lion", "--rule sgd, signsgd or adamw"),
+        ("train --rule adamw --regime mechanic --average schedule-free", "--regime schedule-free-plus"),
+        ("train --regime look-long --average schedule-free", "--average polynomial"),
+        ("train --regime prodigy", "--regime mechanic"),
+        ("train --rule muon --regime look-newton", "regimes bb, adgd and look"),
+        ("train --rule muon --regime adgd", "--regime seesaw"),
+    ] {
+        let output = wgpu_optim(&words(line));
+        assert_refused(&output, &[way_out]);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(!stderr.contains("::"), "{line}: {stderr}");
+    }
+}
+
 /// Without any driver the CPU path takes over and says why; who asks for Vulkan is told what to install.
 #[test]
 fn without_a_driver_it_trains_on_the_cpu_path_and_says_why() {
