@@ -1,8 +1,8 @@
 // Writes the types of rules and regimes from what the crate says of them: their names, and the numbers of each.
 import { readFile } from 'node:fs/promises';
-import { catalogue, initSync } from './generated/wgpu_optim.js';
+import { catalogue, initSync } from './dist/wgpu_optim.js';
 
-initSync({ module: await readFile(new URL('./generated/wgpu_optim_bg.wasm', import.meta.url)) });
+initSync({ module: await readFile(new URL('./dist/wgpu_optim_bg.wasm', import.meta.url)) });
 const kind = (value) =>
   Array.isArray(value) ? `[${value.map(kind).join(', ')}]` : value === null ? 'number | null' : typeof value;
 const type = (name, about, entries) => {
