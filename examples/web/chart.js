@@ -57,8 +57,7 @@ export class Chart {
     const x = (step) => left + ((width - left - right) * step) / Math.max(most, 1);
 
     const known = steps.flatMap((step) => step?.rates ?? []).filter((rate) => rate > 0);
-    let [low, high] = [Math.log10(Math.min(...known, 1)), Math.log10(Math.max(...known, known.length ? 0 : 1))];
-    if (!known.length) [low, high] = [-1, 1];
+    let [low, high] = known.length ? [Math.log10(Math.min(...known)), Math.log10(Math.max(...known))] : [-1, 1];
     [low, high] = [Math.floor(low - 0.05), Math.ceil(high + 0.05)];
     const y = (rate) => middle - ((middle - top) * (Math.log10(rate) - low)) / (high - low);
 

@@ -284,18 +284,31 @@ fn named(what: &str, given: &Value) -> Outcome<(String, Map<String, Value>)> {
     }
 }
 
+/// JSON has no infinity. This number is one as an f32.
+const INFINITE: f64 = 1e300;
+
 /// Replaces fields of a struct.
 fn with_fields<T: Serialize + DeserializeOwned>(what: &str, usual: &T, given: Map<String, Value>) -> Outcome<T> {
     let unreadable = |error: serde_json::Error| format!("{what}: {}", in_camel_case(&error.to_string()));
     let mut value = serde_json::to_value(usual).map_err(unreadable)?;
-    // A variant of an enum has its fields in an object of its own.
-    let is_variant = value.as_object().is_some_and(|object| {
-        object.len() == 1 && object.keys().all(|key| key.starts_with(|first: char| first.is_ascii_uppercase()))
-    });
-    let fields =
-        if is_variant { value.as_object_mut().and_then(|object| object.values_mut().next()) } else { Some(&mut value) };
+    // Infinity was written as null, as a missing number is. At most one field of a struct is infinite.
+    if T::deserialize(&value).is_err() {
+        let nulls: Vec<String> = fields_of(&mut value)
+            .map(|fields| fields.iter().filter(|(_, value)| value.is_null()).map(|(name, _)| name.clone()).collect())
+            .unwrap_or_default();
+        for name in nulls {
+            let mut tried = value.clone();
+            if let Some(field) = fields_of(&mut tried).and_then(|fields| fields.get_mut(&name)) {
+                *field = INFINITE.into();
+            }
+            if T::deserialize(&tried).is_ok() {
+                value = tried;
+                break;
+            }
+        }
+    }
     let mut none = Map::new();
-    let fields = fields.and_then(Value::as_object_mut).unwrap_or(&mut none);
+    let fields = fields_of(&mut value).unwrap_or(&mut none);
     for (name, value) in given {
         let Some(field) = fields.get_mut(&snake_case(&name)) else {
             let names: Vec<_> = fields.keys().map(|name| camel_case(name)).collect();
@@ -311,6 +324,14 @@ fn with_fields<T: Serialize + DeserializeOwned>(what: &str, usual: &T, given: Ma
         };
     }
     serde_json::from_value(value).map_err(unreadable)
+}
+
+/// Returns the fields of a serialized struct, or of the struct in a variant of an enum.
+fn fields_of(value: &mut Value) -> Option<&mut Map<String, Value>> {
+    let object = value.as_object_mut()?;
+    let is_variant =
+        object.len() == 1 && object.keys().all(|key| key.starts_with(|first: char| first.is_ascii_uppercase()));
+    if is_variant { object.values_mut().next()?.as_object_mut() } else { Some(object) }
 }
 
 /// Returns every rule with its usual numbers.
