@@ -32,10 +32,10 @@ export async function bandwidth(device) {
   device.queue.writeBuffer(grad, 0, new Float32Array(PARAMETERS).fill(0.5));
   const copy = await kernel(
     device,
-    `@group(0) @binding(0) var<storage, read> from: array<vec4f>;
-     @group(0) @binding(1) var<storage, read_write> to: array<vec4f>;
+    `@group(0) @binding(0) var<storage, read> original: array<vec4f>;
+     @group(0) @binding(1) var<storage, read_write> copied: array<vec4f>;
      @compute @workgroup_size(64) fn copy(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
-       for (var at = id.x; at < arrayLength(&to); at += 64u * groups.x) { to[at] = from[at]; }
+       for (var at = id.x; at < arrayLength(&copied); at += 64u * groups.x) { copied[at] = original[at]; }
      }`,
     {}, [grad, param], [4096],
   );

@@ -62,6 +62,7 @@ fn for_javascript(message: &str) -> String {
         rest = after;
         let camel = settings::camel_case(name);
         match owner {
+            "Group" if name == "shaped_tensor" => written.push_str("shape"),
             "OptimizerBuilder" | "Group" | "Optimizer" => written.push_str(&camel),
             "BufferUsages" => written.push_str(&format!("GPUBufferUsage.{name}")),
             "Features" => written.push_str(&format!("the feature \"{}\"", name.to_lowercase().replace('_', "-"))),
@@ -73,7 +74,27 @@ fn for_javascript(message: &str) -> String {
             _ => written.push_str(&format!("{owner}.{camel}")),
         }
     }
-    written + rest
+    written += rest;
+    // Names in quotes are the caller's.
+    let parts = written
+        .split('"')
+        .enumerate()
+        .map(|(index, part)| if index % 2 == 0 { in_camel_case(part) } else { part.to_owned() });
+    parts.collect::<Vec<_>>().join("\"")
+}
+
+/// Writes settings in a sentence as JavaScript has them: `clipNorm` for `clip_norm`.
+fn in_camel_case(part: &str) -> String {
+    let is_setting = |word: &str| {
+        let is_lower = |letter: char| letter.is_ascii_lowercase() || letter.is_ascii_digit() || letter == '_';
+        word.contains('_') && word.chars().all(is_lower)
+    };
+    let ends = |letter: char| !(letter.is_ascii_alphanumeric() || letter == '_');
+    let words = part.split_inclusive(ends).map(|word| {
+        let name = word.trim_end_matches(ends);
+        if is_setting(name) { settings::camel_case(name) + &word[name.len()..] } else { word.to_owned() }
+    });
+    words.collect()
 }
 
 /// Returns every rule and regime with its numbers, as JSON.

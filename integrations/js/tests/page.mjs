@@ -7,16 +7,21 @@ import { report } from './readme.mjs';
 const { server, address } = await serve();
 const browser = await launch();
 const lines = [];
+const mistakes = [];
+let tab;
 const check = (name, ok, found) => lines.push({ name, ok: Boolean(ok), found });
 try {
-  const tab = await browser.newPage({ viewport: { width: 1280, height: 1000 } });
-  const mistakes = [];
+  tab = await browser.newPage({ viewport: { width: 1280, height: 1000 } });
   tab.on('pageerror', (error) => mistakes.push(String(error)));
   tab.on('console', (message) => message.type() === 'error' && mistakes.push(message.text()));
   await tab.goto(`${address}examples/web/`);
   const at = (root, data) => tab.evaluate(([root, data]) => Number(document.getElementById(root).dataset[data] ?? 0), [root, data]);
   const until = (root, data, least, timeout = 180_000) =>
-    tab.waitForFunction(([root, data, least]) => Number(document.getElementById(root).dataset[data]) >= least, [root, data, least], { timeout });
+    tab.waitForFunction(([root, data, least]) => {
+      const problem = document.getElementById('problem');
+      if (!problem.hidden) throw new Error(problem.textContent);
+      return Number(document.getElementById(root).dataset[data]) >= least;
+    }, [root, data, least], { timeout });
 
   await until('digits', 'accuracy', 0.95);
   check('the network learns', true, `${(100 * (await at('digits', 'accuracy'))).toFixed(1)} % after ${await at('digits', 'step')} steps`);
@@ -65,7 +70,9 @@ try {
   check('another rule learns', true, 'adamw');
   check('nothing is reported by the browser', mistakes.length === 0, mistakes.join('\n'));
 } catch (error) {
-  check('the page', false, String(error));
+  const shown = await tab.evaluate(() => document.body.innerText).catch(() => '');
+  check('the page', false, [error, ...mistakes, shown].join('\n'));
+  if (process.env.PICTURES) await tab.screenshot({ path: `${process.env.PICTURES}/failed.png`, fullPage: true });
 } finally {
   await browser.close();
   server.close();
