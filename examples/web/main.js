@@ -6,6 +6,13 @@ import { Picture, SIDE } from './picture.js';
 
 const byId = (id) => document.getElementById(id);
 
+/** A number with some digits, without an exponent where it is of a usual size. */
+function figure(value, digits) {
+  const size = Math.abs(value);
+  if (size !== 0 && (size < 1e-3 || size >= 1e5)) return value.toExponential(digits - 1);
+  return String(Number(value.toPrecision(digits)));
+}
+
 function fail(message) {
   byId('problem').hidden = false;
   byId('problem').textContent = message;
@@ -75,7 +82,8 @@ class Panel {
       this.stale = this.step < run.steps && !this.paused;
       const [{ records }, found] = await Promise.all([run.optimizer.drainRecords(), run.look()]);
       this.chart.add(records);
-      this.chart.draw(Math.max(run.steps, this.step));
+      // The axis grows with the run.
+      this.chart.draw(Math.max(250, 2 ** Math.ceil(Math.log2(this.step / 250)) * 250));
       this.#tell(records);
       this.#numbers(this.show(found, this.root));
     }
@@ -84,7 +92,7 @@ class Panel {
   #numbers(more) {
     const { step, run, root } = this;
     const rates = this.chart.steps.at(-1)?.rates ?? [];
-    const rate = rates.length > 1 ? `${Math.min(...rates).toPrecision(2)} to ${Math.max(...rates).toPrecision(2)}` : rates[0]?.toPrecision(3) ?? '0';
+    const rate = rates.length > 1 ? `${figure(Math.min(...rates), 2)} to ${figure(Math.max(...rates), 2)}` : figure(rates[0] ?? 0, 3);
     const rows = [['step', `${step}`], ...more, [rates.length > 1 ? 'learning rates' : 'learning rate', rate]];
     root.querySelector('.numbers').replaceChildren(...rows.map(([name, value]) => {
       const row = document.createElement('div');
@@ -143,8 +151,8 @@ function drawSamples(canvas, run) {
   context.textBaseline = 'top';
   const { labels } = run.data.test;
   for (let sample = 0; sample < SAMPLES; sample++) {
-    const left = (sample % columns) * cell;
-    const top = Math.floor(sample / columns) * cell * 1.42;
+    const left = Math.round((sample % columns) * cell);
+    const top = Math.round(Math.floor(sample / columns) * cell * 1.42);
     for (let pixel = 0; pixel < 64; pixel++) {
       const value = Math.round(255 * run.shown[64 * sample + pixel]);
       context.fillStyle = `rgb(${value} ${value} ${value})`;
@@ -260,8 +268,8 @@ async function main() {
   const device = await open();
   const measured = await bandwidth(device);
   byId('bandwidth').textContent =
-    `A step of SGD over ${measured.parameters.toLocaleString('en')} parameters takes ${measured.milliseconds.toPrecision(2)} ms here: ` +
-    `${(measured.bytes / 1e9).toPrecision(2)} GB/s, ${Math.round(100 * measured.share)} % of what a copy reaches.`;
+    `A step of SGD over ${measured.parameters.toLocaleString('en')} parameters takes ${figure(measured.milliseconds, 2)} ms here: ` +
+    `${figure(measured.bytes / 1e9, 2)} GB/s, ${Math.round(100 * measured.share)} % of what a copy reaches.`;
 
   const target = byId('picture').querySelector('.target').getContext('2d', { willReadFrequently: true });
   scene(target);
@@ -275,7 +283,7 @@ async function main() {
       drawSamples(root.querySelector('.samples'), digits);
       root.querySelector('.guess').textContent = pad.drawn ? `taken for ${digits.classes[SAMPLES]}` : 'draw a digit';
       root.dataset.accuracy = accuracy;
-      return [['held-out accuracy', `${(100 * accuracy).toFixed(1)} %`], ['held-out loss', loss.toPrecision(3)]];
+      return [['held-out accuracy', `${(100 * accuracy).toFixed(1)} %`], ['held-out loss', figure(loss, 3)]];
     }),
     new Panel(byId('picture'), picture, ({ pixels, psnr }, root) => {
       root.querySelector('.fit').getContext('2d').putImageData(new ImageData(pixels, SIDE, SIDE), 0, 0);

@@ -1,5 +1,5 @@
 // The tests of the package, for any host with WebGPU: tests/browser.mjs runs them in Chromium, tests/node.mjs on Dawn.
-import { Optimizer } from '../dist/index.js';
+import { load, Optimizer } from '../dist/index.js';
 
 const STORAGE = 0x80;
 const COPY_SRC = 0x4;
@@ -190,6 +190,7 @@ export const tests = {
 
   async 'every rule and regime is built with its numbers given'() {
     const { catalogue } = await import('../dist/wgpu_optim.js');
+    await load();
     const { rules, regimes } = JSON.parse(catalogue());
     const given = (fields) => Object.fromEntries(Object.entries(fields).filter(([, value]) => value !== null));
     const matrices = { tensor: { shape: [2, 4] } };
