@@ -83,7 +83,7 @@ class Panel {
       const [{ records }, found] = await Promise.all([run.optimizer.drainRecords(), run.look()]);
       this.chart.add(records);
       // The axis grows with the run.
-      this.chart.draw(Math.max(250, 2 ** Math.ceil(Math.log2(this.step / 250)) * 250));
+      this.chart.draw(Math.max(200, 2 ** Math.ceil(Math.log2(this.step / 200)) * 200));
       this.#tell(records);
       this.#numbers(this.show(found, this.root));
     }
@@ -117,7 +117,7 @@ class Panel {
       story.prepend(line);
     }
     // Events stay in view.
-    while (story.children.length > 6) {
+    while (story.children.length > 3) {
       const plain = [...story.children].slice(1).reverse().find((line) => !line.classList.contains('event'));
       (plain ?? story.lastChild).remove();
     }

@@ -25,7 +25,7 @@ const { server, address } = await serve(0, {
   '/integrations/js/tests/bundled.js': bundled.outputFiles[0].text,
   '/tfjs.html': page(`
     import { run } from '/integrations/js/tests/bundled.js';
-    window.lines = await run(navigator.gpu);`),
+    window.lines = await run(navigator.gpu).catch((error) => [{ name: 'runs', ok: false, found: String(error.stack) }]);`),
   '/readme.html': page(`${await program()}\nwindow.done = true;`),
 });
 const browser = await launch();
