@@ -27,7 +27,7 @@ use crate::layout::average_kinds;
 /// the averages in place. [`Optimizer::encode_copy_averages`](crate::Optimizer::encode_copy_averages) and
 /// [`CpuOptimizer::averages`](crate::CpuOptimizer::averages) read them.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
-#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
+#[cfg_attr(feature = "checkpoint", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub enum Averaging {
     /// Keeps no average.

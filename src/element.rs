@@ -8,7 +8,7 @@ use crate::error::{Error, require};
 /// f32 becomes the same 16 bits on every driver. Two elements share a 32-bit word: a 16-bit tensor starts at a multiple of 4 bytes. Steps leave
 /// the 2 bytes behind a tensor of odd length as they are, and nothing else may use them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
+#[cfg_attr(feature = "checkpoint", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub enum Element {
     /// IEEE 754 binary32.
@@ -53,7 +53,7 @@ impl Element {
 /// Rounding of 16-bit parameters. A step is computed in f32 and is usually smaller than the spacing of 16-bit numbers; this says what happens
 /// to it. f32 parameters are not affected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
+#[cfg_attr(feature = "checkpoint", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub enum Rounding {
     /// Master weights (Micikevicius et al., arXiv:1710.03740, section 3.1): the update is applied to an f32 master copy, and the caller's

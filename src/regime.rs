@@ -294,7 +294,7 @@ macro_rules! regimes {
         /// to `[1e-30, 1e30]`, and carries it over if the gradient is zero or not finite. A
         /// [`Schedule`](crate::Schedule) multiplies the regime's rate.
         #[derive(Debug, Clone, Copy, PartialEq)]
-        #[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
+        #[cfg_attr(feature = "checkpoint", derive(serde::Serialize, serde::Deserialize))]
         #[non_exhaustive]
         pub enum Regime {
             $($(#[$meta])* $Regime($Struct),)*

@@ -185,7 +185,7 @@ macro_rules! rules {
         /// beside its momentum, and two squares of a matrix's short side. Adafactor keeps 4 bytes for each row and
         /// column of a matrix.
         #[derive(Debug, Clone, Copy, PartialEq)]
-        #[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
+        #[cfg_attr(feature = "checkpoint", derive(serde::Serialize, serde::Deserialize))]
         #[non_exhaustive]
         pub enum Rule {
             $($(#[$meta])* $Rule($Rule),)*
@@ -486,7 +486,7 @@ pub(crate) fn decay_of(beta: f32) -> f32 {
 
 /// Weight decay: pulls parameters towards zero by `λ` per unit of learning rate.
 #[derive(Debug, Clone, Copy, PartialEq)]
-#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
+#[cfg_attr(feature = "checkpoint", derive(serde::Serialize, serde::Deserialize))]
 pub enum WeightDecay {
     /// Coupled decay: adds `λ w` to the gradient before everything else, as `torch.optim.SGD(weight_decay=λ)` does. The
     /// regime sees the gradient of the regularised loss. Pass 1 also reads the parameters (4 more bytes per parameter).

@@ -8,7 +8,7 @@ use crate::layout::{GroupConstants, group_flags};
 /// parameters, momentum and the regime's state keep their bits, and the record names the tensor and the element. The policy says what happens
 /// then.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
+#[cfg_attr(feature = "checkpoint", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub enum NonFinitePolicy {
     /// Training goes on, however many steps are skipped.
@@ -85,7 +85,7 @@ impl NonFinitePolicy {
 /// Compare llm.c's outlier detector and OLMo-core's `SkipStepOptimizer`, which skip, and ZClip (Kumar et al. 2025, arXiv:2504.02507), which
 /// clips. They use the norm itself in place of its logarithm.
 #[derive(Debug, Clone, Copy, PartialEq)]
-#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
+#[cfg_attr(feature = "checkpoint", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub enum NormOutliers {
     /// Leaves the groups of the norm as they are, momentum and the regime's state included. The step does not count for
@@ -132,7 +132,7 @@ impl NormOutliers {
 /// Scales are powers of two, so that dividing them out is exact: with any scale the parameters have the same bits as without one, as long
 /// as no true gradient is too small for a normal f32 (2⁻¹²⁶). The norm is right even then.
 #[derive(Debug, Clone, Copy, PartialEq)]
-#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
+#[cfg_attr(feature = "checkpoint", derive(serde::Serialize, serde::Deserialize))]
 pub struct LossScaler {
     /// Scale of the first step. A power of two.
     pub initial_scale: f32,

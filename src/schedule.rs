@@ -31,7 +31,7 @@ pub(crate) use table::serialize as serialize_factors;
 /// was gained while the factor was lower. Otherwise they would undo a warm-up and end it at far too high a rate.
 /// [`Seesaw`](crate::Seesaw) has the formula.
 #[derive(Debug, Clone, PartialEq, Default)]
-#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
+#[cfg_attr(feature = "checkpoint", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub enum Schedule {
     /// The factor is always 1.
@@ -153,6 +153,7 @@ pub enum Schedule {
     /// let trapezium = Schedule::Table { factors: [0.0, 1.0, 1.0, 1.0, 1.0, 0.1].into(), every: 1000 };
     /// # let _ = trapezium;
     /// ```
+    #[cfg_attr(feature = "checkpoint", serde(skip_deserializing))]
     Table {
         /// 1 to 4096 factors, each from 0 to 1e6.
         #[cfg_attr(feature = "checkpoint", serde(serialize_with = "table::serialize"))]
@@ -164,7 +165,7 @@ pub enum Schedule {
 
 /// Shape `d(x)` of the fall of [`Schedule::WarmupStableDecay`], where `x` is the completed fraction of the fall.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
+#[cfg_attr(feature = "checkpoint", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub enum DecayShape {
     /// `1 - √x`, which performed better than a line in Hägele et al. (2024, arXiv:2405.18392, section 3). It is Hugging

@@ -7,7 +7,7 @@
 /// It concerns these only: averages, the base iterates of schedule-free training and what regimes remember stay as they are. With rules
 /// without memory ([`Sgd`](crate::Sgd), [`SignSgd`](crate::SignSgd)) it concerns the remainders, and with f32 parameters nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
+#[cfg_attr(feature = "checkpoint", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub enum State {
     /// 4 bytes per parameter for each of m and v, and 2 for the remainder of a master weight.

@@ -26,7 +26,7 @@ use crate::layout::{GroupConstants, GroupState, Scaled, ScopeSums};
 /// A regime that derives its first rate from the length of the first step still takes a first step of that length. The
 /// coefficient therefore only matters for regimes with a given rate, such as [`Regime::Fixed`](crate::Regime::Fixed).
 #[derive(Debug, Clone, Copy, PartialEq)]
-#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
+#[cfg_attr(feature = "checkpoint", derive(serde::Serialize, serde::Deserialize))]
 pub struct TrustRatio {
     /// Coefficient, above 0. LARS uses 0.001 with rates above 1; `optax` uses 1.
     pub coefficient: f32,

@@ -1,4 +1,4 @@
-//! What the page is given, and what tests/kernels/translate.rs and tests/metal take from the same place: kernels, and cases with what the CPU path makes
+//! What tests/page and integrations/js are given, and what tests/kernels/translate.rs and tests/metal take from the same place: kernels, and cases with what the CPU path makes
 //! of them.
 
 use std::collections::HashMap;
@@ -80,6 +80,7 @@ pub fn vectors() -> Outcome<Value> {
     Ok(json!({
         "steps": STEPS,
         "cases": cases,
+        "checkpoint": resumed()?,
         "throughput": throughput,
         "kernels": kernels.listed,
     }))
@@ -256,6 +257,7 @@ fn case(
     let length = |spec: &Spec| words_of(params, std::slice::from_ref(spec), &spec.tensors).len();
     Ok(json!({
         "name": name,
+        "options": options(specs, setup, Some(gpu.tuning()))?,
         "words": form.words,
         "exact": form.exact,
         "groups": specs.iter().map(|spec| &spec.name).collect::<Vec<_>>(),
@@ -265,6 +267,118 @@ fn case(
         "gradients": gradients,
         "rates": rates,
         "parameters": listed(&words_of(params, specs, &host.params()), form.exact),
+    }))
+}
+
+/// The optimizer as `integrations/js` is told of it. Buffers are left out: those of parameters and of gradients, which have the tensors of
+/// [`packed`].
+fn options(specs: &[Spec], setup: Setup, tuning: Option<Tuning>) -> Outcome<Value> {
+    let mut places = packed(specs, 0, 0).into_iter();
+    let mut groups = Vec::new();
+    for spec in specs {
+        let tensors: Vec<Value> = spec
+            .tensors
+            .iter()
+            .zip(places.by_ref())
+            .map(|(tensor, place)| {
+                let slice = |element: Element, start: usize| {
+                    let bytes = element.bytes();
+                    json!({ "offset": start as u64 * bytes, "size": tensor.len() as u64 * bytes, "type": element.name() })
+                };
+                json!({ "param": slice(spec.params, place.params.1), "grad": slice(spec.grads, place.grads.1) })
+            })
+            .collect();
+        let mut group = json!({
+            "name": spec.name,
+            "rule": named(spec.rule.name(), serde_json::to_value(spec.rule)?),
+            "regime": named(spec.regime.name(), serde_json::to_value(spec.regime)?),
+            "averaging": variant(serde_json::to_value(spec.averaging)?),
+            "rounding": variant(serde_json::to_value(spec.rounding)?),
+            "tensors": tensors,
+        });
+        let decay = if let WeightDecay::Coupled(_) = spec.decay { "weightDecay" } else { "decoupledWeightDecay" };
+        group[decay] = json!(spec.decay.coupled() + spec.decay.decoupled());
+        if spec.clip.is_finite() {
+            group["clipNorm"] = json!(spec.clip);
+        }
+        groups.push(group);
+    }
+    let mut options = json!({ "groups": groups });
+    if setup.scaler.is_some() {
+        options["lossScaler"] = json!(true);
+    }
+    if let Some(batches) = setup.micro_batches {
+        options["microBatches"] = json!(batches);
+    }
+    if let Some(tuning) = tuning {
+        options["tuning"] = json!({
+            "workgroupSize": tuning.workgroup_size,
+            "quadsPerInvocation": tuning.quads_per_invocation,
+            "partials": tuning.partials.name(),
+            "finishWorkgroupSize": tuning.finish_workgroup_size,
+        });
+    }
+    Ok(options)
+}
+
+/// A serialized variant with this name, and its fields in camel case. Fields without a value are left out.
+fn named(name: &str, variant: Value) -> Value {
+    let mut named = json!({ "name": name });
+    let fields = variant.as_object().and_then(|variant| variant.values().next()?.as_object());
+    for (field, value) in fields.into_iter().flatten().filter(|(_, value)| !value.is_null()) {
+        let mut words = field.split('_');
+        let first = words.next().unwrap_or_default().to_owned();
+        let camel = words.fold(first, |camel, word| camel + &word[..1].to_uppercase() + &word[1..]);
+        named[camel] = value.clone();
+    }
+    named
+}
+
+/// A serialized variant under its own name.
+fn variant(variant: Value) -> Value {
+    let name = variant.as_str().or_else(|| Some(variant.as_object()?.keys().next()?));
+    let name = name.unwrap_or_default();
+    let name = name[..1].to_lowercase() + &name[1..];
+    named(&name, variant)
+}
+
+/// A checkpoint that the CPU path has made, with what it makes of some steps after it.
+fn resumed() -> Outcome<Value> {
+    let mut numbers = Numbers(51);
+    let mut spec = |rule: Rule, regime: Regime, averaging: Averaging| {
+        let tensors = [5, 300].map(|length| numbers.vec(length));
+        let name = format!("{}, {}", rule.name(), averaging.name());
+        Spec { averaging, ..Spec::new(rule, regime, tensors.into()).named(name) }
+    };
+    let specs = [
+        spec(Rule::sgdm(0.9), Regime::seesaw(), Averaging::Off),
+        spec(Rule::adamw(), Regime::norm_ratio(), Averaging::polynomial_decay()),
+        spec(Rule::sgd(), Regime::seesaw(), Averaging::ScheduleFree),
+    ];
+    let mut run = CpuRun::try_with(&specs, Setup::default())?;
+    let step = |step: usize| noise(&specs, 60 + step as u64);
+    for number in 0..STEPS {
+        run.try_step(&step(number))?;
+    }
+    let checkpoint = run.checkpoint();
+    let mut names = checkpoint.tensors().map(|(name, _)| name);
+    let names: HashMap<&str, Vec<&str>> =
+        specs.iter().map(|spec| (spec.name.as_str(), names.by_ref().take(spec.tensors.len()).collect())).collect();
+    let bytes = checkpoint.to_bytes();
+    let (mut gradients, mut rates) = (Vec::new(), Vec::new());
+    for number in STEPS..2 * STEPS {
+        run.try_step(&step(number))?;
+        rates.push(run.rates());
+        gradients.push(step(number).concat());
+    }
+    Ok(json!({
+        "options": options(&specs, Setup::default(), None)?,
+        "step": STEPS,
+        "names": names,
+        "bytes": bytes,
+        "gradients": gradients,
+        "rates": rates,
+        "parameters": run.params().concat(),
     }))
 }
 

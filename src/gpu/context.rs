@@ -1,6 +1,6 @@
 //! `Gpu`: a device with its queue, either the caller's or one opened by this crate.
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::error::{DeviceError, Error};
@@ -279,9 +279,17 @@ impl Gpu {
 ///
 /// OpenGL adapters still have one instance per call. Adapters of one instance share a context there, and wgpu 30 does
 /// not guard it against use by two threads.
+#[cfg(not(target_arch = "wasm32"))]
 fn instance() -> &'static wgpu::Instance {
-    static INSTANCE: OnceLock<wgpu::Instance> = OnceLock::new();
+    static INSTANCE: std::sync::OnceLock<wgpu::Instance> = std::sync::OnceLock::new();
     INSTANCE.get_or_init(|| new_instance(wgpu::Backends::all() - wgpu::Backends::GL))
+}
+
+/// Returns an instance of its own for each call. In browsers all of them have the same adapters, and wgpu's custom backends
+/// (feature `custom`) must not be shared by threads there.
+#[cfg(target_arch = "wasm32")]
+fn instance() -> wgpu::Instance {
+    new_instance(wgpu::Backends::all() - wgpu::Backends::GL)
 }
 
 fn new_instance(backends: wgpu::Backends) -> wgpu::Instance {

@@ -33,7 +33,7 @@ pub(crate) struct PassSource<'a> {
     pub(crate) groups: &'a [&'a [Binding]],
 }
 
-/// What a kernel is compiled from: all that a host other than this crate needs of it, as the page in `examples/web` does.
+/// What a kernel is compiled from: all that a host other than this crate needs of it, as the page in `tests/page` does.
 #[derive(Debug, Clone, PartialEq)]
 pub struct KernelSource {
     /// The whole module. Browsers want the line `enable subgroups;` before it where it has subgroup operations, which wgpu refuses.

@@ -15,7 +15,7 @@ use crate::rule::Rule;
 ///
 /// The rate only falls. For sign rules Σ n² is replaced by Σ d, where d is the squared length of a direction.
 #[derive(Debug, Clone, Copy, PartialEq)]
-#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
+#[cfg_attr(feature = "checkpoint", derive(serde::Serialize, serde::Deserialize))]
 pub struct AdaGradNorm {
     /// c, in units of the parameters. The default is 1. With `b₀ = 0` the first step has this length.
     pub scale: f32,

@@ -19,7 +19,7 @@ use crate::rule::Rule;
 /// In the record, `norm_term` is `-x/2` with `x = ln(n_t/n_{t-1})`, `curvature_term` is the rest of the secant, and
 /// `gate_term` is the part of a rise that the bound on growth held back.
 #[derive(Debug, Clone, Copy, PartialEq)]
-#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
+#[cfg_attr(feature = "checkpoint", derive(serde::Serialize, serde::Deserialize))]
 pub struct AdGd {
     /// η of the first step. `None` derives it from the first step's length.
     pub initial_rate: Option<f32>,

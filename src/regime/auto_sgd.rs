@@ -67,7 +67,7 @@ use crate::rule::Rule;
 /// and must have [`Rule::sgd`] or [`Rule::sign_sgd`], because a momentum would be needed three times. Averages and
 /// trust ratios are refused, because they would mix the streams. With `maximize` the higher loss wins.
 #[derive(Debug, Clone, Copy, PartialEq)]
-#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
+#[cfg_attr(feature = "checkpoint", derive(serde::Serialize, serde::Deserialize))]
 pub struct AutoSgd {
     /// C, above 1. The default is 2. The slower stream's rate is `η/C`.
     pub factor: f32,

@@ -23,7 +23,7 @@ use crate::rule::Rule;
 /// In the record, `norm_term` is the part that the norm explains (`0`, `-x` and `-x/2` with `x = ln(n_t/n_{t-1})`),
 /// `curvature_term` the rest and `clamp_term` the effect of the bound.
 #[derive(Debug, Clone, Copy, PartialEq)]
-#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
+#[cfg_attr(feature = "checkpoint", derive(serde::Serialize, serde::Deserialize))]
 pub struct BarzilaiBorwein {
     /// Formula of the rate.
     pub form: SecantForm,
@@ -44,7 +44,7 @@ impl BarzilaiBorwein {
 
 /// Formula that turns a secant into a rate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
+#[cfg_attr(feature = "checkpoint", derive(serde::Serialize, serde::Deserialize))]
 pub enum SecantForm {
     /// `s·s/s·y`, the long rate, which is least squares in `s`.
     Long,

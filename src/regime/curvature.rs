@@ -48,7 +48,7 @@ use crate::rule::Rule;
 /// ([`Record::look`](crate::Record::look)). Every step needs one more gradient, so compare with other regimes at equal
 /// numbers of gradients.
 #[derive(Debug, Clone, Copy, PartialEq)]
-#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
+#[cfg_attr(feature = "checkpoint", derive(serde::Serialize, serde::Deserialize))]
 pub struct Curvature {
     /// Formula of the rate.
     pub form: CurvatureForm,
@@ -71,7 +71,7 @@ impl Curvature {
 
 /// Formula that turns looks into a rate. See the table of [`Curvature`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
+#[cfg_attr(feature = "checkpoint", derive(serde::Serialize, serde::Deserialize))]
 pub enum CurvatureForm {
     /// The short Barzilai-Borwein rate, which depends on the largest curvatures and is the most cautious.
     Short,

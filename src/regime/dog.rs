@@ -20,7 +20,7 @@ use crate::rule::Rule;
 /// gradient, or √d for sign rules; momentum is not taken into account. The change per step is limited as in the other
 /// regimes. In f32 the first distances are only as precise as the last place of the parameters.
 #[derive(Debug, Clone, Copy, PartialEq)]
-#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
+#[cfg_attr(feature = "checkpoint", derive(serde::Serialize, serde::Deserialize))]
 pub struct DoG {
     /// ε of the initial distance. The default is 1e-6.
     pub initial_distance: f32,

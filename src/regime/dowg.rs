@@ -15,7 +15,7 @@ use crate::rule::Rule;
 /// Distance over *weighted* gradients: `η_t = r̄_t² / √v_t`, `v_t = Σ_{i≤t} r̄_i² ‖u_i‖²` (Khaled, Mishchenko & Jin
 /// 2023, arXiv:2305.16284, algorithm 1). Memory and limits are those of [`DoG`](crate::DoG).
 #[derive(Debug, Clone, Copy, PartialEq)]
-#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
+#[cfg_attr(feature = "checkpoint", derive(serde::Serialize, serde::Deserialize))]
 pub struct DoWG {
     /// ε of the initial distance. The default is 1e-6.
     pub initial_distance: f32,

@@ -10,7 +10,7 @@ use crate::rule::Rule;
 
 /// Fixed learning rate that the caller gives. With a [`Schedule`](crate::Schedule) it is the usual scheduled rate.
 #[derive(Debug, Clone, Copy, PartialEq)]
-#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
+#[cfg_attr(feature = "checkpoint", derive(serde::Serialize, serde::Deserialize))]
 pub struct FixedRate {
     /// η, between 1e-30 and 1e30.
     pub learning_rate: f32,

@@ -15,7 +15,7 @@ use crate::rule::Rule;
 /// With SGD and momentum it diverges if a group begins at zero (a low-rank adapter). The first rate of the adapter's
 /// other factor is set from a gradient far smaller than the later ones, and no norm lowers it again.
 #[derive(Debug, Clone, Copy, PartialEq)]
-#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
+#[cfg_attr(feature = "checkpoint", derive(serde::Serialize, serde::Deserialize))]
 pub struct Hypergradient {
     /// κ, the gain of the alignment. The default is 0.1.
     pub gain: f32,

@@ -46,7 +46,7 @@ use crate::rule::Rule;
 /// In the record, `alignment_term` is `ln` of the growth of S, and [`Record::estimate`](crate::Record::estimate) has h
 /// and S.
 #[derive(Debug, Clone, Copy, PartialEq)]
-#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
+#[cfg_attr(feature = "checkpoint", derive(serde::Serialize, serde::Deserialize))]
 pub struct Mechanic {
     /// γ, the rate of the rule's own steps. The default is 1.
     pub learning_rate: f32,

@@ -19,7 +19,7 @@ use crate::rule::Rule;
 /// A non-finite loss skips the step, as a non-finite gradient does. For sign rules the rate is converted so that a step
 /// along the signs is as long as the step along the gradient: `η ← η n/√d`.
 #[derive(Debug, Clone, Copy, PartialEq)]
-#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
+#[cfg_attr(feature = "checkpoint", derive(serde::Serialize, serde::Deserialize))]
 pub struct Ngn {
     /// σ, the largest rate. The default is 1.
     pub rate: f32,

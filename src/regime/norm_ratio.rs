@@ -14,7 +14,7 @@ use crate::rule::Rule;
 /// The smoothed norm is the larger of the average and the present norm. The rate therefore drops at once when the norm
 /// jumps, and recovers slowly.
 #[derive(Debug, Clone, Copy, PartialEq)]
-#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
+#[cfg_attr(feature = "checkpoint", derive(serde::Serialize, serde::Deserialize))]
 pub struct NormRatio {
     /// η of the first step. `None` derives it from the first step's length.
     pub initial_rate: Option<f32>,

@@ -44,7 +44,7 @@ use crate::rule::Rule;
 /// In the record, `distance_term` is `ln` of the growth of d, and [`Record::estimate`](crate::Record::estimate) has r,
 /// Σ|s| and d.
 #[derive(Debug, Clone, Copy, PartialEq)]
-#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
+#[cfg_attr(feature = "checkpoint", derive(serde::Serialize, serde::Deserialize))]
 pub struct Prodigy {
     /// γ, the rate in units of d. The default is 1.
     pub learning_rate: f32,

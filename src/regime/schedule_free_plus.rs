@@ -40,7 +40,7 @@ use crate::rule::Rule;
 ///
 /// In the record, `loss_term` is `ln` of the growth of a, and `norm_term` is minus `ln` of the growth of the divisor.
 #[derive(Debug, Clone, Copy, PartialEq)]
-#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
+#[cfg_attr(feature = "checkpoint", derive(serde::Serialize, serde::Deserialize))]
 pub struct ScheduleFreePlus {
     /// f*, the smallest possible loss. The default is 0.
     pub optimum: f32,

@@ -67,7 +67,7 @@ use crate::rule::Rule;
 /// [`guide::tried`](crate::guide::tried) explains how they were chosen and what did not help, and
 /// [`guide::results`](crate::guide::results) compares the regime with tuned rates.
 #[derive(Debug, Clone, Copy, PartialEq)]
-#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
+#[cfg_attr(feature = "checkpoint", derive(serde::Serialize, serde::Deserialize))]
 pub struct Seesaw {
     /// p, between 0 for a fixed rate and 1 for a fixed step length. The default is 1/2.
     pub exponent: f32,

@@ -16,7 +16,7 @@ use crate::rule::Rule;
 /// The rate only falls. With `b₀ = 0` the first `b` is n, so that the first step has the length c. For sign rules n² is
 /// replaced by d, the squared length of the direction. In the record, `history_term` is `-ln(b_t/b_{t-1})`.
 #[derive(Debug, Clone, Copy, PartialEq)]
-#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
+#[cfg_attr(feature = "checkpoint", derive(serde::Serialize, serde::Deserialize))]
 pub struct WnGrad {
     /// c, in units of the parameters times those of the gradient, divided by those of b. The default is 1.
     pub scale: f32,

@@ -33,7 +33,7 @@ use crate::reference::RuleStep;
 /// - The rule needs whole tensors. It is refused with [`sharded`](crate::OptimizerBuilder::sharded) optimizers, with
 ///   regimes that use the last direction, and for tensors that do not fit into one binding of the device.
 #[derive(Debug, Clone, Copy, PartialEq)]
-#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
+#[cfg_attr(feature = "checkpoint", derive(serde::Serialize, serde::Deserialize))]
 pub struct Adafactor {
     /// c, from 0.1 to 1. The paper and PyTorch use 0.8; PyTorch's `beta2_decay` is -c.
     pub fall: f32,

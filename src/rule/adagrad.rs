@@ -14,7 +14,7 @@ use crate::reference::RuleStep;
 /// momentum, and its direction does not shrink with the gradient. [`AdaGradNorm`](crate::AdaGradNorm) is a regime with
 /// one rate per group, where this rule scales each parameter separately.
 #[derive(Debug, Clone, Copy, PartialEq)]
-#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
+#[cfg_attr(feature = "checkpoint", derive(serde::Serialize, serde::Deserialize))]
 pub struct Adagrad {
     /// ε, finite, above 0 and not denormal. PyTorch uses 1e-10.
     pub epsilon: f32,

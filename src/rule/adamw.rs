@@ -30,7 +30,7 @@ use crate::reference::RuleStep;
 ///   as a rule without momentum, and Seesaw measures its alignment against direction counters, as for
 ///   [`Sgd`](crate::Sgd).
 #[derive(Debug, Clone, Copy, PartialEq)]
-#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
+#[cfg_attr(feature = "checkpoint", derive(serde::Serialize, serde::Deserialize))]
 pub struct AdamW {
     /// β₁ in `[0, 1)`. PyTorch uses 0.9. With 0 no momentum is kept.
     pub beta1: f32,

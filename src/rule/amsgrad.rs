@@ -14,7 +14,7 @@ use crate::reference::RuleStep;
 /// - A large gradient shortens all later steps of its element. AdamW forgets it after about 1/(1-β₂) steps.
 /// - The default weight decay, the range of gradients and the treatment by regimes are those of [`AdamW`].
 #[derive(Debug, Clone, Copy, PartialEq)]
-#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
+#[cfg_attr(feature = "checkpoint", derive(serde::Serialize, serde::Deserialize))]
 pub struct AmsGrad {
     /// β₁ in `[0, 1)`. PyTorch uses 0.9. With 0 the momentum is the last gradient and still takes memory.
     pub beta1: f32,

@@ -9,7 +9,7 @@ use crate::reference::{self, RuleStep};
 /// Lion (Chen et al. 2023, arXiv:2302.06675, program 1): `u = sign(β₁ m + (1-β₁) g)`, then `m ← β₂ m + (1-β₂) g`. It
 /// keeps m, 4 bytes per parameter. The paper uses decoupled weight decay; set it on the group.
 #[derive(Debug, Clone, Copy, PartialEq)]
-#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
+#[cfg_attr(feature = "checkpoint", derive(serde::Serialize, serde::Deserialize))]
 pub struct Lion {
     /// β₁ in `[0, 1)`. The paper uses 0.9.
     pub beta1: f32,

@@ -23,7 +23,7 @@ use crate::reference::RuleStep;
 /// a rule for the other tensors with [`Group::other_tensors`](crate::Group::other_tensors). Embeddings and the last
 /// layer usually get another rule too.
 #[derive(Debug, Clone, Copy, PartialEq)]
-#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
+#[cfg_attr(feature = "checkpoint", derive(serde::Serialize, serde::Deserialize))]
 pub struct Muon {
     /// μ in `[0, 1)`. PyTorch uses 0.95.
     pub momentum: f32,
@@ -43,7 +43,7 @@ pub struct Muon {
 
 /// Number format in which Muon's iteration stores its matrices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
+#[cfg_attr(feature = "checkpoint", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub enum MuonPrecision {
     /// f32 on every device.
@@ -57,7 +57,7 @@ pub enum MuonPrecision {
 
 /// Factor of Muon's direction for a matrix of `rows × columns`, which PyTorch calls `adjust_lr_fn`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
+#[cfg_attr(feature = "checkpoint", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub enum MuonScale {
     /// `√max(1, rows / columns)`, PyTorch's default `"original"`.

@@ -14,7 +14,7 @@ use crate::reference::RuleStep;
 ///
 /// The steps of `torch.optim.NAdam` differ, because it raises β₁ over the first steps (`momentum_decay`).
 #[derive(Debug, Clone, Copy, PartialEq)]
-#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
+#[cfg_attr(feature = "checkpoint", derive(serde::Serialize, serde::Deserialize))]
 pub struct NAdamW {
     /// β₁ in `(0, 1)`. optax uses 0.9.
     pub beta1: f32,

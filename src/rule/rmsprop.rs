@@ -13,7 +13,7 @@ use crate::reference::RuleStep;
 /// default. The first rate allows for it. Otherwise regimes treat the rule like [`AdamW`](crate::AdamW) with `β₁ = 0`:
 /// it has no momentum, and its direction does not shrink with the gradient.
 #[derive(Debug, Clone, Copy, PartialEq)]
-#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
+#[cfg_attr(feature = "checkpoint", derive(serde::Serialize, serde::Deserialize))]
 pub struct RmsProp {
     /// α in `[0, 1)`, the weight of the old mean of squares. PyTorch uses 0.99.
     pub alpha: f32,

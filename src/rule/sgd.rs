@@ -7,7 +7,7 @@ use crate::reference::RuleStep;
 
 /// Stochastic gradient descent: `u = g`. It keeps no memory.
 #[derive(Debug, Clone, Copy, PartialEq)]
-#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
+#[cfg_attr(feature = "checkpoint", derive(serde::Serialize, serde::Deserialize))]
 pub struct Sgd;
 
 impl Rule {

@@ -11,7 +11,7 @@ use crate::reference::RuleStep;
 ///
 /// As in PyTorch, the first step sets `m = g` without dampening.
 #[derive(Debug, Clone, Copy, PartialEq)]
-#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
+#[cfg_attr(feature = "checkpoint", derive(serde::Serialize, serde::Deserialize))]
 pub struct Sgdm {
     /// μ in `[0, 1)`.
     pub momentum: f32,

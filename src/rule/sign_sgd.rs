@@ -8,7 +8,7 @@ use crate::reference::{self, RuleStep};
 /// signSGD: `u = sign(g)` with `sign(0) = 0` (Bernstein et al. 2018, arXiv:1802.04434, algorithm 1). It keeps no
 /// memory.
 #[derive(Debug, Clone, Copy, PartialEq)]
-#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
+#[cfg_attr(feature = "checkpoint", derive(serde::Serialize, serde::Deserialize))]
 pub struct SignSgd;
 
 impl Rule {

@@ -9,7 +9,7 @@ use crate::reference::{self, RuleStep};
 /// Signum: `m ← β m + (1-β) g`, `u = sign(m)` (Bernstein et al. 2018, arXiv:1802.04434, algorithm 2). It keeps m, 4
 /// bytes per parameter.
 #[derive(Debug, Clone, Copy, PartialEq)]
-#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
+#[cfg_attr(feature = "checkpoint", derive(serde::Serialize, serde::Deserialize))]
 pub struct Signum {
     /// β in `[0, 1)`.
     pub momentum: f32,

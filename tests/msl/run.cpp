@@ -1,4 +1,4 @@
-// Runs kernels of MSL on a CPU: the host of the page in examples/web, with a fiber for each invocation. Built and called by tests/metal.
+// Runs kernels of MSL on a CPU: the host of the page in tests/page, with a fiber for each invocation. Built and called by tests/metal.
 //
 //     run CASES [COUNT]
 //

@@ -1,5 +1,5 @@
 #!/usr/bin/env node
-// What examples/web asks of a browser, without one: Dawn from npm's package `webgpu`, and a document that nobody sees. Called by tests/dawn as a
+// What tests/page asks of a browser, without one: Dawn from npm's package `webgpu`, and a document that nobody sees. Called by tests/dawn as a
 // browser would be, with the address at the end; WEBGPU is the package's folder, SWIFTSHADER the driver.
 
 process.env.VK_DRIVER_FILES = process.env.SWIFTSHADER;

@@ -39,6 +39,33 @@ impl Optimizer {
         Ok(())
     }
 
+    /// Starts a copy of the records, if none is in flight. [`Optimizer::try_finish_drain`] returns them. For hosts whose event loop must
+    /// not find the optimizer borrowed while the copy is made, as it is by [`Optimizer::drain_records`].
+    #[doc(hidden)]
+    pub fn start_drain(&mut self) -> Result<(), Error> {
+        self.check_halted()?;
+        let rings = [&self.records, &self.tensor_records].map(Source::whole);
+        self.readback.start(&self.gpu, &rings)
+    }
+
+    /// Returns the records of a copy that has arrived, without waiting.
+    #[doc(hidden)]
+    pub fn try_finish_drain(&mut self) -> Result<Option<Records>, Error> {
+        let any = self.keep_arrived()?;
+        Ok(any.then(|| std::mem::take(&mut self.undelivered)))
+    }
+
+    /// Keeps the records of a copy that has arrived, and returns true if there is one.
+    fn keep_arrived(&mut self) -> Result<bool, Error> {
+        let (plan, cursor) = (&self.plan, &mut self.cursor);
+        let middle = self.records.size() as usize;
+        let arrived = self.readback.try_finish(&self.gpu, |bytes| cursor.read(bytes.split_at(middle), plan))?;
+        let any = arrived.is_some();
+        self.keep(arrived.unwrap_or_default());
+        self.check_halted()?;
+        Ok(any)
+    }
+
     pub(super) fn keep(&mut self, records: Records) {
         // The last record has the state when the copy was made.
         if let Some(last) = records.records.last() {
@@ -83,14 +110,8 @@ impl Optimizer {
     /// See [`Optimizer::drain_records`].
     pub fn try_drain_records(&mut self) -> Result<Option<Records>, Error> {
         self.check_halted()?;
-        let (plan, cursor) = (&self.plan, &mut self.cursor);
-        let middle = self.records.size() as usize;
-        let arrived = self.readback.try_finish(&self.gpu, |bytes| cursor.read(bytes.split_at(middle), plan))?;
-        let any = arrived.is_some();
-        self.keep(arrived.unwrap_or_default());
-        self.check_halted()?;
-        let rings = [&self.records, &self.tensor_records].map(Source::whole);
-        self.readback.start(&self.gpu, &rings)?;
+        let any = self.keep_arrived()?;
+        self.start_drain()?;
         Ok(any.then(|| std::mem::take(&mut self.undelivered)))
     }
 

@@ -2,7 +2,7 @@
 //! override constants, buffers and their contents, dispatches) with gradients and what the CPU path makes of them, and serves it to the
 //! page beside it, which runs it on `navigator.gpu` and compares. The page knows nothing of optimizers but how to dispatch.
 //!
-//! `cargo run --release --example web` serves on <http://127.0.0.1:8031/>; `-- --browser chromium` starts a headless one, waits for its report and
+//! `cargo run --release --example conformance_page` serves on <http://127.0.0.1:8031/>; `-- --browser chromium` starts a headless one, waits for its report and
 //! exits with 1 where anything differs.
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -28,6 +28,9 @@ struct Args {
     /// Seconds to wait for the report
     #[arg(long, default_value_t = 300)]
     timeout: u64,
+    /// Write what the page is given to this file, and do nothing else; for `integrations/js/test`
+    #[arg(long, value_name = "FILE.json")]
+    write: Option<std::path::PathBuf>,
     /// The port; 0 for any
     #[arg(long, default_value_t = 8031)]
     port: u16,
@@ -51,6 +54,10 @@ fn run(args: &Args) -> Outcome<bool> {
     let start = Instant::now();
     let vectors = vectors::vectors()?.to_string();
     eprintln!("{:.1} MB of vectors in {:.1} s", vectors.len() as f64 / 1e6, start.elapsed().as_secs_f64());
+    if let Some(path) = &args.write {
+        std::fs::write(path, vectors)?;
+        return Ok(true);
+    }
     let listener = TcpListener::bind(("127.0.0.1", args.port))?;
     let address = format!("http://{}/", listener.local_addr()?);
     let Some(program) = &args.browser else {

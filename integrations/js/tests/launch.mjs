@@ -1,0 +1,9 @@
+import { chromium } from 'playwright-core';
+
+/** A headless browser with WebGPU on SwiftShader. CHROMIUM names another than Debian's. */
+export function launch() {
+  return chromium.launch({
+    executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium',
+    args: ['--no-sandbox', '--disable-dev-shm-usage', '--enable-unsafe-webgpu', '--use-webgpu-adapter=swiftshader', '--enable-features=Vulkan'],
+  });
+}

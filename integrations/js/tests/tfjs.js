@@ -1,0 +1,119 @@
+// TensorFlow.js on the same device: its SGD and Adam take the steps of ours, and the time of both is told. Bundled and run by tests/browser.mjs.
+import * as tf from '@tensorflow/tfjs-core';
+import { WebGPUBackend } from '@tensorflow/tfjs-backend-webgpu';
+import { Optimizer } from 'wgpu-optim';
+import { open } from './suite.js';
+
+const STORAGE = 0x80;
+const COPY_SRC = 0x4;
+const COPY_DST = 0x8;
+const RATE = 0.0625;
+const PARITY_STEPS = 10;
+const ROUNDS = 7;
+const REPEATS = 5;
+
+const RULES = {
+  SGD: { rule: 'sgd', theirs: () => tf.train.sgd(RATE) },
+  Adam: { rule: { name: 'adamw', epsilon: 1e-7 }, theirs: () => tf.train.adam(RATE, 0.9, 0.999, 1e-7) },
+};
+
+function wave(length, phase) {
+  return Float32Array.from({ length }, (_, index) => Math.sin(0.37 * index + phase));
+}
+
+/** Both optimizers over tensors of these lengths with the same values. */
+async function both(device, { rule, theirs }, lengths) {
+  const usage = STORAGE | COPY_SRC | COPY_DST;
+  const total = lengths.reduce((sum, length) => sum + Math.ceil(length / 64) * 64, 0);
+  const [param, grad] = [0, 1].map(() => device.createBuffer({ size: 4 * total, usage }));
+  let at = 0;
+  const [tensors, variables, gradients] = [[], [], {}];
+  lengths.forEach((length, index) => {
+    const [w, g] = [wave(length, index), wave(length, index + 0.5)];
+    device.queue.writeBuffer(param, at, w);
+    device.queue.writeBuffer(grad, at, g);
+    const slice = { offset: at, size: 4 * length };
+    tensors.push({ name: `t${index}`, param: { buffer: param, ...slice }, grad: { buffer: grad, ...slice } });
+    variables.push(tf.variable(tf.tensor1d(w), true, `t${index} of ${Math.random()}`));
+    gradients[variables[index].name] = tf.tensor1d(g);
+    at += 4 * Math.ceil(length / 64) * 64;
+  });
+  const optimizer = await Optimizer.create(device, {
+    rule, decoupledWeightDecay: 0, regime: { name: 'fixed', learningRate: RATE }, groups: [{ tensors }],
+  });
+  const other = theirs();
+  return {
+    ours() {
+      const encoder = device.createCommandEncoder();
+      optimizer.encodeStep(encoder);
+      device.queue.submit([encoder.finish()]);
+    },
+    theirs: () => other.applyGradients(gradients),
+    async parameters() {
+      const staging = device.createBuffer({ size: param.size, usage: 0x1 | COPY_DST });
+      const encoder = device.createCommandEncoder();
+      encoder.copyBufferToBuffer(param, 0, staging, 0, param.size);
+      device.queue.submit([encoder.finish()]);
+      await staging.mapAsync(1);
+      const values = new Float32Array(staging.getMappedRange().slice(0));
+      staging.destroy();
+      return [tensors.map(({ param: { offset, size } }) => values.subarray(offset / 4, (offset + size) / 4)),
+        await Promise.all(variables.map((variable) => variable.data()))];
+    },
+    end() {
+      optimizer.destroy();
+      other.dispose();
+      [...variables, ...Object.values(gradients)].forEach((tensor) => tensor.dispose());
+      [param, grad].forEach((buffer) => buffer.destroy());
+    },
+  };
+}
+
+/** Median milliseconds of a step of each, taken in turn. */
+async function times(device, pair) {
+  const found = { ours: [], theirs: [] };
+  for (let round = -1; round < ROUNDS; round++) {
+    for (const who of ['ours', 'theirs']) {
+      await device.queue.onSubmittedWorkDone();
+      const start = performance.now();
+      for (let i = 0; i < REPEATS; i++) pair[who]();
+      // The backend of TensorFlow.js submits what it has recorded when something is read, or here.
+      if (tf.backend().commandEncoder) tf.backend().submitQueue();
+      await device.queue.onSubmittedWorkDone();
+      if (round >= 0) found[who].push((performance.now() - start) / REPEATS);
+    }
+  }
+  return Object.fromEntries(Object.entries(found).map(([who, times]) => [who, times.sort((a, b) => a - b)[ROUNDS >> 1]]));
+}
+
+export async function run(gpu) {
+  const device = await open(gpu);
+  // Its kernels go by this name, under which it would open a device of its own.
+  tf.removeBackend('webgpu');
+  tf.registerBackend('webgpu', () => new WebGPUBackend(device, device.adapterInfo));
+  await tf.setBackend('webgpu');
+  await tf.ready();
+  const lines = [];
+  for (const [name, rule] of Object.entries(RULES)) {
+    const pair = await both(device, rule, [1, 5, 300, 4097]);
+    for (let step = 0; step < PARITY_STEPS; step++) {
+      pair.ours();
+      pair.theirs();
+    }
+    const [ours, theirs] = await pair.parameters();
+    let worst = 0;
+    ours.forEach((values, tensor) => values.forEach((value, index) => {
+      const difference = Math.abs(value - theirs[tensor][index]);
+      worst = difference <= worst ? worst : difference;
+    }));
+    pair.end();
+    lines.push({ name: `${name} takes the steps of TensorFlow.js`, ok: worst <= 2e-6, found: `${worst.toExponential(1)} apart after ${PARITY_STEPS} steps` });
+    for (const [what, lengths] of [['one tensor of 4,194,304', [1 << 22]], ['200 tensors of 1,000', new Array(200).fill(1000)]]) {
+      const pair = await both(device, rule, lengths);
+      const { ours, theirs } = await times(device, pair);
+      pair.end();
+      lines.push({ name: `${name}, ${what}`, ok: ours > 0 && theirs > 0, found: `${ours.toFixed(2)} ms a step, TensorFlow.js ${theirs.toFixed(2)} ms` });
+    }
+  }
+  return lines;
+}

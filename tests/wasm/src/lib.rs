@@ -1,0 +1,1 @@
+//! Tests of the library in a browser, under `tests/`. `tests/wasm/run` runs them.
