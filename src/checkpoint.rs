@@ -22,11 +22,11 @@ use safetensors::tensor::{Dtype, Metadata};
 
 use crate::error::{Cause, CheckpointError, Error};
 use crate::layout::{Field, GroupControls, GroupState, NO_TENSOR};
-use crate::plan::Plan;
+use crate::plan::{MemoryKind, Plan};
 use about::About;
 pub(crate) use adapted::Fitted;
-use differences::Found;
 pub use differences::{Difference, Differences};
+use differences::{Found, Kind};
 pub(crate) use draft::{Draft, Slot};
 use draft::{average_name, items, memory_name, parameters_name};
 pub(crate) use tables::Table;
@@ -311,6 +311,9 @@ impl Checkpoint {
 
     /// The checkpoint of an optimizer that was built in the same way.
     fn fit_as_it_is(&self, plan: &Plan, here: About) -> Result<Cow<'_, Self>, Error> {
+        if let Some(found) = self.other_shape(plan) {
+            return Err(self.differs(&found));
+        }
         self.check_contents(plan).map_err(|problem| damaged(&self.origin, problem))?;
         if self.about.tables == here.tables {
             return Ok(Cow::Borrowed(self));
@@ -321,6 +324,29 @@ impl Checkpoint {
         }
         let tables = Table::all(plan).map(|table| (table, self.table_of_this_version(plan, table)));
         Ok(Cow::Owned(self.with_tables(plan, here, tables.collect())?))
+    }
+
+    /// Finds second moments of rows or columns of a tensor that has another shape here. No setting tells of it.
+    fn other_shape(&self, plan: &Plan) -> Option<Found> {
+        let items = items(plan, self.about.parameters);
+        let here: HashMap<&str, &Vec<usize>> = items.iter().map(|item| (item.name.as_str(), &item.shape)).collect();
+        let in_words = |shape: Option<&Vec<usize>>| shape.map_or("none".to_owned(), |shape| format!("{shape:?}"));
+        plan.tensors.iter().find_map(|tensor| {
+            let has_flat = self.metadata.info(&memory_name(MemoryKind::SecondMoment, &tensor.name)).is_some();
+            [MemoryKind::RowSecondMoment, MemoryKind::ColumnSecondMoment].into_iter().find_map(|kind| {
+                let name = memory_name(kind, &tensor.name);
+                let found = self.metadata.info(&name).map(|info| &info.shape);
+                let expected = here.get(name.as_str()).copied();
+                // An entry that is missing in place of nothing else is damage.
+                let differs = found != expected && (found.is_some() || has_flat);
+                differs.then(|| Found {
+                    kind: Kind::Never,
+                    what: format!("the shape of \"{name}\""),
+                    found: in_words(found),
+                    expected: in_words(expected),
+                })
+            })
+        })
     }
 
     fn differs(&self, difference: &Found) -> Error {

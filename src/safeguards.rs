@@ -43,7 +43,9 @@ pub enum NonFinitePolicy {
     ///
     /// For a group that is not measured
     /// - the record has NaN as its norms and says [`unmeasured`](crate::Flags::unmeasured);
-    /// - an element whose gradient is NaN or infinite is not guarded: with momentum or averages the damage may last. A parameter whose new value
+    /// - an element whose gradient is NaN or infinite is not guarded: with momentum or averages the damage may last. Rules with second moments
+    ///   clamp gradients to 1.8e19, and a device may take a NaN for that: the element takes one step of ordinary length, without a report, and
+    ///   hardly moves until its second moment has fallen. A parameter whose new value
     ///   would be infinite or NaN usually keeps the old one, and [`Record::overflow`](crate::Record::overflow) reports it, but a driver that
     ///   compiles arithmetic as if there were no such numbers may store it;
     /// - [`Controls::clip_norm`](crate::Controls::clip_norm) cannot be set.

@@ -5,15 +5,15 @@ use std::collections::HashMap;
 
 use crate::bench::device::COPY;
 use crate::run::{CpuRun, GUARD, GpuRun, Run, Setup};
-use crate::spec::{Spec, packed, shape_for};
+use crate::spec::{Spec, packed, regimes, shape_for};
 use crate::stored::Stored;
 use crate::{NOT_FINITE, Numbers, noise, tensors, upload};
 use serde_json::{Value, json};
 use wgpu_optim::gpu::{Partials, Tensor, Tuning};
-use wgpu_optim::internals::{Dispatch, KernelSource};
+use wgpu_optim::internals::{BoundBuffer, Dispatch, KernelSource};
 use wgpu_optim::{
-    Averaging, Element, Gpu, Group, LossScaler, Optimizer, OptimizerBuilder, Regime, Rounding, Rule, Schedule,
-    TrustRatio, WeightDecay, wgpu,
+    AdamW, Averaging, Curvature, CurvatureForm, Element, Gpu, Group, LossScaler, NAdamW, NonFinitePolicy,
+    OptimizerBuilder, RateFactors, Regime, RmsProp, Rounding, Rule, Schedule, State, TrustRatio, WeightDecay, wgpu,
 };
 
 /// What may fail, for whatever reason.
@@ -74,7 +74,6 @@ pub fn vectors() -> Outcome<Value> {
         cases.extend(cases_of(&gpu, &mut kernels)?);
         compile_everything(&gpu, &mut kernels)?;
         compile_halves(&gpu, &mut kernels)?;
-        compile_whole_steps(&gpu, &mut kernels)?;
     }
     let throughput = throughput(&found, &mut kernels)?;
     Ok(json!({
@@ -86,15 +85,28 @@ pub fn vectors() -> Outcome<Value> {
     }))
 }
 
-/// What is run in a geometry.
+/// What is run in a geometry. tests/metal plants faults in the first three. Only passes 1 and 2 depend on the kind of partial sums: what is about
+/// the others is run with one kind.
 pub fn cases_of(gpu: &Gpu, kernels: &mut Kernels) -> Outcome<Vec<Value>> {
     let name = gpu.tuning().partials.name();
-    Ok(vec![
+    let mut cases = vec![
         case_of_rules(gpu, name, kernels)?,
         case_of_halves(gpu, name, kernels)?,
         case_of_nonfinite(gpu, name, false, kernels)?,
-        case_of_a_small_model(gpu, name, kernels)?,
-    ])
+    ];
+    let all = gpu.tuning().partials == Partials::ALL[0];
+    if all {
+        cases.extend([
+            case_of_shapes(gpu, name, kernels)?,
+            case_of_settings(gpu, name, kernels)?,
+            case_of_unchecked(gpu, name, kernels)?,
+            case_of_codes(gpu, name, kernels)?,
+            case_of_regimes(gpu, name, false, kernels)?,
+            case_of_regimes(gpu, name, true, kernels)?,
+        ]);
+    }
+    cases.extend(cases_of_small_models(gpu, name, all, kernels)?);
+    Ok(cases)
 }
 
 /// Kernels by what they are compiled from, each once.
@@ -106,7 +118,7 @@ pub struct Kernels {
 }
 
 impl Kernels {
-    fn place(&mut self, source: &KernelSource, layout: Vec<Vec<(u32, bool)>>) -> usize {
+    fn place(&mut self, source: &KernelSource, layout: Vec<Vec<(u32, &str)>>) -> usize {
         let constants: serde_json::Map<String, Value> = source
             .constants
             .iter()
@@ -140,9 +152,18 @@ impl Kernels {
     fn of(&mut self, dispatch: &Dispatch) -> usize {
         let layout = dispatch.bind_groups.iter().map(|group| {
             let buffers = group.buffers().iter();
-            buffers.map(|bound| (bound.binding, bound.read_only)).collect()
+            buffers.map(|bound| (bound.binding, kind_of(bound))).collect()
         });
         self.place(dispatch.pipeline.source(), layout.collect())
+    }
+}
+
+/// How a buffer is bound, in the words of WebGPU.
+fn kind_of(bound: &BoundBuffer) -> &'static str {
+    match (bound.uniform, bound.read_only) {
+        (true, _) => "uniform",
+        (false, true) => "read-only-storage",
+        (false, false) => "storage",
     }
 }
 
@@ -161,8 +182,12 @@ impl Recording {
         })
     }
 
-    fn dispatches(&mut self, optimizer: &Optimizer, kernels: &mut Kernels) -> Vec<Value> {
-        let dispatches = optimizer.dispatches().iter();
+    fn dispatches<'a>(
+        &mut self,
+        dispatches: impl IntoIterator<Item = &'a Dispatch>,
+        kernels: &mut Kernels,
+    ) -> Vec<Value> {
+        let dispatches = dispatches.into_iter();
         dispatches
             .map(|dispatch| {
                 let groups: Vec<Vec<Value>> = dispatch
@@ -231,7 +256,8 @@ fn listed(words: &[u32], as_words: bool) -> Value {
     if as_words { json!(words) } else { json!(bytemuck::cast_slice::<u32, f32>(words)) }
 }
 
-/// Groups, and some steps: buffers and dispatches, gradients, and what the CPU path makes of them.
+/// Groups, and some steps: buffers and dispatches, gradients, and what the CPU path makes of them. Where a regime needs looks, every second
+/// list of gradients is of a look.
 fn case(
     gpu: &Gpu,
     name: &str,
@@ -244,15 +270,23 @@ fn case(
     let device = GpuRun::try_with_room(gpu, specs, packed(specs, 0, 0), &[], |builder| setup.tell(builder))?;
     let mut host = CpuRun::try_with(specs, setup)?;
     let (mut gradients, mut rates) = (Vec::new(), Vec::new());
-    for step in steps {
-        host.try_step(&step)?;
+    let has_looks = specs.iter().any(|spec| spec.regime.needs_looks());
+    for (turn, step) in steps.into_iter().enumerate() {
+        if has_looks && turn % 2 == 1 {
+            host.try_look(&step)?
+        } else {
+            host.try_step(&step)?
+        }
         rates.push(host.rates());
         gradients.push(listed(&words_of(|spec| spec.grads, specs, &step), form.words || form.exact));
     }
     let mut buffers = device.buffers.clone();
     buffers.push(device.optimizer.learning_rates().clone());
     let mut recording = Recording { gpu: gpu.clone(), buffers };
-    let dispatches = recording.dispatches(&device.optimizer, kernels);
+    let mut turns = vec![recording.dispatches(device.optimizer.dispatches(), kernels)];
+    if has_looks {
+        turns.push(recording.dispatches(&device.optimizer.look_dispatches(), kernels));
+    }
     let params = |spec: &Spec| spec.params;
     let length = |spec: &Spec| words_of(params, std::slice::from_ref(spec), &spec.tensors).len();
     Ok(json!({
@@ -263,7 +297,7 @@ fn case(
         "groups": specs.iter().map(|spec| &spec.name).collect::<Vec<_>>(),
         "lengths": specs.iter().map(length).collect::<Vec<_>>(),
         "buffers": recording.contents()?,
-        "dispatches": dispatches,
+        "turns": turns,
         "gradients": gradients,
         "rates": rates,
         "parameters": listed(&words_of(params, specs, &host.params()), form.exact),
@@ -402,16 +436,162 @@ fn case_of_rules(gpu: &Gpu, name: &str, kernels: &mut Kernels) -> Outcome<Value>
     case(gpu, name, &specs, Form::default(), steps, kernels)
 }
 
-/// A small model, whose step is one dispatch: two groups with norms of their own, and momentum.
-fn case_of_a_small_model(gpu: &Gpu, name: &str, kernels: &mut Kernels) -> Outcome<Value> {
-    let lengths = [[1, 300, 5], [64, 3, 130]];
-    let mut numbers = Numbers(31);
-    let specs = lengths.map(|lengths| {
-        let tensors = lengths.map(|length| numbers.vec(length));
-        Spec::new(Rule::sgdm(0.9), Regime::seesaw(), tensors.into()).named(lengths[0].to_string())
+/// Small models, whose steps are one dispatch, in two groups with norms of their own: each rule under Seesaw and each regime, or SGD with momentum
+/// alone.
+fn cases_of_small_models(gpu: &Gpu, name: &str, all: bool, kernels: &mut Kernels) -> Outcome<Vec<Value>> {
+    let of_rules = Rule::all().into_iter().map(|rule| (rule, Regime::seesaw()));
+    let of_regimes = rules_and_regimes().filter(|(_, regime)| *regime != Regime::seesaw());
+    let has_own_passes =
+        |(rule, regime): &(Rule, Regime)| rule.owns_passes() || regime.needs_looks() || regime.needs_schedule_free();
+    let is_run = |pair: &(Rule, Regime)| all || *pair == (Rule::sgdm(0.9), Regime::seesaw());
+    let small = of_rules.chain(of_regimes).filter(|pair| is_run(pair) && !has_own_passes(pair));
+    small
+        .map(|(rule, regime)| {
+            let lengths = [[1, 300, 5], [64, 3, 130]];
+            let mut numbers = Numbers(31);
+            let specs = lengths.map(|lengths| {
+                let tensors = lengths.map(|length| numbers.vec(length));
+                let title = format!("{}, {}, {}", rule.name(), regime.name(), lengths[0]);
+                Spec::new(rule, regime, tensors.into()).named(title)
+            });
+            let steps = (0..steps_of(&regime)).map(|step| noise(&specs, 40 + step as u64));
+            let case = case(gpu, &format!("{name}, one dispatch"), &specs, Form::default(), steps, kernels)?;
+            let dispatches = case["turns"][0].as_array().map_or(0, Vec::len);
+            if dispatches != 1 {
+                let (rule, regime) = (rule.name(), regime.name());
+                return Err(format!("{rule} under {regime} takes {dispatches} dispatches instead of one").into());
+            }
+            Ok(case)
+        })
+        .collect()
+}
+
+/// Each regime with a rule that fits.
+fn rules_and_regimes() -> impl Iterator<Item = (Rule, Regime)> {
+    regimes().map(|regime| {
+        let rule = [Rule::sgd(), Rule::adamw()].into_iter().find(|rule| regime.fits(rule));
+        (rule.expect("a rule that fits"), regime)
+    })
+}
+
+/// Number of steps of a case: an episode of streams takes fifteen.
+fn steps_of(regime: &Regime) -> usize {
+    if regime.needs_streams() { 18 } else { STEPS }
+}
+
+/// Lengths of the tensors in cases of settings: several blocks, and less than a quad.
+fn some_lengths(gpu: &Gpu) -> [usize; 3] {
+    [1, 33, gpu.tuning().block_elements() as usize + 1]
+}
+
+/// Every regime, those with streams in a case of their own.
+fn case_of_regimes(gpu: &Gpu, name: &str, streams: bool, kernels: &mut Kernels) -> Outcome<Value> {
+    let of_kind = rules_and_regimes().filter(|(_, regime)| regime.needs_streams() == streams);
+    let specs = (0..).zip(of_kind).map(|(seed, (rule, regime))| {
+        let title = format!("{}, {}", rule.name(), regime.name());
+        Spec::new(rule, regime, tensors(50 + seed, &some_lengths(gpu))).named(title)
     });
-    let steps = (0..STEPS).map(|step| noise(&specs, 40 + step as u64));
-    case(gpu, &format!("{name}, one dispatch"), &specs, Form::default(), steps, kernels)
+    let specs: Vec<Spec> = specs.collect();
+    let looks = specs.iter().any(|spec| spec.regime.needs_looks());
+    let turns = if looks { 2 } else { 1 } * steps_of(&specs[0].regime);
+    let steps = (0..turns).map(|turn| noise(&specs, 80 + turn as u64));
+    let title = if streams { "regimes with streams" } else { "regimes" };
+    case(gpu, &format!("{name}, {title}"), &specs, Form::default(), steps, kernels)
+}
+
+/// Rules that work on matrices, lazy rows, and factors of rows and columns.
+fn case_of_shapes(gpu: &Gpu, name: &str, kernels: &mut Kernels) -> Outcome<Value> {
+    let shapes = [[1, 7], [65, 63], [33, 7]];
+    let lengths = shapes.map(|[rows, columns]| rows * columns);
+    let shapes: Vec<Vec<usize>> = shapes.map(Vec::from).into();
+    let spec = |seed, rule: Rule, title: &str| {
+        let spec = Spec::new(rule, Regime::seesaw(), tensors(seed, &lengths)).named(format!("{}{title}", rule.name()));
+        Spec { shapes: shapes.clone(), ..spec }
+    };
+    let factors = |count: usize| (0..count).map(|i| [1.0, 0.25, 3.0, 0.0][i % 4]).collect();
+    let columns = || Some(RateFactors::Columns(factors(7)));
+    // Without the matrix that has other columns.
+    let narrow = |mut spec: Spec| {
+        spec.tensors.remove(1);
+        spec.shapes.remove(1);
+        spec
+    };
+    let specs = [
+        spec(61, Rule::muon(), ""),
+        spec(62, Rule::adafactor(), ""),
+        Spec { lazy_rows: true, ..spec(63, Rule::sgdm(0.9), ", lazy rows") },
+        Spec { rate_factors: columns(), ..narrow(spec(64, Rule::adamw(), ", factors of columns")) },
+        Spec { lazy_rows: true, rate_factors: columns(), ..narrow(spec(65, Rule::lion(), ", both")) },
+    ];
+    let steps = (0..STEPS).map(|step| {
+        let mut gradients = noise(&specs, 90 + step as u64);
+        let all_shapes = specs.iter().flat_map(Spec::all_shapes);
+        for (gradient, shape) in gradients.iter_mut().zip(all_shapes) {
+            // One of three rows has no gradient.
+            for (row, values) in gradient.chunks_mut(shape[1]).enumerate() {
+                if (row + step) % 3 == 0 {
+                    values.fill(0.0);
+                }
+            }
+        }
+        gradients
+    });
+    case(gpu, &format!("{name}, rows and matrices"), &specs, Form::default(), steps, kernels)
+}
+
+/// Averages, decay, clip, schedules, trust ratios and telemetry.
+fn case_of_settings(gpu: &Gpu, name: &str, kernels: &mut Kernels) -> Outcome<Value> {
+    let spec = |seed, rule, title: &str| {
+        Spec::new(rule, Regime::seesaw(), tensors(seed, &some_lengths(gpu))).named(title.to_owned())
+    };
+    let table = Schedule::Table { factors: [1.0, 0.5, 0.25].into(), every: 2 };
+    let specs = [
+        Spec { averaging: Averaging::polynomial_decay(), ..spec(71, Rule::adamw(), "averages") },
+        Spec { averaging: Averaging::ScheduleFree, ..spec(72, Rule::sgd(), "schedule-free") },
+        Spec { decay: WeightDecay::Decoupled(0.1), clip: 1.0, ..spec(73, Rule::lion(), "decay, clip") },
+        Spec { decay: WeightDecay::Coupled(0.1), maximize: true, ..spec(74, Rule::sgdm(0.9), "climbing, decay") },
+        Spec { schedule: table, ..spec(75, Rule::sgd(), "a table as schedule") },
+        Spec { trust: Some(0.02), telemetry: true, ..spec(76, Rule::sgd(), "trust ratio") },
+    ];
+    let steps = (0..STEPS).map(|step| noise(&specs, 100 + step as u64));
+    case(gpu, &format!("{name}, settings"), &specs, Form::default(), steps, kernels)
+}
+
+/// Groups with a fixed rate whose gradients are not measured, beside one that needs its norm.
+fn case_of_unchecked(gpu: &Gpu, name: &str, kernels: &mut Kernels) -> Outcome<Value> {
+    let spec = |(seed, rule): (u64, Rule), regime: Regime| {
+        let title = format!("{}, {}", rule.name(), regime.name());
+        Spec::new(rule, regime, tensors(seed, &some_lengths(gpu))).named(title)
+    };
+    let unchecked = (110..).zip([Rule::sgd(), Rule::sgdm(0.9), Rule::adamw(), Rule::lion()]);
+    let mut specs: Vec<Spec> = unchecked.map(|rule| spec(rule, Regime::fixed(0.01))).collect();
+    specs.push(spec((120, Rule::sgd()), Regime::seesaw()));
+    let steps = (0..STEPS).map(|step| noise(&specs, 130 + step as u64));
+    let setup = Setup { policy: NonFinitePolicy::Unchecked, ..Setup::default() };
+    case(gpu, &format!("{name}, unchecked"), &specs, Form { setup, ..Form::default() }, steps, kernels)
+}
+
+/// Rules with 8-bit state whose moments are not rounded in f32, so that every path finds the same codes.
+fn case_of_codes(gpu: &Gpu, name: &str, kernels: &mut Kernels) -> Outcome<Value> {
+    let rules = [
+        Rule::sgdm(0.5),
+        Rule::AdamW(AdamW { beta1: 0.5, beta2: 0.5, ..AdamW::default() }),
+        Rule::NAdamW(NAdamW { beta1: 0.5, beta2: 0.5, ..NAdamW::default() }),
+        Rule::RmsProp(RmsProp { alpha: 0.5, ..RmsProp::default() }),
+    ];
+    let specs = rules.map(|rule| {
+        let spec = Spec::new(rule, Regime::fixed(2f32.powi(-12)), tensors(140, &some_lengths(gpu)));
+        Spec { state: State::Bits8, ..spec.named(rule.name()) }
+    });
+    let steps = (0..STEPS).map(|step| dyadic(&specs, 150 + step as u64));
+    case(gpu, &format!("{name}, 8-bit state"), &specs, Form::default(), steps, kernels)
+}
+
+/// Gradients that are multiples of a quarter.
+fn dyadic(specs: &[Spec], seed: u64) -> Vec<Vec<f32>> {
+    let mut gradients = noise(specs, seed);
+    gradients.iter_mut().flatten().for_each(|x| *x = (8.0 * *x).round() / 4.0);
+    gradients
 }
 
 /// More than half of what f32 can hold.
@@ -488,11 +668,12 @@ fn case_of_halves(gpu: &Gpu, name: &str, kernels: &mut Kernels) -> Outcome<Value
             let title = format!("{} parameters, rounding {}", element.name(), rounding.name());
             specs.push(spec.named(title).stored(element, element, rounding));
         }
+        let masters = specs[specs.len() - 3].clone();
+        let title = format!("{}, 24 bits", masters.name);
+        specs.push(Spec { state: State::Bits8, ..masters.named(title) });
     }
     let steps = (0..STEPS).map(|step| {
-        let mut gradients = noise(&specs, 2 + step as u64);
-        // Multiples of ¼.
-        gradients.iter_mut().flatten().for_each(|x| *x = (8.0 * *x).round() / 4.0);
+        let mut gradients = dyadic(&specs, 2 + step as u64);
         // Two steps have one gradient that is not finite, and must leave no trace.
         match step {
             2 => gradients[0][0] = f32::NAN,
@@ -508,13 +689,15 @@ fn case_of_halves(gpu: &Gpu, name: &str, kernels: &mut Kernels) -> Outcome<Value
 pub fn compile_halves(gpu: &Gpu, kernels: &mut Kernels) -> Outcome<()> {
     let values = vec![1.0f32; 1024];
     let (parameters, gradients) = (upload(gpu, &values), upload(gpu, &values));
-    for (params, grads, rounding) in [
-        (Element::F16, Element::Bf16, Rounding::Masters),
-        (Element::Bf16, Element::F16, Rounding::Stochastic { seed: 1 }),
-        (Element::F32, Element::F16, Rounding::Nearest),
+    for (params, grads, rounding, state) in [
+        (Element::F16, Element::Bf16, Rounding::Masters, State::F32),
+        (Element::Bf16, Element::F16, Rounding::Masters, State::Bits8),
+        (Element::Bf16, Element::F16, Rounding::Stochastic { seed: 1 }, State::F32),
+        (Element::F32, Element::F16, Rounding::Nearest, State::F32),
     ] {
         let mut builder: OptimizerBuilder<Tensor> =
-            OptimizerBuilder::new(Rule::sgd()).rounding(rounding).micro_batches(2).clear_gradients().record_steps(4);
+            OptimizerBuilder::new(Rule::sgd()).rounding(rounding).state(state).micro_batches(2).record_steps(4);
+        builder = builder.clear_gradients();
         let mut count = 0;
         for rule in [Rule::sgd(), Rule::adamw()] {
             for regime in [Regime::seesaw(), Regime::dowg()] {
@@ -547,10 +730,14 @@ struct Groups {
     averaging: Averaging,
     /// Each rule with each regime; or each rule with the first regime, and two rules with the others.
     each_with_each: bool,
+    state: State,
+    /// Lazy rows, and factors of columns.
+    rows: bool,
 }
 
 impl Groups {
-    const PLAIN: Groups = Groups { streams: false, averaging: Averaging::Off, each_with_each: false };
+    const PLAIN: Groups =
+        Groups { streams: false, averaging: Averaging::Off, each_with_each: false, state: State::F32, rows: false };
 
     fn averaged(self, averaging: Averaging) -> Self {
         Groups { averaging, ..self }
@@ -583,8 +770,12 @@ impl Groups {
             let at = 4 * (first + 20 * count);
             let bytes = at..at + 4 * length;
             let (w, g) = (parameters.slice(bytes.clone()), gradients.slice(bytes));
-            let group = Group::new(count.to_string()).rule(rule).regime(regime);
-            let shape = shape_for(&rule, length as usize);
+            let mut group = Group::new(count.to_string()).rule(rule).regime(regime).state(self.state);
+            let mut shape = shape_for(&rule, length as usize);
+            if self.rows {
+                shape = vec![length as usize / 3, 3];
+                group = group.lazy_rows(!rule.owns_passes()).rate_factors(RateFactors::Columns([0.5, 1.0, 2.0].into()));
+            }
             builder = builder.group(group.shaped_tensor(count.to_string(), &shape, w, g));
             count += 1;
         }
@@ -592,7 +783,7 @@ impl Groups {
             return Ok(());
         }
         let mut optimizer = builder.build(gpu)?;
-        for dispatch in optimizer.dispatches() {
+        for dispatch in optimizer.dispatches().iter().chain(&optimizer.look_dispatches()) {
             kernels.of(dispatch);
         }
         if self.averaging == Averaging::Off {
@@ -610,16 +801,19 @@ impl Groups {
     }
 
     fn rules_and_regimes(self) -> Vec<(Rule, Regime)> {
-        let regimes = regimes(self.streams);
+        let regimes = by_memory(self.streams);
         let mut rules = [Rule::all(), Rule::of_matrices()].concat();
         if self.averaging == Averaging::ScheduleFree {
             rules.push(Rule::adamw_without_momentum());
         }
         let mut all = Vec::new();
-        for rule in rules.into_iter().filter(|rule| self.averaging.fits(rule)) {
+        let fits = |rule: &Rule| self.averaging.fits(rule) && (self.state == State::F32 || rule.fits_8_bits());
+        for rule in rules.into_iter().filter(fits) {
             let usual = [Rule::sgd(), Rule::adamw()].contains(&rule);
             for (number, &regime) in regimes.iter().enumerate() {
                 let fits = regime.fits(&rule) && regime.fits_averaging(&self.averaging);
+                let remembers = regime.needs_last_gradient() || regime.needs_estimate() || regime.needs_displacement();
+                let fits = fits && !(self.rows && remembers);
                 if fits && (self.each_with_each || usual || number == 0) {
                     all.push((rule, regime));
                 }
@@ -672,6 +866,8 @@ pub fn compile_settings(gpu: &Gpu, kernels: &mut Kernels) -> Outcome<()> {
         streams.compile(gpu, &[tell], kernels)?;
     }
     plain.compile(gpu, &[trust], kernels)?;
+    Groups { rows: true, ..plain }.compile(gpu, &[], kernels)?;
+    Groups { state: State::Bits8, ..plain }.compile(gpu, &[], kernels)?;
     plain.averaged(Averaging::polynomial_decay()).compile(gpu, &[], kernels)?;
     let full = [without_streams[0], without_streams[1], with_streams[2]];
     plain.averaged(Averaging::ScheduleFree).compile(gpu, &full, kernels)
@@ -694,12 +890,13 @@ pub fn compile_whole_steps(gpu: &Gpu, kernels: &mut Kernels) -> Outcome<()> {
 }
 
 /// One regime for each kind of memory.
-fn regimes(streams: bool) -> Vec<Regime> {
+fn by_memory(streams: bool) -> Vec<Regime> {
     if streams {
         return vec![Regime::auto_sgd()];
     }
     let others = [Regime::seesaw(), Regime::norm_ratio(), Regime::adgd(), Regime::dowg(), Regime::polyak()];
-    [&others[..], &[Regime::prodigy(), Regime::mechanic()]].concat()
+    let looks = Regime::Curvature(Curvature::new(CurvatureForm::Long));
+    [&others[..], &[Regime::prodigy(), Regime::mechanic(), looks, Regime::schedule_free_plus()]].concat()
 }
 
 /// A step of many parameters, and a copy of as many.
@@ -727,7 +924,7 @@ fn throughput(gpu: &Gpu, kernels: &mut Kernels) -> Outcome<Value> {
         rows.push(json!({
             "name": name,
             "bytes": bytes,
-            "dispatches": recording.dispatches(&optimizer, kernels),
+            "dispatches": recording.dispatches(optimizer.dispatches(), kernels),
             "buffers": recording.contents()?,
         }));
     }
@@ -749,7 +946,7 @@ fn throughput(gpu: &Gpu, kernels: &mut Kernels) -> Outcome<Value> {
             "bytes": 8,
             "buffers": [{ "bytes": bytes, "word": 0 }, { "bytes": bytes, "word": 1 }],
             "dispatches": [{
-                "kernel": kernels.place(&source, vec![vec![(0, false), (1, true)]]),
+                "kernel": kernels.place(&source, vec![vec![(0, "storage"), (1, "read-only-storage")]]),
                 "groups": [[[0, 0, 0, bytes], [1, 1, 0, bytes]]],
                 "workgroups": blocks,
             }],

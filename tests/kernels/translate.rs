@@ -181,16 +181,15 @@ fn write_out(folder: &Path, kernels: &[Kernel], cases: &[Value]) -> std::io::Res
 
 /// The kernels that a case dispatches.
 fn kernels_of_case(case: &Value) -> Vec<usize> {
-    turns(case)
+    array(&case["turns"])
         .iter()
         .flat_map(|turn| turn.as_array().expect("dispatches"))
         .map(|dispatch| integer(&dispatch["kernel"]) as usize)
         .collect()
 }
 
-/// The dispatches of steps that take turns.
-fn turns(case: &Value) -> Vec<Value> {
-    case["turns"].as_array().cloned().unwrap_or_else(|| vec![case["dispatches"].clone()])
+fn array(value: &Value) -> Vec<Value> {
+    value.as_array().expect("a list").clone()
 }
 
 fn integer(value: &Value) -> u32 {
@@ -270,7 +269,6 @@ fn sizes(kernel: &Kernel, text: &str, buffers: &[(naga::ResourceBinding, bool)])
 /// The cases for tests/msl/run.cpp, which reads them in this order.
 fn words_of(cases: &[Value]) -> Vec<u32> {
     let mut words = vec![cases.len() as u32];
-    let array = |value: &Value| value.as_array().expect("a list").clone();
     let float = |value: &Value| (value.as_f64().expect("a number") as f32).to_bits();
     for case in cases {
         let exact = case["exact"] == true;
@@ -294,7 +292,7 @@ fn words_of(cases: &[Value]) -> Vec<u32> {
                 false => words.extend([0, integer(&buffer["word"])]),
             }
         }
-        let turns = turns(case);
+        let turns = array(&case["turns"]);
         words.push(turns.len() as u32);
         for turn in &turns {
             let dispatches = array(turn);
@@ -307,7 +305,7 @@ fn words_of(cases: &[Value]) -> Vec<u32> {
                     let entries = array(group);
                     words.push(entries.len() as u32);
                     // Binding, buffer, offset and size.
-                    words.extend(entries.iter().flat_map(&array).map(|word| integer(&word)));
+                    words.extend(entries.iter().flat_map(array).map(|word| integer(&word)));
                 }
             }
         }

@@ -156,10 +156,15 @@ fn a_checkpoint_of_other_shapes_is_refused() {
     let checkpoint = optimizer.checkpoint(None, &Default::default()).expect("a checkpoint");
     for shape in [&[4usize, 3][..], &[2, 6], &[12]] {
         let mut other = build(shape);
-        assert_refused(other.restore(&checkpoint, None), &["second_moment/w"]);
-        assert_refused(other.restore_with(&checkpoint, None, Differences::all()), &["second_moment/w"]);
+        let words = ["of another optimizer", "the shape of \"row_second_moment/w\" is [1, 3] there"];
+        for accepted in [Differences::none(), Differences::all()] {
+            let error = assert_refused(other.restore_with(&checkpoint, None, accepted), &words);
+            assert_eq!(error.kind(), ErrorKind::CheckpointDiffers);
+        }
         other.step(&mut [&mut vec![0.5f32; 12]], &[&g]).expect("steps");
     }
+    let flat = build(&[12]).checkpoint(None, &Default::default()).expect("a checkpoint");
+    assert_refused(build(&[3, 4]).restore(&flat, None), &["of another optimizer", "is none there, [1, 3] here"]);
     build(&[3, 4]).restore(&checkpoint, None).expect("the same shape");
 }
 

@@ -64,6 +64,21 @@ impl Looks {
 }
 
 impl Optimizer {
+    /// Returns the dispatches of a look, in order; none without a regime that needs looks.
+    #[doc(hidden)]
+    pub fn look_dispatches(&self) -> Vec<Dispatch> {
+        let of_look = |(index, kernel): &(usize, CompiledKernel)| Dispatch {
+            pipeline: kernel.clone(),
+            ..self.step[*index].clone()
+        };
+        let mut dispatches: Vec<Dispatch> = self.looks.reduce.iter().map(of_look).collect();
+        if !self.looks.measure.is_empty() {
+            let finish = self.step.iter().filter(|dispatch| dispatch.pass == PassName::FinishReduction);
+            dispatches.extend(finish.chain(&self.looks.measure).cloned());
+        }
+        dispatches
+    }
+
     /// Records a look into the caller's encoder, in a compute pass of its own. It is for regimes that measure the
     /// curvature of a step ([`Regime::needs_looks`](crate::Regime::needs_looks), [`Curvature`](crate::Curvature)). When
     /// it runs, the gradients must be those of the previous step's batch at the parameters after that step.
