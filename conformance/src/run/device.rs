@@ -432,10 +432,15 @@ pub fn every_path(specs: &[Spec]) -> Vec<Box<dyn Run>> {
 }
 
 /// Returns runs like [`every_path`], with a configuration of the builder.
+///
+/// On OpenGL the passes are always dispatches of their own, so that small models are tested in both ways. The kernel of a whole step is a large one
+/// for each pair of a rule and a regime, and compiling kernels is nearly all that the tests do.
 pub fn every_path_with(specs: &[Spec], setup: Setup) -> Vec<Box<dyn Run>> {
     let mut runs: Vec<Box<dyn Run>> = vec![Box::new(CpuRun::with(specs, setup))];
     for gpu in &devices() {
-        runs.push(Box::new(gpu_run_with(gpu, specs, setup)));
+        let on_opengl = gpu.device().adapter_info().backend == wgpu::Backend::Gl;
+        let separate_passes = setup.separate_passes || on_opengl;
+        runs.push(Box::new(gpu_run_with(gpu, specs, Setup { separate_passes, ..setup })));
     }
     runs
 }
