@@ -249,6 +249,10 @@ export const tests = {
     });
     check(free.optimizer.averagesAreSwapped === false, 'swapped back');
 
+    const codes = await small({ rule: 'adamw', state: 'bits8', rounding: { name: 'stochastic', seed: 1 } });
+    step(codes.optimizer);
+    check((await read(codes.param))[0] < 1, '8-bit state');
+
     const telemetry = await small({ telemetry: true });
     step(telemetry.optimizer);
     const [norms] = (await telemetry.optimizer.drainRecords()).tensors;
