@@ -76,7 +76,7 @@ export interface Settings {
   /** Records the norm of every tensor and of its steps. */
   telemetry?: boolean;
   /** Rounding of 16-bit parameters: with master weights, which is the default, to nearest, or at random. */
-  rounding?: 'masters' | 'nearest' | 'stochastic';
+  rounding?: 'masters' | 'nearest' | { name: 'stochastic'; seed: number };
   /** Storage of the rule's memory: f32, or 8 bits with scales of blocks. */
   state?: 'f32' | 'bits8';
 }
