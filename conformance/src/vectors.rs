@@ -291,7 +291,11 @@ fn case(
     let length = |spec: &Spec| words_of(params, std::slice::from_ref(spec), &spec.tensors).len();
     Ok(json!({
         "name": name,
-        "options": options(specs, setup, Some(gpu.tuning()))?,
+        // The package is not told of a loss.
+        "options": match specs.iter().any(|spec| spec.regime.needs_loss()) {
+            true => Value::Null,
+            false => options(specs, setup, Some(gpu.tuning()))?,
+        },
         "words": form.words,
         "exact": form.exact,
         "groups": specs.iter().map(|spec| &spec.name).collect::<Vec<_>>(),
@@ -313,13 +317,14 @@ fn options(specs: &[Spec], setup: Setup, tuning: Option<Tuning>) -> Outcome<Valu
         let tensors: Vec<Value> = spec
             .tensors
             .iter()
+            .zip(spec.all_shapes())
             .zip(places.by_ref())
-            .map(|(tensor, place)| {
+            .map(|((tensor, shape), place)| {
                 let slice = |element: Element, start: usize| {
                     let bytes = element.bytes();
                     json!({ "offset": start as u64 * bytes, "size": tensor.len() as u64 * bytes, "type": element.name() })
                 };
-                json!({ "param": slice(spec.params, place.params.1), "grad": slice(spec.grads, place.grads.1) })
+                json!({ "shape": shape, "param": slice(spec.params, place.params.1), "grad": slice(spec.grads, place.grads.1) })
             })
             .collect();
         let mut group = json!({
@@ -328,8 +333,25 @@ fn options(specs: &[Spec], setup: Setup, tuning: Option<Tuning>) -> Outcome<Valu
             "regime": named(spec.regime.name(), serde_json::to_value(spec.regime)?),
             "averaging": variant(serde_json::to_value(spec.averaging)?),
             "rounding": variant(serde_json::to_value(spec.rounding)?),
+            "state": variant(serde_json::to_value(spec.state)?),
+            "schedule": match &spec.schedule {
+                Schedule::Table { factors, every } => json!({ "name": "table", "factors": factors[..], "every": every }),
+                schedule => variant(serde_json::to_value(schedule)?),
+            },
+            "maximize": spec.maximize,
+            "telemetry": spec.telemetry,
+            "perTensor": spec.per_tensor,
+            "lazyRows": spec.lazy_rows,
             "tensors": tensors,
         });
+        match &spec.rate_factors {
+            Some(RateFactors::Rows(factors)) => group["rateFactors"] = json!({ "rows": factors[..] }),
+            Some(RateFactors::Columns(factors)) => group["rateFactors"] = json!({ "columns": factors[..] }),
+            _ => {}
+        }
+        if let Some(coefficient) = spec.trust {
+            group["trustRatio"] = json!({ "coefficient": coefficient });
+        }
         let decay = if let WeightDecay::Coupled(_) = spec.decay { "weightDecay" } else { "decoupledWeightDecay" };
         group[decay] = json!(spec.decay.coupled() + spec.decay.decoupled());
         if spec.clip.is_finite() {
@@ -337,7 +359,8 @@ fn options(specs: &[Spec], setup: Setup, tuning: Option<Tuning>) -> Outcome<Valu
         }
         groups.push(group);
     }
-    let mut options = json!({ "groups": groups });
+    let policy = variant(serde_json::to_value(setup.policy)?);
+    let mut options = json!({ "groups": groups, "nonfinitePolicy": policy });
     if setup.scaler.is_some() {
         options["lossScaler"] = json!(true);
     }

@@ -111,7 +111,7 @@ export const tests = {
   async 'the conformance vectors agree with the CPU path, and 16-bit codes have its bits'() {
     let values = 0;
     let farthest = 0;
-    for (const test of vectors.cases) {
+    for (const test of vectors.cases.filter(({ options }) => options)) {
       if (test.options.tuning.partials === 'subgroup' && !device.features.has('subgroups')) continue;
       const [first] = test.buffers;
       const words = first.words ?? new Array(first.bytes / 4).fill(first.word);
@@ -121,7 +121,9 @@ export const tests = {
       const Words = test.exact || test.words ? Uint32Array : Float32Array;
       for (let number = 0; number < test.gradients.length; number++) {
         device.queue.writeBuffer(grad, 0, new Words(test.gradients[number]));
-        step(optimizer);
+        // Where there are looks, they come in turn with the steps.
+        if (test.turns.length > 1 && number % 2) submit((encoder) => optimizer.encodeLook(encoder));
+        else step(optimizer);
         const rates = await read(optimizer.learningRates);
         test.rates[number].forEach((expected, group) => {
           const ulps = distance(rates[group], expected, expected);
