@@ -9,7 +9,7 @@ use wgpu_optim::{Gpu, Group, OptimizerBuilder, gpu, wgpu};
 
 use crate::error::Error;
 use crate::optim::{Parameter, WgpuOptim};
-use crate::tensor::{Lease, element_of, open, place_of};
+use crate::tensor::{Held, Lease, element_of, open, place_of};
 
 /// The name of the group of every parameter that no other group has.
 pub const DEFAULT_GROUP: &str = "all";
@@ -97,7 +97,10 @@ impl WgpuOptimConfig {
         })?;
         let mut builder = self.builder.clone().rebindable().loss(loss.slice(..4));
         // Something to be built with, of the right lengths: where parameters and gradients are is told with each step.
-        let mut held = Vec::new();
+        let scratch =
+            |parameter: &Parameter| [(); 2].map(|()| Held::scratch(&client, parameter.element, parameter.elements));
+        let held = Lease::all(&client, members.iter().flatten().flat_map(scratch).collect())?;
+        let mut places = held.chunks_exact(2);
         let templates = std::iter::once(&self.default).chain(self.groups.iter().map(|(_, group)| group));
         for (index, (template, members)) in templates.zip(&members).enumerate() {
             if members.is_empty() {
@@ -107,12 +110,9 @@ impl WgpuOptimConfig {
                 return Err(Error::EmptyGroup { group: template.name().to_owned(), parameters: names });
             }
             let mut group = template.clone();
-            for parameter in members {
-                let [params, grads] = [(); 2].map(|()| Lease::scratch(&client, parameter.element, parameter.elements));
-                let (params, grads) = (params?, grads?);
+            for (parameter, place) in members.iter().zip(&mut places) {
                 let (name, shape) = (parameter.name.clone(), &parameter.shape);
-                group = group.shaped_tensor(name, shape, params.elements(), grads.elements());
-                held.push((params, grads));
+                group = group.shaped_tensor(name, shape, place[0].elements(), place[1].elements());
             }
             builder = builder.group(group);
         }

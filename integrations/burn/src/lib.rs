@@ -51,7 +51,6 @@ mod config;
 mod device;
 mod error;
 mod optim;
-#[cfg(feature = "checkpoint")]
 mod shared;
 mod tensor;
 
@@ -59,7 +58,6 @@ pub use config::{DEFAULT_GROUP, WgpuOptimConfig};
 pub use device::{features, share_burns, share_ours};
 pub use error::Error;
 pub use optim::{Copies, WgpuOptim};
-#[cfg(feature = "checkpoint")]
 pub use shared::{Shared, SharedGuard, SharedState};
 pub use wgpu_optim;
 

@@ -11,7 +11,7 @@ use burn_cubecl::tensor::CubeTensor;
 use wgpu_optim::{Averaging, Controls, Element, Optimizer, Records, wgpu};
 
 use crate::error::Error;
-use crate::tensor::{Buffers, Lease, Leased, Pending, Primitive, close, element_of, lease, open};
+use crate::tensor::{Buffers, Held, Lease, Pending, Primitive, close, element_of, hold, open};
 
 /// A parameter that is trained.
 #[derive(Debug, Clone)]
@@ -44,7 +44,6 @@ pub struct WgpuOptim {
     parameters: Vec<Parameter>,
     index: HashMap<ParamId, usize>,
     /// The same tensors in the order of the module.
-    #[cfg(feature = "checkpoint")]
     order: Vec<usize>,
     /// Where burn has the module.
     device: Device,
@@ -55,11 +54,11 @@ pub struct WgpuOptim {
     copies: Copies,
 }
 
-/// Where a tensor's parameters and gradients are, once they have buffers.
+/// A tensor's parameters and gradients, once they have buffers.
 pub(crate) struct Site {
-    params: Leased,
+    params: Held,
     /// `None` where the step has no gradient of it.
-    grads: Option<Leased>,
+    grads: Option<Held>,
 }
 
 impl std::fmt::Debug for WgpuOptim {
@@ -86,7 +85,6 @@ impl WgpuOptim {
         let ids = parameters.iter().map(|parameter| parameter.id);
         let index: HashMap<ParamId, usize> = ids.zip(0..).collect();
         WgpuOptim {
-            #[cfg(feature = "checkpoint")]
             order: order.iter().map(|id| index[id]).collect(),
             index,
             optimizer,
@@ -106,8 +104,8 @@ impl WgpuOptim {
     ///
     /// # Errors
     /// [`Error::UnknownParameter`], [`Error::ModuleDiffers`], [`Error::Unusable`] or [`Error::MissingLoss`] where module and gradients are
-    /// not those of this optimizer; [`Error::Optimizer`], [`Error::Runtime`]. The module is gone then; [`WgpuOptim::try_step`] gives it
-    /// back.
+    /// not those of this optimizer; [`Error::Failed`], [`Error::Optimizer`], [`Error::Runtime`]. The module is gone then;
+    /// [`WgpuOptim::try_step`] gives it back.
     pub fn step<M: Module>(&mut self, module: M, gradients: GradientsParams) -> Result<M, Error> {
         let (module, stepped) = self.try_step(module, gradients, None);
         stepped.map(|()| module)
@@ -156,7 +154,7 @@ impl WgpuOptim {
     }
 
     /// The loss, where a regime goes by it.
-    pub(crate) fn lease_loss(&self, loss: Option<&Tensor<1>>) -> Result<Option<Pending<Leased>>, Error> {
+    pub(crate) fn lease_loss(&self, loss: Option<&Tensor<1>>) -> Result<Option<Pending<Held>>, Error> {
         let mut groups = self.optimizer.groups().iter();
         let Some(group) = groups.find(|group| group.regime.needs_loss()) else {
             return Ok(None);
@@ -170,26 +168,32 @@ impl WgpuOptim {
         if elements != 1 {
             return Err(unusable(format!("it has {elements} elements instead of 1")));
         }
-        let leased = Pending::new();
-        let pending = leased.share();
-        // Copies start at any word.
-        let work = move |tensors: Vec<CubeTensor>| {
-            let (tensor, lease) = tensors.into_iter().map(|tensor| lease(tensor, false, 4)).next().expect("one tensor");
-            pending.set(lease);
+        let held = Pending::new();
+        let pending = held.share();
+        let work = move |mut tensors: Vec<CubeTensor>| {
+            // Copies start at any word.
+            let (tensor, loss) = hold(tensors.swap_remove(0), Element::F32, false, 4);
+            pending.set(loss);
             tensor
         };
         drop(Cube::with_buffers(vec![open(value).map_err(unusable)?], Box::new(work)));
-        Ok(Some(leased))
+        Ok(Some(held))
     }
 
     /// Takes a parameter and its gradient out of burn's hands for a step. What comes back has the same values.
-    pub(crate) fn exchange(&self, params: Primitive, grads: Option<Primitive>) -> (Primitive, Pending<Site>) {
+    pub(crate) fn exchange(
+        &self,
+        index: usize,
+        params: Primitive,
+        grads: Option<Primitive>,
+    ) -> (Primitive, Pending<Site>) {
         let site = Pending::new();
         let (pending, alignment, written) = (site.share(), self.alignment, grads.is_some());
+        let element = self.parameters[index].element;
         let work = move |tensors: Vec<CubeTensor>| {
             let mut tensors = tensors.into_iter();
-            let (tensor, params) = lease(tensors.next().expect("the parameters"), written, alignment);
-            let grads = tensors.next().map(|gradient| lease(gradient, false, alignment).1);
+            let (tensor, params) = hold(tensors.next().expect("the parameters"), element, written, alignment);
+            let grads = tensors.next().map(|gradient| hold(gradient, element, false, alignment).1);
             pending.set(Site { params, grads });
             tensor
         };
@@ -197,28 +201,28 @@ impl WgpuOptim {
         (Cube::with_buffers(tensors, Box::new(work)), site)
     }
 
-    /// A tensor of the same values that nobody else has, and where it is.
-    fn room(&self, tensor: Primitive) -> (Primitive, Pending<Site>) {
-        let site = Pending::new();
-        let (pending, alignment) = (site.share(), self.alignment);
+    /// A tensor of the same f32 values that nobody else has, and its buffer.
+    fn room(&self, tensor: Primitive) -> (Primitive, Pending<Held>) {
+        let held = Pending::new();
+        let (pending, alignment) = (held.share(), self.alignment);
         let work = move |mut tensors: Vec<CubeTensor>| {
-            let (tensor, params) = lease(tensors.swap_remove(0), true, alignment);
-            pending.set(Site { params, grads: None });
+            let (tensor, held) = hold(tensors.swap_remove(0), Element::F32, true, alignment);
+            pending.set(held);
             tensor
         };
-        (Cube::with_buffers(vec![tensor], Box::new(work)), site)
+        (Cube::with_buffers(vec![tensor], Box::new(work)), held)
     }
 
     /// The step itself, with the places of all tensors.
     pub(crate) fn finish(
         &mut self,
         sites: Vec<Option<Pending<Site>>>,
-        loss: Option<Pending<Leased>>,
+        loss: Option<Pending<Held>>,
     ) -> Result<(), Error> {
         // What burn has recorded so far, the gradients above all, comes first.
         Cube::submit(&self.place)?;
         let client = self.place.client();
-        let mut leases = Vec::with_capacity(sites.len());
+        let mut held = Vec::with_capacity(2 * sites.len() + 1);
         let mut absent = Vec::new();
         for (tensor, (parameter, site)) in self.parameters.iter().zip(sites).enumerate() {
             let site = site.ok_or_else(|| Error::ModuleDiffers {
@@ -226,29 +230,26 @@ impl WgpuOptim {
                 expected: parameter.elements,
                 actual: 0,
             })?;
-            let site = site.take().ok_or_else(|| Error::Failed { what: parameter.name.clone() })?;
-            let (params, copied) = site.params?;
-            self.copies.parameters += u64::from(copied);
-            let grads = if let Some(grads) = site.grads {
-                let (grads, copied) = grads?;
-                self.copies.gradients += u64::from(copied);
-                grads
-            } else {
+            let Site { params, grads } = site.take().ok_or_else(|| Error::Failed { what: parameter.name.clone() })?;
+            self.copies.parameters += u64::from(params.copied);
+            held.push(params);
+            held.push(grads.unwrap_or_else(|| {
                 absent.push(tensor);
                 // Something that can be bound. Nothing reads it.
-                Lease::scratch(&client, parameter.element, parameter.elements)?
-            };
-            leases.push((params, grads));
+                Held::scratch(&client, parameter.element, parameter.elements)
+            }));
+            self.copies.gradients += held.last().map_or(0, |grads| u64::from(grads.copied));
         }
-        let loss = match loss {
-            Some(loss) => Some(loss.take().ok_or_else(|| Error::Failed { what: "the loss".to_owned() })??.0),
-            None => None,
-        };
-        let slices: Vec<_> = leases.iter().map(|(params, grads)| (params.elements(), grads.elements())).collect();
+        if let Some(loss) = loss {
+            held.push(loss.take().ok_or_else(|| Error::Failed { what: "the loss".to_owned() })?);
+        }
+        let leases = Lease::all(&client, held)?;
+        let (tensors, loss) = leases.split_at(2 * self.parameters.len());
+        let slices: Vec<_> = tensors.chunks_exact(2).map(|pair| (pair[0].elements(), pair[1].elements())).collect();
         self.optimizer.rebind(&slices)?;
         let gpu = self.optimizer.gpu().clone();
         let mut encoder = gpu.device().create_command_encoder(&Default::default());
-        if let Some(loss) = &loss {
+        if let [loss] = loss {
             let from = loss.slice();
             encoder.copy_buffer_to_buffer(from.buffer(), from.offset(), &self.loss, 0, 4);
         }
@@ -324,7 +325,7 @@ impl WgpuOptim {
     /// parameters as they are. For a module that this optimizer has stepped.
     ///
     /// # Errors
-    /// [`Error::ModuleDiffers`] where the module is another; [`Error::Optimizer`], [`Error::Runtime`].
+    /// [`Error::Failed`], [`Error::Optimizer`], [`Error::Runtime`].
     pub fn averaged<M: Module>(&mut self, module: &M) -> Result<M, Error> {
         let mut copier = Copier { optim: self, dtypes: HashMap::new(), copied: Vec::new() };
         let copy = module.clone().map(&mut copier);
@@ -332,9 +333,11 @@ impl WgpuOptim {
         Cube::submit(&self.place)?;
         let gpu = self.optimizer.gpu();
         let mut encoder = gpu.device().create_command_encoder(&Default::default());
-        for (tensor, site) in &copied {
-            let name = &self.parameters[*tensor].name;
-            let (lease, _) = site.take().ok_or_else(|| Error::Failed { what: name.clone() })?.params?;
+        let held = copied.iter().map(|(tensor, held)| {
+            held.take().ok_or_else(|| Error::Failed { what: self.parameters[*tensor].name.clone() })
+        });
+        let leases = Lease::all(&self.place.client(), held.collect::<Result<_, _>>()?)?;
+        for ((tensor, _), lease) in copied.iter().zip(&leases) {
             self.optimizer.encode_copy_averages(&mut encoder, *tensor, lease.slice())?;
         }
         gpu.queue().submit([encoder.finish()]);
@@ -343,7 +346,6 @@ impl WgpuOptim {
     }
 }
 
-#[cfg(feature = "checkpoint")]
 impl WgpuOptim {
     /// Writes what the optimizer remembers to a file (see [`Optimizer::save`]); the parameters are burn's to save, with
     /// [`Module::save_file`]. Waits for the device.
@@ -385,12 +387,10 @@ struct Leases<'a> {
 }
 
 impl WgpuOptim {
-    #[cfg(feature = "checkpoint")]
     pub(crate) fn order(&self) -> &[usize] {
         &self.order
     }
 
-    #[cfg(feature = "checkpoint")]
     pub(crate) fn parameters(&self) -> &[Parameter] {
         &self.parameters
     }
@@ -486,7 +486,7 @@ impl ModuleMapper for Leases<'_> {
         }
         match self.prepare(&param) {
             Ok(Some((index, gradient))) => remake(param, |tensor| {
-                let (tensor, site) = self.optim.exchange(opened(tensor), gradient);
+                let (tensor, site) = self.optim.exchange(index, opened(tensor), gradient);
                 self.sites[index] = Some(site);
                 close(tensor)
             }),
@@ -504,7 +504,7 @@ struct Copier<'a> {
     optim: &'a WgpuOptim,
     /// What the parameters are.
     dtypes: HashMap<ParamId, DType>,
-    copied: Vec<(usize, Pending<Site>)>,
+    copied: Vec<(usize, Pending<Held>)>,
 }
 
 impl ModuleMapper for Copier<'_> {
@@ -520,8 +520,8 @@ impl ModuleMapper for Copier<'_> {
         self.dtypes.insert(param.id, dtype);
         remake(param, |tensor| {
             // The module that was cloned still has the tensor, so that it is copied: into f32, which averages are.
-            let (tensor, site) = self.optim.room(opened(tensor.cast(DType::F32)));
-            self.copied.push((index, site));
+            let (tensor, held) = self.optim.room(opened(tensor.cast(DType::F32)));
+            self.copied.push((index, held));
             close(tensor)
         })
     }

@@ -53,7 +53,6 @@ use crate::tensor::{Pending, close, open};
 #[derive(Debug, Clone)]
 pub struct Shared(Arc<Mutex<Stepping>>);
 
-#[derive(Debug)]
 struct Stepping {
     optim: WgpuOptim,
     /// The step that is being taken: what has come so far, in the order of the optimizer's tensors.
@@ -61,6 +60,12 @@ struct Stepping {
     arrived: usize,
     /// The rate of each group in this step.
     rates: Vec<Option<LearningRate>>,
+}
+
+impl std::fmt::Debug for Stepping {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Stepping").field("optim", &self.optim).field("arrived", &self.arrived).finish_non_exhaustive()
+    }
 }
 
 /// What burn keeps for each parameter: which one it is.
@@ -149,7 +154,7 @@ impl Stepping {
             let group = self.optim.optimizer().groups()[group].name.clone();
             return Err(Error::SeveralRates { group, first: known, second: rate });
         }
-        let (params, site) = self.optim.exchange(params, Some(grads));
+        let (params, site) = self.optim.exchange(index, params, Some(grads));
         self.sites[index] = Some(site);
         self.arrived += 1;
         if self.arrived == self.sites.len() {

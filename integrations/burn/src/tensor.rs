@@ -4,17 +4,17 @@
 use std::any::Any;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use burn::backend::{BackendTypes, Cube, ExecutionError, TensorMetadata};
+use burn::backend::{BackendTypes, Cube, TensorMetadata};
 use burn::tensor::{DType, Tensor};
 use burn_cubecl::cubecl::client::Client;
-use burn_cubecl::cubecl::server::Handle;
+use burn_cubecl::cubecl::server::{Handle, ServerError};
 use burn_cubecl::cubecl::wgpu::{AutoCompiler, WgpuServer};
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeBackend, CubeDevice};
 use burn_fusion::client::GlobalFusionClient;
 use burn_fusion::custom::{CustomOpIr, HandleContainer, Operation, OperationIr, StreamId, TensorIr};
-use burn_fusion::{Fusion, FusionBackend, FusionHandle, FusionTensor};
+use burn_fusion::{ExecutionError, Fusion, FusionBackend, FusionHandle, FusionTensor};
 use wgpu_optim::{Element, gpu, wgpu};
 
 use crate::error::Error;
@@ -137,6 +137,40 @@ impl<T> Pending<T> {
     }
 }
 
+/// Elements of one tensor of burn's without gaps, which nobody frees for as long as this lives. It is not known where they are.
+pub(crate) struct Held {
+    handle: Handle,
+    element: Element,
+    elements: usize,
+    /// Whether the tensor had to be copied.
+    pub(crate) copied: bool,
+}
+
+impl Held {
+    /// New memory out of burn's pool, with any contents.
+    pub(crate) fn scratch(client: &Client, element: Element, elements: usize) -> Self {
+        // Two elements of 16 bits share a word of 4 bytes.
+        let bytes = (element.bytes() as usize * elements).next_multiple_of(4);
+        Held { handle: client.empty(bytes), element, elements, copied: false }
+    }
+}
+
+/// A tensor's elements in the order of its shape, without gaps, where a binding can start. A tensor that is to be `written` must also be nobody
+/// else's.
+pub(crate) fn hold(tensor: CubeTensor, element: Element, written: bool, alignment: u64) -> (CubeTensor, Held) {
+    let elements = tensor.meta.shape().num_elements();
+    let mut copied = tensor.meta.is_tiled() || !tensor.is_contiguous();
+    let mut tensor = into_contiguous(tensor);
+    // burn's allocations start where a binding can start, but a view may begin in the midst of one.
+    let aligned = tensor.handle.offset_start.unwrap_or(0).is_multiple_of(alignment);
+    if !aligned || !copied && written && !tensor.can_mut() {
+        tensor = tensor.copy();
+        copied = true;
+    }
+    let held = Held { handle: tensor.handle.clone(), element, elements, copied };
+    (tensor, held)
+}
+
 /// Elements of one tensor in a buffer of burn's, which stay where they are for as long as this lives.
 pub(crate) struct Lease {
     buffer: wgpu::Buffer,
@@ -148,19 +182,17 @@ pub(crate) struct Lease {
 }
 
 impl Lease {
-    /// Of an allocation's first elements.
-    pub(crate) fn of(client: &Client, handle: Handle, element: Element, elements: usize) -> Result<Self, Error> {
-        let bytes = element.bytes() * elements as u64;
-        let held = client.get_resource::<WgpuServer<AutoCompiler>>(handle).map_err(Error::runtime)?;
-        let resource = held.resource();
-        Ok(Lease { buffer: resource.buffer.clone(), element, start: resource.offset, bytes, _held: Box::new(held) })
-    }
-
-    /// Of new memory out of burn's pool, with any contents.
-    pub(crate) fn scratch(client: &Client, element: Element, elements: usize) -> Result<Self, Error> {
-        // Two elements of 16 bits share a word of 4 bytes.
-        let bytes = (element.bytes() as usize * elements).next_multiple_of(4);
-        Self::of(client, client.empty(bytes), element, elements)
+    /// Asks burn where all of these are, in one go: each question would wait for the thread that has the memory.
+    pub(crate) fn all(client: &Client, held: Vec<Held>) -> Result<Vec<Self>, Error> {
+        let lease = |Held { handle, element, elements, .. }| {
+            let bytes = element.bytes() * elements as u64;
+            let held = client.get_resource::<WgpuServer<AutoCompiler>>(handle)?;
+            let resource = held.resource();
+            let (buffer, start) = (resource.buffer.clone(), resource.offset);
+            Ok::<_, ServerError>(Lease { buffer, element, start, bytes, _held: Box::new(held) })
+        };
+        let leases = client.exclusive(|| held.into_iter().map(lease).collect::<Result<Vec<_>, _>>());
+        leases.map_err(Error::runtime)?.map_err(Error::runtime)
     }
 
     pub(crate) fn slice(&self) -> wgpu::BufferSlice<'_> {
@@ -171,39 +203,6 @@ impl Lease {
     pub(crate) fn elements(&self) -> gpu::ElementSlice<'_> {
         self.element.of(self.slice())
     }
-
-    /// Whether a binding can start here.
-    fn is_aligned(&self, alignment: u64) -> bool {
-        self.start.is_multiple_of(alignment)
-    }
-}
-
-/// A lease, and whether the tensor had to be copied for it.
-pub(crate) type Leased = Result<(Lease, bool), Error>;
-
-/// A tensor's elements in the order of its shape, without gaps, and where they are. A tensor that is to be `written` must also be nobody
-/// else's.
-pub(crate) fn lease(tensor: CubeTensor, written: bool, alignment: u64) -> (CubeTensor, Leased) {
-    let elements = tensor.meta.shape().num_elements();
-    let element = match element_of(tensor.dtype) {
-        Ok(element) => element,
-        Err(reason) => return (tensor, Err(Error::Runtime(reason))),
-    };
-    let mut copied = tensor.meta.is_tiled() || !tensor.is_contiguous();
-    let mut tensor = into_contiguous(tensor);
-    if !copied && written && !tensor.can_mut() {
-        tensor = tensor.copy();
-        copied = true;
-    }
-    let of = |tensor: &CubeTensor| Lease::of(&tensor.client, tensor.handle.clone(), element, elements);
-    let mut leased = of(&tensor);
-    if leased.as_ref().is_ok_and(|lease| !lease.is_aligned(alignment)) {
-        // A view into the midst of another tensor.
-        tensor = tensor.copy();
-        copied = true;
-        leased = of(&tensor);
-    }
-    (tensor, leased.map(|lease| (lease, copied)))
 }
 
 /// The type of a tensor's elements, where the optimizer can step it.

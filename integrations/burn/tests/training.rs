@@ -12,7 +12,6 @@ use burn::optim::decay::WeightDecayConfig;
 use burn::optim::momentum::MomentumConfig;
 use burn::optim::{GradientsAccumulator, GradientsParams, ModuleOptimizer, OptimizerRecord, SgdConfig};
 use burn::tensor::{DType, Device, Tensor, TensorData};
-#[cfg(feature = "checkpoint")]
 use wgpu_optim_burn::Shared;
 use wgpu_optim_burn::wgpu_optim::{Averaging, Gpu, Group, OptimizerBuilder, Regime, Rule, Sgdm, wgpu};
 use wgpu_optim_burn::{Copies, Error, WgpuOptimConfig, features, share_ours};
@@ -564,7 +563,6 @@ fn averages_come_in_a_module_of_their_own() {
 }
 
 /// A learning rate with every call, as burn's loops and its `Learner` pass one, and burn's own record of the optimizer.
-#[cfg(feature = "checkpoint")]
 #[test]
 fn burns_module_optimizer_can_hold_it() {
     for (device, gpu) in devices() {
@@ -606,7 +604,6 @@ fn burns_module_optimizer_can_hold_it() {
 }
 
 /// What `Learner` asks of a model and an optimizer.
-#[cfg(feature = "checkpoint")]
 mod learner {
     use burn::optim::lr_scheduler::linear::LinearLrSchedulerConfig;
     use burn::train::{InferenceStep, Learner, RegressionOutput, TrainOutput, TrainStep};
@@ -662,7 +659,6 @@ mod learner {
 }
 
 /// The module's parameters in burn's file, what the optimizer remembers in ours.
-#[cfg(feature = "checkpoint")]
 #[test]
 fn a_run_goes_on_from_its_files() {
     for (device, gpu) in devices() {
