@@ -207,7 +207,8 @@ impl RecordState for SharedState {
         let bytes = match &self.origin {
             Origin::Stepped(shared) if self.position == 0 => {
                 let shared = shared.lock();
-                let checkpoint = shared.optimizer().checkpoint(Parameters::Excluded, &Notes::new());
+                let notes = Notes::new();
+                let checkpoint = shared.optimizer().checkpoint(Parameters::Excluded, &notes);
                 let checkpoint = pollster::block_on(checkpoint);
                 checkpoint.unwrap_or_else(|error| panic!("{error}")).to_bytes()
             }

@@ -14,7 +14,7 @@ use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeBackend, CubeDevice};
 use burn_fusion::client::GlobalFusionClient;
 use burn_fusion::custom::{CustomOpIr, HandleContainer, Operation, OperationIr, StreamId, TensorIr};
-use burn_fusion::{ExecutionError, Fusion, FusionBackend, FusionHandle, FusionTensor};
+use burn_fusion::{ExecutionError, Fusion, FusionBackend, FusionHandle, FusionRuntime, FusionTensor};
 use wgpu_optim::{Element, gpu, wgpu};
 
 use crate::error::Error;
@@ -47,11 +47,12 @@ impl Buffers for CubeBackend {
     }
 }
 
-impl<B> Buffers for Fusion<B>
+impl<R, B> Buffers for Fusion<B>
 where
-    B: FusionBackend + BackendTypes<FloatTensorPrimitive = CubeTensor, Device = CubeDevice>,
+    R: FusionRuntime<FusionDevice = CubeDevice>,
+    B: FusionBackend<FusionRuntime = R> + BackendTypes<FloatTensorPrimitive = CubeTensor>,
 {
-    fn with_buffers(tensors: Vec<FusionTensor<B::FusionRuntime>>, work: Work) -> FusionTensor<B::FusionRuntime> {
+    fn with_buffers(tensors: Vec<FusionTensor<R>>, work: Work) -> FusionTensor<R> {
         let (client, shape, dtype) = (tensors[0].client.clone(), tensors[0].shape.clone(), tensors[0].dtype);
         let inputs: Vec<TensorIr> = tensors.into_iter().map(FusionTensor::into_ir).collect();
         let output = TensorIr::uninit(client.create_empty_handle(), shape, dtype);
@@ -62,10 +63,10 @@ where
     }
 
     fn submit(device: &CubeDevice) -> Result<(), Error> {
-        let fused = GlobalFusionClient::<B::FusionRuntime>::load(device);
+        let fused = GlobalFusionClient::<R>::load(device);
         let client = device.client();
         let flushed = fused.try_sync(move || client.flush());
-        flushed.map_err(Error::runtime)?.map_err(Error::runtime)
+        flushed.map_err(|error| Error::Runtime(format!("{error:?}")))?.map_err(Error::runtime)
     }
 }
 
@@ -86,11 +87,12 @@ impl<B> std::fmt::Debug for WithBuffers<B> {
     }
 }
 
-impl<B> Operation<B::FusionRuntime> for WithBuffers<B>
+impl<R, B> Operation<R> for WithBuffers<B>
 where
-    B: FusionBackend + BackendTypes<FloatTensorPrimitive = CubeTensor>,
+    R: FusionRuntime,
+    B: FusionBackend<FusionRuntime = R> + BackendTypes<FloatTensorPrimitive = CubeTensor>,
 {
-    fn execute(&self, handles: &mut HandleContainer<FusionHandle<B::FusionRuntime>>) -> Result<(), ExecutionError> {
+    fn execute(&self, handles: &mut HandleContainer<FusionHandle<R>>) -> Result<(), ExecutionError> {
         let tensors = self.inputs.iter().map(|input| handles.get_float_tensor::<B>(input)).collect();
         let output = (self.work)(tensors);
         handles.register_float_tensor::<B>(&self.output.id, output);

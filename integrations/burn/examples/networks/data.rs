@@ -73,7 +73,7 @@ fn idx(folder: &Path, part: &str) -> Result<(usize, Split)> {
     };
     let (count, side) = (word(&images, 1)?, word(&images, 2)?);
     let is_right = word(&images, 0)? == 0x803 && word(&labels, 0)? == 0x801 && word(&images, 3)? == side;
-    let (pixels, classes) = (&images[16.min(images.len())..], &labels[8..]);
+    let (pixels, classes) = (&images[16.min(images.len())..], &labels[8.min(labels.len())..]);
     let is_right = is_right
         && word(&labels, 1)? == count
         && pixels.len() == count * side * side

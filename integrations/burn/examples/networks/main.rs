@@ -118,25 +118,30 @@ impl Burns {
             }
             Burns::AdamW => AdamWConfig::new().init(),
             Burns::Muon => {
-                let mut matrices = Matrices::default();
-                model.visit(&mut matrices);
                 let muon = MuonConfig::new().with_adjust_lr_fn(AdjustLrFn::MatchRmsAdamW).build();
-                AdamWConfig::new().init().with_group(ParamGroup::from_ids(matrices.ids), muon, None)
+                AdamWConfig::new().init().with_group(ParamGroup::from_ids(Parts::of(model).matrices), muon, None)
             }
         }
     }
 }
 
-/// Parameters of two dimensions, without embeddings and the last layer. burn's Muon takes no others.
+/// Embeddings and the last layer, and the other parameters of two dimensions. burn's Muon takes no others.
 #[derive(Default)]
-struct Matrices {
+struct Parts {
     path: Vec<String>,
-    ids: Vec<ParamId>,
+    ends: Vec<ParamId>,
+    matrices: Vec<ParamId>,
 }
 
-const NO_MATRICES: [&str; 3] = ["embedding", "positions", "head"];
+impl Parts {
+    fn of<M: Module>(model: &M) -> Self {
+        let mut parts = Parts::default();
+        model.visit(&mut parts);
+        parts
+    }
+}
 
-impl ModuleVisitor for Matrices {
+impl ModuleVisitor for Parts {
     fn enter_module(&mut self, name: &str, _container_type: &str) {
         self.path.push(name.to_owned());
     }
@@ -146,8 +151,11 @@ impl ModuleVisitor for Matrices {
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        if D == 2 && !self.path.iter().any(|name| NO_MATRICES.contains(&name.as_str())) {
-            self.ids.push(param.id);
+        const ENDS: [&str; 3] = ["embedding", "positions", "head"];
+        if self.path.iter().any(|name| ENDS.contains(&name.as_str())) {
+            self.ends.push(param.id);
+        } else if D == 2 {
+            self.matrices.push(param.id);
         }
     }
 }
@@ -185,34 +193,10 @@ impl Ours {
         }
         let mut config = WgpuOptimConfig::new(builder);
         if self == Ours::Muon {
-            let mut paths = Paths::default();
-            model.visit(&mut paths);
-            config = config.with_group(ParamGroup::from_ids(paths.ids), Group::new("ends").rule(Rule::adamw()));
+            let ends = ParamGroup::from_ids(Parts::of(model).ends);
+            config = config.with_group(ends, Group::new("ends").rule(Rule::adamw()));
         }
         Ok(config.init(model, gpu)?)
-    }
-}
-
-/// Embeddings and the last layer.
-#[derive(Default)]
-struct Paths {
-    path: Vec<String>,
-    ids: Vec<ParamId>,
-}
-
-impl ModuleVisitor for Paths {
-    fn enter_module(&mut self, name: &str, _container_type: &str) {
-        self.path.push(name.to_owned());
-    }
-
-    fn exit_module(&mut self, _name: &str, _container_type: &str) {
-        self.path.pop();
-    }
-
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        if self.path.iter().any(|name| NO_MATRICES.contains(&name.as_str())) {
-            self.ids.push(param.id);
-        }
     }
 }
 
