@@ -477,7 +477,7 @@ fn steps_are_right_while_burn_tunes_its_kernels() {
         let mut burn = SgdConfig::new().init();
         let mut optim = WgpuOptimConfig::new(fixed(Rule::sgd(), 0.25)).init(&ours, gpu).expect("makes");
         let gradients = |net: &Linear, step| {
-            let input = Tensor::from_data(numbers(step, [128, 256]), device);
+            let input = Tensor::<2>::from_data(numbers(step, [128, 256]), device);
             let loss = (net.forward(input).tanh() - 0.5).square().mean();
             GradientsParams::from_grads(loss.backward(), net)
         };
