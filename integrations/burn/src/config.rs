@@ -4,12 +4,12 @@ use std::collections::HashMap;
 
 use burn::module::{Module, ModuleVisitor, Param, ParamGroup, ParamId};
 use burn::tensor::{Device, Tensor};
-use burn_cubecl::cubecl::client::Client;
+use burn_cubecl::CubeDevice;
 use wgpu_optim::{Gpu, Group, OptimizerBuilder, gpu, wgpu};
 
 use crate::error::Error;
 use crate::optim::{Parameter, WgpuOptim};
-use crate::tensor::{Lease, check_dtype, open};
+use crate::tensor::{Held, Lease, element_of, open, place_of};
 
 /// The name of the group of every parameter that no other group has.
 pub const DEFAULT_GROUP: &str = "all";
@@ -71,14 +71,16 @@ impl WgpuOptimConfig {
         if let Some(problem) = found.problem {
             return Err(problem);
         }
-        let Some((device, client)) = found.place else {
+        let Some((device, place)) = found.place else {
             return Err(Error::NoParameters);
         };
+        let client = place.client();
 
         // The default group first, then the others in their order; in each, parameters in the order of the module.
         let mut members: Vec<Vec<Parameter>> = vec![Vec::new(); self.groups.len() + 1];
         let names = found.parameters.iter().map(|one| format!("\"{}\"", one.name));
         let names = names.collect::<Vec<_>>().join(", ");
+        let order: Vec<ParamId> = found.parameters.iter().map(|parameter| parameter.id).collect();
         for parameter in found.parameters {
             let path = Some(parameter.name.as_str());
             let matches = |(own, _): &(ParamGroup, _)| own.matches(&parameter.id, path);
@@ -95,7 +97,10 @@ impl WgpuOptimConfig {
         })?;
         let mut builder = self.builder.clone().rebindable().loss(loss.slice(..4));
         // Something to be built with, of the right lengths: where parameters and gradients are is told with each step.
-        let mut held = Vec::new();
+        let scratch =
+            |parameter: &Parameter| [(); 2].map(|()| Held::scratch(&client, parameter.element, parameter.elements));
+        let held = Lease::all(&client, members.iter().flatten().flat_map(scratch).collect())?;
+        let mut places = held.chunks_exact(2);
         let templates = std::iter::once(&self.default).chain(self.groups.iter().map(|(_, group)| group));
         for (index, (template, members)) in templates.zip(&members).enumerate() {
             if members.is_empty() {
@@ -105,20 +110,15 @@ impl WgpuOptimConfig {
                 return Err(Error::EmptyGroup { group: template.name().to_owned(), parameters: names });
             }
             let mut group = template.clone();
-            for parameter in members {
-                let [params, grads] = [(); 2].map(|()| {
-                    let bytes = 4 * parameter.elements;
-                    Lease::of_handle(&client, client.empty(bytes), parameter.elements)
-                });
-                let (params, grads) = (params?, grads?);
-                group = group.tensor(parameter.name.clone(), params.slice(), grads.slice());
-                held.push((params, grads));
+            for (parameter, place) in members.iter().zip(&mut places) {
+                let (name, shape) = (parameter.name.clone(), &parameter.shape);
+                group = group.shaped_tensor(name, shape, place[0].elements(), place[1].elements());
             }
             builder = builder.group(group);
         }
         let optimizer = builder.build(gpu)?;
         let parameters = members.into_iter().flatten().collect();
-        Ok(WgpuOptim::new(optimizer, parameters, device, client, loss))
+        Ok(WgpuOptim::new(optimizer, parameters, &order, device, place, loss))
     }
 }
 
@@ -129,7 +129,7 @@ struct Found {
     parameters: Vec<Parameter>,
     known: HashMap<ParamId, usize>,
     /// Where the first of them is.
-    place: Option<(Device, Client)>,
+    place: Option<(Device, CubeDevice)>,
     problem: Option<Error>,
 }
 
@@ -152,16 +152,17 @@ impl ModuleVisitor for Found {
             self.problem = Some(Error::Tied { first: self.parameters[first].name.clone(), second: name });
             return;
         }
-        let elements = value.shape().num_elements();
-        let device = value.device();
-        let opened = check_dtype(&value)
-            .and_then(|()| check_device(&device, self.place.as_ref()))
-            .and_then(|()| open(value.inner()));
+        let (shape, device) = (value.shape(), value.device());
+        let opened = check_device(&device, self.place.as_ref()).and_then(|()| {
+            let element = element_of(value.dtype())?;
+            Ok((element, place_of(&open(value.inner())?)))
+        });
         match opened {
-            Ok(opened) => {
-                self.place.get_or_insert((device, opened.client));
+            Ok((element, place)) => {
+                self.place.get_or_insert((device, place));
                 self.known.insert(param.id, self.parameters.len());
-                self.parameters.push(Parameter { id: param.id, name, elements });
+                let elements = shape.num_elements();
+                self.parameters.push(Parameter { id: param.id, name, shape: shape.to_vec(), elements, element });
             }
             Err(reason) => {
                 self.problem = Some(Error::Unusable { parameter: name, reason });
@@ -170,7 +171,7 @@ impl ModuleVisitor for Found {
     }
 }
 
-fn check_device(device: &Device, first: Option<&(Device, Client)>) -> Result<(), String> {
+fn check_device(device: &Device, first: Option<&(Device, CubeDevice)>) -> Result<(), String> {
     match first {
         Some((first, _)) if first != device => Err(format!(
             "it is on {device:?}, but the parameters before it on {first:?}: one optimizer steps one device"

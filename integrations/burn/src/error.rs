@@ -80,13 +80,26 @@ pub enum Error {
         parameter: String,
     },
 
-    /// A parameter got no gradient.
+    /// A parameter got no gradient, in a step of burn's `ModuleOptimizer`.
     #[error(
-        "parameter \"{parameter}\" has no gradient: every parameter of the optimizer must have a part in every loss, for one norm is taken over all of them; freeze it before the optimizer is made (Module::freeze, Param::set_require_grad), or have it in an optimizer of its own"
+        "parameter \"{parameter}\" had no gradient in the last step, which was therefore never taken: burn's ModuleOptimizer does not tell its optimizers where a step ends. Freeze the parameter before the optimizer is made (Module::freeze, Param::set_require_grad), or call WgpuOptim::step, which leaves it out"
     )]
     MissingGradient {
         /// Its name.
         parameter: String,
+    },
+
+    /// The parameters of a group were given several learning rates.
+    #[error(
+        "group \"{group}\" was given the learning rates {first} and {second} in one step: give the parameters of each rate a group of their own (WgpuOptimConfig::with_group)"
+    )]
+    SeveralRates {
+        /// Its name.
+        group: String,
+        /// One of the rates.
+        first: f64,
+        /// Another one.
+        second: f64,
     },
 
     /// The regime goes by the loss, which the step was not told.
@@ -98,7 +111,20 @@ pub enum Error {
         regime: &'static str,
     },
 
+    /// burn could not compute something that the step needs.
+    #[error("burn could not compute {what} or its gradient: read either of them (Tensor::try_into_data) to see why")]
+    Failed {
+        /// A parameter's path, or the loss.
+        what: String,
+    },
+
     /// burn's runtime refuses, or has failed.
     #[error("burn's runtime: {0}")]
     Runtime(String),
+}
+
+impl Error {
+    pub(crate) fn runtime(error: impl std::fmt::Display) -> Self {
+        Error::Runtime(error.to_string())
+    }
 }

@@ -34,12 +34,16 @@
 //! runs later, since there is one queue. A buffer that somebody else has too, as the clone of a module does, is never written: that
 //! parameter is copied first, and [`WgpuOptim::copies`] counts it.
 //!
-//! A norm is taken over all parameters of a group, or of all groups ([`OptimizerBuilder::global_norm`](wgpu_optim::OptimizerBuilder)): every
-//! parameter that required a gradient when the optimizer was made must get one in every step, or the step is refused with its name.
+//! A norm is taken over all parameters of a group, or of all groups ([`OptimizerBuilder::global_norm`](wgpu_optim::OptimizerBuilder)), that
+//! have a gradient in the step. The others are left as they are.
 //!
 //! # Fusion
-//! Not with burn's feature `fusion`: a tensor is then a promise of a kernel that has not been chosen, and has no buffer that could be
-//! bound before the promise is kept and handed back. This crate is for burn without that feature.
+//! With burn's feature `fusion` a tensor is a promise of operations that have not been chosen yet, and has no buffer. A step hands each
+//! parameter and its gradient to burn's stream as the inputs of an operation of its own, which runs where all that leads to them has run,
+//! takes their buffers, and hands the parameter's buffer back as its output. Nothing is copied, and nothing waits for the device. The
+//! stream is drained at a step, so that burn fuses no operation before a step with one behind it.
+//!
+//! This crate has no feature for it: it works with whatever backend the features of the program's own `burn` make.
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
@@ -47,12 +51,14 @@ mod config;
 mod device;
 mod error;
 mod optim;
+mod shared;
 mod tensor;
 
 pub use config::{DEFAULT_GROUP, WgpuOptimConfig};
 pub use device::{features, share_burns, share_ours};
 pub use error::Error;
 pub use optim::{Copies, WgpuOptim};
+pub use shared::{Shared, SharedGuard, SharedState};
 pub use wgpu_optim;
 
 /// The README's code, compiled as a doc test.

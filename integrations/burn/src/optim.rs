@@ -2,15 +2,16 @@
 
 use std::collections::HashMap;
 
+use burn::backend::Cube;
 use burn::module::{Module, ModuleMapper, Param, ParamId};
 use burn::optim::GradientsParams;
-use burn::tensor::{Device, Tensor};
-use burn_cubecl::cubecl::client::Client;
+use burn::tensor::{DType, Device, Tensor};
+use burn_cubecl::CubeDevice;
 use burn_cubecl::tensor::CubeTensor;
-use wgpu_optim::{Averaging, Optimizer, Records, wgpu};
+use wgpu_optim::{Averaging, Controls, Element, Optimizer, Records, wgpu};
 
 use crate::error::Error;
-use crate::tensor::{Lease, check_dtype, close, lease, open};
+use crate::tensor::{Buffers, Held, Lease, Pending, Primitive, close, element_of, hold, open};
 
 /// A parameter that is trained.
 #[derive(Debug, Clone)]
@@ -18,7 +19,9 @@ pub(crate) struct Parameter {
     pub(crate) id: ParamId,
     /// Its path in the module.
     pub(crate) name: String,
+    pub(crate) shape: Vec<usize>,
     pub(crate) elements: usize,
+    pub(crate) element: Element,
 }
 
 /// Tensors that had to be copied on the device before a step could use them, since the optimizer was made.
@@ -40,13 +43,22 @@ pub struct WgpuOptim {
     /// In the order of the optimizer's tensors.
     parameters: Vec<Parameter>,
     index: HashMap<ParamId, usize>,
+    /// The same tensors in the order of the module.
+    order: Vec<usize>,
     /// Where burn has the module.
     device: Device,
-    client: Client,
+    place: CubeDevice,
     /// What a binding's start is a multiple of, in bytes.
     alignment: u64,
     loss: wgpu::Buffer,
     copies: Copies,
+}
+
+/// A tensor's parameters and gradients, once they have buffers.
+pub(crate) struct Site {
+    params: Held,
+    /// `None` where the step has no gradient of it.
+    grads: Option<Held>,
 }
 
 impl std::fmt::Debug for WgpuOptim {
@@ -64,18 +76,21 @@ impl WgpuOptim {
     pub(crate) fn new(
         optimizer: Optimizer,
         parameters: Vec<Parameter>,
+        order: &[ParamId],
         device: Device,
-        client: Client,
+        place: CubeDevice,
         loss: wgpu::Buffer,
     ) -> Self {
         let limits = optimizer.gpu().device().limits();
         let ids = parameters.iter().map(|parameter| parameter.id);
+        let index: HashMap<ParamId, usize> = ids.zip(0..).collect();
         WgpuOptim {
-            index: ids.zip(0..).collect(),
+            order: order.iter().map(|id| index[id]).collect(),
+            index,
             optimizer,
             parameters,
             device,
-            client,
+            place,
             alignment: u64::from(limits.min_storage_buffer_offset_alignment.max(16)),
             loss,
             copies: Copies::default(),
@@ -84,12 +99,13 @@ impl WgpuOptim {
 
     /// One step, on the device's queue behind everything that burn has been asked for so far and ahead of everything that it will be.
     ///
-    /// The module that comes back is the one that went in, with its parameters moved.
+    /// The module that comes back is the one that went in, with its parameters moved. A parameter without a gradient in `gradients` is left as
+    /// it is, as in PyTorch and burn, and has no part in the norm: see [`Optimizer::encode_step_without`].
     ///
     /// # Errors
-    /// [`Error::MissingGradient`], [`Error::ModuleDiffers`], [`Error::Unusable`] or [`Error::MissingLoss`] where module and gradients are
-    /// not those of this optimizer; [`Error::Optimizer`], [`Error::Runtime`]. The module is gone then; [`WgpuOptim::try_step`] gives it
-    /// back.
+    /// [`Error::UnknownParameter`], [`Error::ModuleDiffers`], [`Error::Unusable`] or [`Error::MissingLoss`] where module and gradients are
+    /// not those of this optimizer; [`Error::Failed`], [`Error::Optimizer`], [`Error::Runtime`]. The module is gone then;
+    /// [`WgpuOptim::try_step`] gives it back.
     pub fn step<M: Module>(&mut self, module: M, gradients: GradientsParams) -> Result<M, Error> {
         let (module, stepped) = self.try_step(module, gradients, None);
         stepped.map(|()| module)
@@ -122,28 +138,23 @@ impl WgpuOptim {
             Err(error) => return (module, Err(error)),
         };
         let mut leases = Leases {
-            device: &self.device,
+            optim: self,
             path: Vec::new(),
-            parameters: &self.parameters,
-            index: &self.index,
-            alignment: self.alignment,
             gradients: &mut gradients,
-            leased: self.parameters.iter().map(|_| None).collect(),
-            copies: self.copies,
+            sites: self.parameters.iter().map(|_| None).collect(),
             problem: None,
         };
         let module = module.map(&mut leases);
-        let (leased, copies, problem) = (leases.leased, leases.copies, leases.problem);
-        self.copies = copies;
+        let (sites, problem) = (leases.sites, leases.problem);
         let stepped = match problem {
             Some(problem) => Err(problem),
-            None => self.submit(leased, loss),
+            None => self.finish(sites, loss),
         };
         (module, stepped)
     }
 
     /// The loss, where a regime goes by it.
-    fn lease_loss(&self, loss: Option<&Tensor<1>>) -> Result<Option<Lease>, Error> {
+    pub(crate) fn lease_loss(&self, loss: Option<&Tensor<1>>) -> Result<Option<Pending<Held>>, Error> {
         let mut groups = self.optimizer.groups().iter();
         let Some(group) = groups.find(|group| group.regime.needs_loss()) else {
             return Ok(None);
@@ -152,40 +163,120 @@ impl WgpuOptim {
             return Err(Error::MissingLoss { group: group.name.clone(), regime: group.regime.name() });
         };
         let unusable = |reason| Error::Unusable { parameter: "the loss".to_owned(), reason };
-        let value = loss.clone().inner();
-        check_dtype(&value).map_err(unusable)?;
+        let value = loss.clone().inner().cast(DType::F32);
         let elements = value.shape().num_elements();
         if elements != 1 {
             return Err(unusable(format!("it has {elements} elements instead of 1")));
         }
-        let opened = open(value).map_err(unusable)?;
-        Lease::of(&opened, 1).map(Some)
+        let held = Pending::new();
+        let pending = held.share();
+        let work = move |mut tensors: Vec<CubeTensor>| {
+            // Copies start at any word.
+            let (tensor, loss) = hold(tensors.swap_remove(0), Element::F32, false, 4);
+            pending.set(loss);
+            tensor
+        };
+        drop(Cube::with_buffers(vec![open(value).map_err(unusable)?], Box::new(work)));
+        Ok(Some(held))
     }
 
-    fn submit(&mut self, leased: Vec<Option<(Lease, Lease)>>, loss: Option<Lease>) -> Result<(), Error> {
-        let mut slices = Vec::with_capacity(leased.len());
-        for (parameter, leases) in self.parameters.iter().zip(&leased) {
-            let Some((params, grads)) = leases else {
-                return Err(Error::ModuleDiffers {
-                    parameter: parameter.name.clone(),
-                    expected: parameter.elements,
-                    actual: 0,
-                });
-            };
-            slices.push((params.slice(), grads.slice()));
-        }
-        self.optimizer.rebind(&slices)?;
+    /// Takes a parameter and its gradient out of burn's hands for a step. What comes back has the same values.
+    pub(crate) fn exchange(
+        &self,
+        index: usize,
+        params: Primitive,
+        grads: Option<Primitive>,
+    ) -> (Primitive, Pending<Site>) {
+        let site = Pending::new();
+        let (pending, alignment, written) = (site.share(), self.alignment, grads.is_some());
+        let element = self.parameters[index].element;
+        let work = move |tensors: Vec<CubeTensor>| {
+            let mut tensors = tensors.into_iter();
+            let (tensor, params) = hold(tensors.next().expect("the parameters"), element, written, alignment);
+            let grads = tensors.next().map(|gradient| hold(gradient, element, false, alignment).1);
+            pending.set(Site { params, grads });
+            tensor
+        };
+        let tensors = std::iter::once(params).chain(grads).collect();
+        (Cube::with_buffers(tensors, Box::new(work)), site)
+    }
+
+    /// A tensor of the same f32 values that nobody else has, and its buffer.
+    fn room(&self, tensor: Primitive) -> (Primitive, Pending<Held>) {
+        let held = Pending::new();
+        let (pending, alignment) = (held.share(), self.alignment);
+        let work = move |mut tensors: Vec<CubeTensor>| {
+            let (tensor, held) = hold(tensors.swap_remove(0), Element::F32, true, alignment);
+            pending.set(held);
+            tensor
+        };
+        (Cube::with_buffers(vec![tensor], Box::new(work)), held)
+    }
+
+    /// The step itself, with the places of all tensors.
+    pub(crate) fn finish(
+        &mut self,
+        sites: Vec<Option<Pending<Site>>>,
+        loss: Option<Pending<Held>>,
+    ) -> Result<(), Error> {
         // What burn has recorded so far, the gradients above all, comes first.
-        self.client.flush().map_err(|error| Error::Runtime(error.to_string()))?;
-        let gpu = self.optimizer.gpu();
+        Cube::submit(&self.place)?;
+        let client = self.place.client();
+        let mut held = Vec::with_capacity(2 * sites.len() + 1);
+        let mut absent = Vec::new();
+        for (tensor, (parameter, site)) in self.parameters.iter().zip(sites).enumerate() {
+            let site = site.ok_or_else(|| Error::ModuleDiffers {
+                parameter: parameter.name.clone(),
+                expected: parameter.elements,
+                actual: 0,
+            })?;
+            let Site { params, grads } = site.take().ok_or_else(|| Error::Failed { what: parameter.name.clone() })?;
+            self.copies.parameters += u64::from(params.copied);
+            held.push(params);
+            held.push(grads.unwrap_or_else(|| {
+                absent.push(tensor);
+                // Something that can be bound. Nothing reads it.
+                Held::scratch(&client, parameter.element, parameter.elements)
+            }));
+            self.copies.gradients += held.last().map_or(0, |grads| u64::from(grads.copied));
+        }
+        if let Some(loss) = loss {
+            held.push(loss.take().ok_or_else(|| Error::Failed { what: "the loss".to_owned() })?);
+        }
+        let leases = Lease::all(&client, held)?;
+        let (tensors, loss) = leases.split_at(2 * self.parameters.len());
+        let slices: Vec<_> = tensors.chunks_exact(2).map(|pair| (pair[0].elements(), pair[1].elements())).collect();
+        self.optimizer.rebind(&slices)?;
+        let gpu = self.optimizer.gpu().clone();
         let mut encoder = gpu.device().create_command_encoder(&Default::default());
-        if let Some(loss) = &loss {
+        if let [loss] = loss {
             let from = loss.slice();
             encoder.copy_buffer_to_buffer(from.buffer(), from.offset(), &self.loss, 0, 4);
         }
-        self.optimizer.encode_step(&mut encoder)?;
+        if absent.is_empty() {
+            self.optimizer.encode_step(&mut encoder)?;
+        } else {
+            self.optimizer.encode_step_without(&mut encoder, &absent)?;
+        }
         gpu.queue().submit([encoder.finish()]);
         Ok(())
+    }
+
+    /// Changes settings of a group between steps: a factor of its learning rate, weight decay, clip, micro-batches, or whether it is frozen.
+    /// See [`Optimizer::control`].
+    ///
+    /// # Errors
+    /// As [`Optimizer::control`].
+    pub fn control(&mut self, group: &str, change: impl FnMut(&mut Controls)) -> Result<(), Error> {
+        Ok(self.optimizer.control(group, change)?)
+    }
+
+    /// As [`WgpuOptim::control`], for all groups.
+    ///
+    /// # Errors
+    /// As [`Optimizer::control_all`].
+    pub fn control_all(&mut self, change: impl FnMut(&mut Controls)) -> Result<(), Error> {
+        Ok(self.optimizer.control_all(change)?)
     }
 
     /// What had to be copied so far.
@@ -234,29 +325,27 @@ impl WgpuOptim {
     /// parameters as they are. For a module that this optimizer has stepped.
     ///
     /// # Errors
-    /// [`Error::ModuleDiffers`] where the module is another; [`Error::Optimizer`], [`Error::Runtime`].
+    /// [`Error::Failed`], [`Error::Optimizer`], [`Error::Runtime`].
     pub fn averaged<M: Module>(&mut self, module: &M) -> Result<M, Error> {
-        let mut copier = Copier { index: &self.index, alignment: self.alignment, copied: Vec::new(), problem: None };
+        let mut copier = Copier { optim: self, dtypes: HashMap::new(), copied: Vec::new() };
         let copy = module.clone().map(&mut copier);
-        let (copied, problem) = (copier.copied, copier.problem);
-        if let Some(problem) = problem {
-            return Err(problem);
-        }
-        self.client.flush().map_err(|error| Error::Runtime(error.to_string()))?;
+        let (dtypes, copied) = (copier.dtypes, copier.copied);
+        Cube::submit(&self.place)?;
         let gpu = self.optimizer.gpu();
-        let (groups, tensors) = (self.optimizer.groups(), self.optimizer.tensors());
         let mut encoder = gpu.device().create_command_encoder(&Default::default());
-        for (tensor, lease) in &copied {
-            if groups[tensors[*tensor].group].averaging != Averaging::Off {
-                self.optimizer.encode_copy_averages(&mut encoder, *tensor, lease.slice())?;
-            }
+        let held = copied.iter().map(|(tensor, held)| {
+            held.take().ok_or_else(|| Error::Failed { what: self.parameters[*tensor].name.clone() })
+        });
+        let leases = Lease::all(&self.place.client(), held.collect::<Result<_, _>>()?)?;
+        for ((tensor, _), lease) in copied.iter().zip(&leases) {
+            self.optimizer.encode_copy_averages(&mut encoder, *tensor, lease.slice())?;
         }
         gpu.queue().submit([encoder.finish()]);
-        Ok(copy)
+        // Averages are f32.
+        Ok(copy.map(&mut Converter { dtypes }))
     }
 }
 
-#[cfg(feature = "checkpoint")]
 impl WgpuOptim {
     /// Writes what the optimizer remembers to a file (see [`Optimizer::save`]); the parameters are burn's to save, with
     /// [`Module::save_file`]. Waits for the device.
@@ -277,43 +366,37 @@ impl WgpuOptim {
         let loaded = self.optimizer.load(path, wgpu_optim::Parameters::Excluded)?;
         Ok(loaded.step())
     }
+
+    /// As [`WgpuOptim::load`], of a checkpoint in memory. [`WgpuOptim::optimizer`] makes one:
+    /// [`Optimizer::checkpoint`].
+    ///
+    /// # Errors
+    /// As [`Optimizer::restore`]; nothing has changed then.
+    pub fn restore(&mut self, checkpoint: &wgpu_optim::Checkpoint) -> Result<(), Error> {
+        Ok(self.optimizer.restore(checkpoint, wgpu_optim::Parameters::Excluded)?)
+    }
 }
 
 /// Takes every parameter and its gradient out of burn's hands for a step; the module that comes of it has the same values.
 struct Leases<'a> {
-    device: &'a Device,
-    parameters: &'a [Parameter],
-    index: &'a HashMap<ParamId, usize>,
+    optim: &'a WgpuOptim,
     path: Vec<String>,
-    alignment: u64,
     gradients: &'a mut GradientsParams,
-    leased: Vec<Option<(Lease, Lease)>>,
-    copies: Copies,
+    sites: Vec<Option<Pending<Site>>>,
     problem: Option<Error>,
 }
 
-impl Leases<'_> {
-    fn gradient<const D: usize>(&mut self, parameter: &Parameter) -> Result<Lease, Error> {
-        let unusable = |reason: String| Error::Unusable {
-            parameter: parameter.name.clone(),
-            reason: format!("its gradient: {reason}"),
-        };
-        let gradient = self.gradients.remove::<D>(parameter.id);
-        let gradient = gradient.ok_or_else(|| Error::MissingGradient { parameter: parameter.name.clone() })?;
-        check_dtype(&gradient).map_err(unusable)?;
-        let elements = gradient.shape().num_elements();
-        if elements != parameter.elements {
-            return Err(unusable(format!("it has {elements} elements instead of {}", parameter.elements)));
-        }
-        let opened = open(gradient).map_err(unusable)?;
-        let (_, leased) = lease(opened, false, self.alignment);
-        let (lease, copied) = leased?;
-        self.copies.gradients += u64::from(copied);
-        Ok(lease)
+impl WgpuOptim {
+    pub(crate) fn order(&self) -> &[usize] {
+        &self.order
+    }
+
+    pub(crate) fn parameters(&self) -> &[Parameter] {
+        &self.parameters
     }
 
     /// Refuses a parameter that is not as it was when the optimizer was made.
-    fn check<const D: usize>(&self, parameter: &Parameter, value: &Tensor<D>) -> Result<(), Error> {
+    pub(crate) fn check<const D: usize>(&self, parameter: &Parameter, value: &Tensor<D>) -> Result<(), Error> {
         let actual = value.shape().num_elements();
         if actual != parameter.elements {
             return Err(Error::ModuleDiffers {
@@ -322,32 +405,69 @@ impl Leases<'_> {
                 actual,
             });
         }
-        let device = value.device();
-        let checked = if device == *self.device {
-            check_dtype(value)
-        } else {
-            let place = self.device;
-            Err(format!(
-                "it is on {device:?}, but the optimizer on {place:?}: move the module (Module::to_device), or make an optimizer there"
-            ))
-        };
-        checked.map_err(|reason| Error::Unusable { parameter: parameter.name.clone(), reason })
+        self.check_kind(parameter, value)
+            .map_err(|reason| Error::Unusable { parameter: parameter.name.clone(), reason })
     }
 
-    /// What a step needs of a parameter before it is taken out of the module.
-    fn prepare<const D: usize>(&mut self, param: &Param<Tensor<D>>) -> Result<Option<(usize, Lease)>, Error> {
+    /// Its gradient, which must be of the same kind.
+    pub(crate) fn check_gradient<const D: usize>(
+        &self,
+        parameter: &Parameter,
+        gradient: &Tensor<D>,
+    ) -> Result<(), Error> {
+        let elements = gradient.shape().num_elements();
+        let checked = if elements == parameter.elements {
+            self.check_kind(parameter, gradient)
+        } else {
+            Err(format!("it has {elements} elements instead of {}", parameter.elements))
+        };
+        checked.map_err(|reason| Error::Unusable {
+            parameter: parameter.name.clone(),
+            reason: format!("its gradient: {reason}"),
+        })
+    }
+
+    fn check_kind<const D: usize>(&self, parameter: &Parameter, value: &Tensor<D>) -> Result<(), String> {
+        let (device, place) = (value.device(), &self.device);
+        if device != *place {
+            return Err(format!(
+                "it is on {device:?}, but the optimizer on {place:?}: move the module (Module::to_device), or make an optimizer there"
+            ));
+        }
+        let (element, expected) = (element_of(value.dtype())?, parameter.element);
+        if element == expected {
+            return Ok(());
+        }
+        Err(format!(
+            "it is {}, but the parameter was {} when the optimizer was made: convert it back, or make a new optimizer",
+            element.name(),
+            expected.name()
+        ))
+    }
+}
+
+impl Leases<'_> {
+    /// What a step needs of a parameter before it is taken out of the module: its index, and its gradient if there is one.
+    fn prepare<const D: usize>(
+        &mut self,
+        param: &Param<Tensor<D>>,
+    ) -> Result<Option<(usize, Option<Primitive>)>, Error> {
         let value = param.base();
-        let Some(&index) = self.index.get(&param.id) else {
+        let Some(&index) = self.optim.index.get(&param.id) else {
             return if value.is_require_grad() {
                 Err(Error::UnknownParameter { parameter: self.path.join(".") })
             } else {
                 Ok(None)
             };
         };
-        let parameters = self.parameters;
-        self.check(&parameters[index], &value)?;
-        let gradient = self.gradient::<D>(&parameters[index])?;
-        Ok(Some((index, gradient)))
+        let parameter = &self.optim.parameters[index];
+        self.optim.check(parameter, &value)?;
+        let Some(gradient) = self.gradients.remove::<D>(param.id) else {
+            return Ok(Some((index, None)));
+        };
+        self.optim.check_gradient(parameter, &gradient)?;
+        let unusable = |reason| Error::Unusable { parameter: parameter.name.clone(), reason };
+        Ok(Some((index, Some(open(gradient).map_err(unusable)?))))
     }
 }
 
@@ -364,71 +484,71 @@ impl ModuleMapper for Leases<'_> {
         if self.problem.is_some() {
             return param;
         }
-        let (index, gradient) = match self.prepare(&param) {
-            Ok(Some(prepared)) => prepared,
-            Ok(None) => return param,
+        match self.prepare(&param) {
+            Ok(Some((index, gradient))) => remake(param, |tensor| {
+                let (tensor, site) = self.optim.exchange(index, opened(tensor), gradient);
+                self.sites[index] = Some(site);
+                close(tensor)
+            }),
+            Ok(None) => param,
             Err(problem) => {
                 self.problem = Some(problem);
-                return param;
+                param
             }
-        };
-        let alignment = self.alignment;
-        let mut leased = None;
-        let param = remake(param, |tensor| {
-            let (tensor, lease) = lease(tensor, true, alignment);
-            leased = Some(lease);
-            tensor
-        });
-        match leased {
-            Some(Ok((parameter, copied))) => {
-                self.copies.parameters += u64::from(copied);
-                self.leased[index] = Some((parameter, gradient));
-            }
-            Some(Err(problem)) => self.problem = Some(problem),
-            None => {}
         }
-        param
     }
 }
 
-/// Copies every parameter, for averages to be written to.
+/// Makes room for the averages of every parameter that has some.
 struct Copier<'a> {
-    index: &'a HashMap<ParamId, usize>,
-    alignment: u64,
-    copied: Vec<(usize, Lease)>,
-    problem: Option<Error>,
+    optim: &'a WgpuOptim,
+    /// What the parameters are.
+    dtypes: HashMap<ParamId, DType>,
+    copied: Vec<(usize, Pending<Held>)>,
 }
 
 impl ModuleMapper for Copier<'_> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let Some(&index) = self.index.get(&param.id) else {
+        let optimizer = &self.optim.optimizer;
+        let Some(&index) = self.optim.index.get(&param.id) else {
             return param;
         };
-        let alignment = self.alignment;
+        if optimizer.groups()[optimizer.tensors()[index].group].averaging == Averaging::Off {
+            return param;
+        }
+        let dtype = param.base().dtype();
+        self.dtypes.insert(param.id, dtype);
         remake(param, |tensor| {
-            // The module that was cloned still has it.
-            let (tensor, lease) = lease(tensor, true, alignment);
-            match lease {
-                Ok((lease, _)) => self.copied.push((index, lease)),
-                Err(problem) => self.problem = Some(problem),
-            }
-            tensor
+            // The module that was cloned still has the tensor, so that it is copied: into f32, which averages are.
+            let (tensor, held) = self.optim.room(opened(tensor.cast(DType::F32)));
+            self.copied.push((index, held));
+            close(tensor)
         })
     }
 }
 
+/// Gives parameters the type that they had.
+struct Converter {
+    dtypes: HashMap<ParamId, DType>,
+}
+
+impl ModuleMapper for Converter {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        match self.dtypes.get(&param.id) {
+            Some(&dtype) if dtype != DType::F32 => remake(param, |tensor| tensor.cast(dtype)),
+            _ => param,
+        }
+    }
+}
+
 /// The same parameter of another tensor, which is on the same device as that which it had.
-fn remake<const D: usize>(
-    param: Param<Tensor<D>>,
-    exchange: impl FnOnce(CubeTensor) -> CubeTensor,
-) -> Param<Tensor<D>> {
+fn remake<const D: usize>(param: Param<Tensor<D>>, exchange: impl FnOnce(Tensor<D>) -> Tensor<D>) -> Param<Tensor<D>> {
     let (id, tensor, mapper) = param.consume();
     let (trained, distributed) = (tensor.is_require_grad(), tensor.is_distributed());
     let checkpointing = tensor.gradient_checkpointing_strategy();
     let lifted = tensor.is_autodiff();
     let tensor = if lifted { tensor.inner() } else { tensor };
-    let opened = open(tensor).expect("the device is the optimizer's, and so is the backend");
-    let mut tensor = close(exchange(opened));
+    let mut tensor = exchange(tensor);
     if lifted {
         tensor = Tensor::from_inner(tensor);
     }
@@ -442,4 +562,9 @@ fn remake<const D: usize>(
         tensor = tensor.set_distributed(id);
     }
     Param::from_mapped_value(id, tensor, mapper)
+}
+
+/// What lies under a tensor that was checked.
+fn opened<const D: usize>(tensor: Tensor<D>) -> Primitive {
+    open(tensor).expect("the device is the optimizer's, and so is the backend")
 }

@@ -1,32 +1,182 @@
-//! What lies under a burn tensor: its buffer on the device.
+//! What lies under burn's tensors: their buffers on the device, with burn's feature `fusion` and without it. Everything that depends on burn's
+//! backend, and so on its version, is in this file.
 
 use std::any::Any;
+use std::sync::{Arc, Mutex, PoisonError};
 
+use burn::backend::{BackendTypes, Cube, TensorMetadata};
 use burn::tensor::{DType, Tensor};
-use burn_cubecl::CubeBackend;
 use burn_cubecl::cubecl::client::Client;
-use burn_cubecl::cubecl::server::Handle;
+use burn_cubecl::cubecl::server::{Handle, ServerError};
 use burn_cubecl::cubecl::wgpu::{AutoCompiler, WgpuServer};
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
-use wgpu_optim::wgpu;
+use burn_cubecl::{CubeBackend, CubeDevice};
+use burn_fusion::client::GlobalFusionClient;
+use burn_fusion::custom::{CustomOpIr, HandleContainer, Operation, OperationIr, StreamId, TensorIr};
+use burn_fusion::{ExecutionError, Fusion, FusionBackend, FusionHandle, FusionRuntime, FusionTensor};
+use wgpu_optim::{Element, gpu, wgpu};
 
 use crate::error::Error;
 
+/// A float tensor of burn's backend for wgpu: a [`CubeTensor`], or with `fusion` a [`FusionTensor`], which has no buffer before burn has run
+/// the operations that lead to it.
+pub(crate) type Primitive = <Cube as BackendTypes>::FloatTensorPrimitive;
+
+/// What is to be done with tensors once they have buffers. It returns what takes the place of the first of them.
+pub(crate) type Work = Box<dyn Fn(Vec<CubeTensor>) -> CubeTensor + Send + Sync>;
+
+/// A backend whose tensors have buffers of wgpu, at once or later.
+pub(crate) trait Buffers: BackendTypes {
+    /// Calls `work` with the tensors: at once where they have buffers, else behind the operations that burn has recorded so far, at the latest
+    /// in [`Buffers::submit`]. Copies nothing: a tensor that nobody else holds is given to `work` as one that may be written.
+    fn with_buffers(tensors: Vec<Self::FloatTensorPrimitive>, work: Work) -> Self::FloatTensorPrimitive;
+
+    /// Runs all that was recorded on this thread's stream, and submits it to the queue. Waits for the threads of burn that record commands,
+    /// not for the device.
+    fn submit(device: &CubeDevice) -> Result<(), Error>;
+}
+
+impl Buffers for CubeBackend {
+    fn with_buffers(tensors: Vec<CubeTensor>, work: Work) -> CubeTensor {
+        work(tensors)
+    }
+
+    fn submit(device: &CubeDevice) -> Result<(), Error> {
+        device.client().flush().map_err(Error::runtime)
+    }
+}
+
+impl<R, B> Buffers for Fusion<B>
+where
+    R: FusionRuntime<FusionDevice = CubeDevice>,
+    B: FusionBackend<FusionRuntime = R> + BackendTypes<FloatTensorPrimitive = CubeTensor>,
+{
+    fn with_buffers(tensors: Vec<FusionTensor<R>>, work: Work) -> FusionTensor<R> {
+        let (client, shape, dtype) = (tensors[0].client.clone(), tensors[0].shape.clone(), tensors[0].dtype);
+        let inputs: Vec<TensorIr> = tensors.into_iter().map(FusionTensor::into_ir).collect();
+        let output = TensorIr::uninit(client.create_empty_handle(), shape, dtype);
+        let description = CustomOpIr::new("wgpu-optim", &inputs, std::slice::from_ref(&output));
+        let operation = WithBuffers::<B> { inputs, output, work, backend: std::marker::PhantomData };
+        let outputs = client.register(StreamId::current(), OperationIr::Custom(description), operation);
+        outputs.into_iter().next().expect("an operation has the outputs that it describes")
+    }
+
+    fn submit(device: &CubeDevice) -> Result<(), Error> {
+        let fused = GlobalFusionClient::<R>::load(device);
+        let client = device.client();
+        let flushed = fused.try_sync(move || client.flush());
+        flushed.map_err(|error| Error::Runtime(format!("{error:?}")))?.map_err(Error::runtime)
+    }
+}
+
+/// An operation of burn's stream that lets [`Work`] have the buffers.
+struct WithBuffers<B> {
+    inputs: Vec<TensorIr>,
+    output: TensorIr,
+    work: Work,
+    backend: std::marker::PhantomData<fn() -> B>,
+}
+
+impl<B> std::fmt::Debug for WithBuffers<B> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("WithBuffers")
+            .field("inputs", &self.inputs)
+            .field("output", &self.output)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<R, B> Operation<R> for WithBuffers<B>
+where
+    R: FusionRuntime,
+    B: FusionBackend<FusionRuntime = R> + BackendTypes<FloatTensorPrimitive = CubeTensor>,
+{
+    fn execute(&self, handles: &mut HandleContainer<FusionHandle<R>>) -> Result<(), ExecutionError> {
+        let tensors = self.inputs.iter().map(|input| handles.get_float_tensor::<B>(input)).collect();
+        let output = (self.work)(tensors);
+        handles.register_float_tensor::<B>(&self.output.id, output);
+        Ok(())
+    }
+}
+
 /// Takes a tensor apart.
-pub(crate) fn open<const D: usize>(tensor: Tensor<D>) -> Result<CubeTensor, String> {
-    let opened = tensor.try_into_primitive::<CubeBackend>();
+pub(crate) fn open<const D: usize>(tensor: Tensor<D>) -> Result<Primitive, String> {
+    let opened = tensor.try_into_primitive::<Cube>();
     opened.map_err(|error| format!("it is not on burn's wgpu backend ({error:?})"))
 }
 
 /// Puts it together again.
-pub(crate) fn close<const D: usize>(tensor: CubeTensor) -> Tensor<D> {
-    Tensor::from_primitive::<CubeBackend>(tensor)
+pub(crate) fn close<const D: usize>(tensor: Primitive) -> Tensor<D> {
+    Tensor::from_primitive::<Cube>(tensor)
+}
+
+/// Where a tensor is, as burn's backend says it.
+pub(crate) fn place_of(tensor: &Primitive) -> CubeDevice {
+    tensor.device()
+}
+
+/// Something that arrives when a tensor has its buffer.
+pub(crate) struct Pending<T>(Arc<Mutex<Option<T>>>);
+
+impl<T> Pending<T> {
+    pub(crate) fn new() -> Self {
+        Pending(Arc::default())
+    }
+
+    /// Another handle of the same thing.
+    pub(crate) fn share(&self) -> Self {
+        Pending(self.0.clone())
+    }
+
+    pub(crate) fn set(&self, value: T) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(value);
+    }
+
+    /// What has arrived, if it has.
+    pub(crate) fn take(&self) -> Option<T> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+/// Elements of one tensor of burn's without gaps, which nobody frees for as long as this lives. It is not known where they are.
+pub(crate) struct Held {
+    handle: Handle,
+    element: Element,
+    elements: usize,
+    /// Whether the tensor had to be copied.
+    pub(crate) copied: bool,
+}
+
+impl Held {
+    /// New memory out of burn's pool, with any contents.
+    pub(crate) fn scratch(client: &Client, element: Element, elements: usize) -> Self {
+        // Two elements of 16 bits share a word of 4 bytes.
+        let bytes = (element.bytes() as usize * elements).next_multiple_of(4);
+        Held { handle: client.empty(bytes), element, elements, copied: false }
+    }
+}
+
+/// A tensor's elements in the order of its shape, without gaps, where a binding can start. A tensor that is to be `written` must also be nobody
+/// else's.
+pub(crate) fn hold(tensor: CubeTensor, element: Element, written: bool, alignment: u64) -> (CubeTensor, Held) {
+    let elements = tensor.meta.shape().num_elements();
+    let mut copied = tensor.meta.is_tiled() || !tensor.is_contiguous();
+    let mut tensor = into_contiguous(tensor);
+    // burn's allocations start where a binding can start, but a view may begin in the midst of one.
+    let aligned = tensor.handle.offset_start.unwrap_or(0).is_multiple_of(alignment);
+    if !aligned || !copied && written && !tensor.can_mut() {
+        tensor = tensor.copy();
+        copied = true;
+    }
+    let held = Held { handle: tensor.handle.clone(), element, elements, copied };
+    (tensor, held)
 }
 
 /// Elements of one tensor in a buffer of burn's, which stay where they are for as long as this lives.
 pub(crate) struct Lease {
     buffer: wgpu::Buffer,
+    element: Element,
     start: u64,
     bytes: u64,
     /// What burn counts to know that somebody uses them.
@@ -34,57 +184,37 @@ pub(crate) struct Lease {
 }
 
 impl Lease {
-    /// Of a tensor without gaps.
-    pub(crate) fn of(tensor: &CubeTensor, elements: usize) -> Result<Self, Error> {
-        Self::of_handle(&tensor.client, tensor.handle.clone(), elements)
-    }
-
-    /// Of an allocation's first elements.
-    pub(crate) fn of_handle(client: &Client, handle: Handle, elements: usize) -> Result<Self, Error> {
-        let bytes = 4 * elements as u64;
-        let held = client
-            .get_resource::<WgpuServer<AutoCompiler>>(handle)
-            .map_err(|error| Error::Runtime(error.to_string()))?;
-        let resource = held.resource();
-        Ok(Lease { buffer: resource.buffer.clone(), start: resource.offset, bytes, _held: Box::new(held) })
+    /// Asks burn where all of these are, in one go: each question would wait for the thread that has the memory.
+    pub(crate) fn all(client: &Client, held: Vec<Held>) -> Result<Vec<Self>, Error> {
+        let lease = |Held { handle, element, elements, .. }| {
+            let bytes = element.bytes() * elements as u64;
+            let held = client.get_resource::<WgpuServer<AutoCompiler>>(handle)?;
+            let resource = held.resource();
+            let (buffer, start) = (resource.buffer.clone(), resource.offset);
+            Ok::<_, ServerError>(Lease { buffer, element, start, bytes, _held: Box::new(held) })
+        };
+        let leases = client.exclusive(|| held.into_iter().map(lease).collect::<Result<Vec<_>, _>>());
+        leases.map_err(Error::runtime)?.map_err(Error::runtime)
     }
 
     pub(crate) fn slice(&self) -> wgpu::BufferSlice<'_> {
         self.buffer.slice(self.start..self.start + self.bytes)
     }
 
-    /// Whether a binding can start here.
-    fn is_aligned(&self, alignment: u64) -> bool {
-        self.start.is_multiple_of(alignment)
+    /// The same with the type of its elements.
+    pub(crate) fn elements(&self) -> gpu::ElementSlice<'_> {
+        self.element.of(self.slice())
     }
 }
 
-/// A tensor's elements in the order of its shape, without gaps, and where they are; and whether they had to be copied for that. A tensor
-/// that is to be `written` must also be nobody else's.
-pub(crate) fn lease(tensor: CubeTensor, written: bool, alignment: u64) -> (CubeTensor, Result<(Lease, bool), Error>) {
-    let elements = tensor.meta.shape().num_elements();
-    let mut copied = tensor.meta.is_tiled() || !tensor.is_contiguous();
-    let mut tensor = into_contiguous(tensor);
-    if !copied && written && !tensor.can_mut() {
-        tensor = tensor.copy();
-        copied = true;
-    }
-    let mut leased = Lease::of(&tensor, elements);
-    if leased.as_ref().is_ok_and(|lease| !lease.is_aligned(alignment)) {
-        // A view into the midst of another tensor.
-        tensor = tensor.copy();
-        copied = true;
-        leased = Lease::of(&tensor, elements);
-    }
-    (tensor, leased.map(|lease| (lease, copied)))
-}
-
-/// Refuses what is not f32.
-pub(crate) fn check_dtype<const D: usize>(tensor: &Tensor<D>) -> Result<(), String> {
-    match tensor.dtype() {
-        DType::F32 | DType::Flex32 => Ok(()),
+/// The type of a tensor's elements, where the optimizer can step it.
+pub(crate) fn element_of(dtype: DType) -> Result<Element, String> {
+    match dtype {
+        DType::F32 | DType::Flex32 => Ok(Element::F32),
+        DType::F16 => Ok(Element::F16),
+        DType::BF16 => Ok(Element::Bf16),
         other => Err(format!(
-            "it is {other:?}, but the optimizer steps f32 only: convert it (Module::cast or a device's float_dtype), or freeze it"
+            "it is {other:?}, but the optimizer steps f32, f16 and bf16: convert it (Tensor::cast in a ModuleMapper), or freeze it"
         )),
     }
 }

@@ -2,16 +2,17 @@
 //! changed; nothing is read before it is computed; what does not fit is refused with its name, and the module comes back as it was; a run
 //! goes on from its files as if it had never stopped.
 //!
-//! On every adapter that burn can use.
+//! On every adapter that burn can use, with burn's feature `fusion` and without it.
 
 use std::sync::OnceLock;
 
-use burn::module::{Module, Param, ParamGroup};
+use burn::module::{Module, ModuleMapper, Param, ParamGroup};
 use burn::nn::{Linear, LinearConfig};
 use burn::optim::decay::WeightDecayConfig;
 use burn::optim::momentum::MomentumConfig;
-use burn::optim::{GradientsParams, SgdConfig};
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::optim::{GradientsAccumulator, GradientsParams, ModuleOptimizer, OptimizerRecord, SgdConfig};
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use wgpu_optim_burn::Shared;
 use wgpu_optim_burn::wgpu_optim::{Averaging, Gpu, Group, OptimizerBuilder, Regime, Rule, Sgdm, wgpu};
 use wgpu_optim_burn::{Copies, Error, WgpuOptimConfig, features, share_ours};
 
@@ -71,6 +72,10 @@ impl Net {
 
     fn gradients(&self, step: u64) -> GradientsParams {
         GradientsParams::from_grads(self.loss(step).backward(), self)
+    }
+
+    fn zero_loss(device: &Device) -> Tensor<1> {
+        Tensor::zeros([1], device)
     }
 
     /// Every value, tensor by tensor.
@@ -313,13 +318,6 @@ fn what_does_not_fit_is_refused_and_the_module_comes_back() {
         let mut optim = config.init(&net, gpu).expect("makes");
         let before = net.values();
 
-        let mut gradients = net.gradients(0);
-        gradients.remove::<2>(net.second.weight.id);
-        let (net, refused) = optim.try_step(net, gradients, None);
-        let text = refused.expect_err("no gradient").to_string();
-        assert!(text.contains("\"second.weight\" has no gradient"), "{text}");
-        assert_eq!(net.values(), before);
-
         // A gradient of another length.
         let mut gradients = net.gradients(0);
         let short = Tensor::<2>::zeros([2, 2], &device.clone().inner());
@@ -368,6 +366,162 @@ fn what_does_not_fit_is_refused_and_the_module_comes_back() {
     }
 }
 
+/// Parameters without a gradient stay as they are, and the others move as if the norm were theirs alone. Gradients come and go.
+#[test]
+fn parameters_without_a_gradient_are_left_out() {
+    for (device, gpu) in devices() {
+        let mut net = Net::new(device);
+        let mut head = net.second.clone().fork(device);
+        let builder = || OptimizerBuilder::new(Rule::sgdm(0.9)).global_norm();
+        let mut optim = WgpuOptimConfig::new(builder()).init(&net, gpu).expect("makes");
+        let mut alone = WgpuOptimConfig::new(builder()).init(&head, gpu).expect("makes");
+        let without_first = |net: &Net, step| {
+            let mut gradients = net.gradients(step);
+            gradients.remove::<2>(net.first.weight.id);
+            gradients.remove::<1>(net.first.bias.as_ref().expect("a bias").id);
+            gradients
+        };
+        let before = net.values();
+        for step in 0..3 {
+            let (gradients, same) = (without_first(&net, step), without_first(&net, step));
+            net = optim.step(net, gradients).expect("steps");
+            head = alone.step(head, same).expect("steps");
+        }
+        let after = net.values();
+        assert_eq!(after[..2], before[..2], "{}", gpu.describe());
+        assert_eq!(after[2], values(head.weight.val()), "{}", gpu.describe());
+        assert!(after[2] != before[2]);
+        net = {
+            let gradients = net.gradients(3);
+            optim.step(net, gradients).expect("steps")
+        };
+        assert!(net.values()[0] != before[0], "{}", gpu.describe());
+        // The head had the buffers of the second layer too.
+        assert_eq!(optim.copies(), Copies { parameters: 2, gradients: 0 });
+
+        // None at all is a step that moves nothing.
+        let before = net.values();
+        let net = optim.step(net, GradientsParams::new()).expect("steps");
+        assert_eq!(net.values(), before, "{}", gpu.describe());
+        let records = optim.drain_records().expect("arrive").records;
+        assert!(records.last().expect("a record").flags.absent(), "{}", gpu.describe());
+    }
+}
+
+/// Casts every parameter.
+struct Cast(DType);
+
+impl ModuleMapper for Cast {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        param.map(|tensor| Tensor::from_inner(tensor.inner().cast(self.0)).require_grad())
+    }
+}
+
+/// 16-bit parameters are the 16 bits next to what f32 parameters become, since the optimizer keeps the rest: steps too small for 16 bits add up.
+#[test]
+fn halves_follow_f32() {
+    for (device, gpu) in devices() {
+        for (dtype, digits) in [(DType::F16, 11), (DType::BF16, 8)] {
+            if !device.supports_dtype(dtype) {
+                println!("{}: burn has no {dtype:?} here", gpu.describe());
+                continue;
+            }
+            let mut half = Net::new(device).map(&mut Cast(dtype));
+            let mut full = half.clone().map(&mut Cast(DType::F32));
+            let config = WgpuOptimConfig::new(fixed(Rule::sgdm(0.9), 1e-4).averaging(Averaging::Running { start: 0 }));
+            let mut of_half = config.init(&half, gpu).expect("makes");
+            let mut of_full = config.init(&full, gpu).expect("makes");
+            let before = full.values();
+            // Sixteenths, which both types can hold.
+            let plain = device.clone().inner();
+            let gradients = |net: &Net, dtype| {
+                let mut gradients = GradientsParams::new();
+                for (layer, seed) in [(&net.first, 1), (&net.second, 3)] {
+                    let shape = layer.weight.dims();
+                    let [weight, bias] = [numbers(seed, shape), numbers(seed + 1, [1, shape[1]])]
+                        .map(|data| (Tensor::<2>::from_data(data, &plain) * 16.0).round().div_scalar(16.0).cast(dtype));
+                    gradients.register(layer.weight.id, weight);
+                    gradients.register(layer.bias.as_ref().expect("a bias").id, bias.flatten::<1>(0, 1));
+                }
+                gradients
+            };
+            for _ in 0..50 {
+                let (of_half_now, of_full_now) = (gradients(&half, dtype), gradients(&full, DType::F32));
+                half = of_half.step(half, of_half_now).expect("steps");
+                full = of_full.step(full, of_full_now).expect("steps");
+            }
+            assert_eq!(of_half.copies(), Copies::default(), "{}", gpu.describe());
+            let (ours, theirs) = (half.clone().map(&mut Cast(DType::F32)).values(), full.values());
+            assert!(theirs != before);
+            for (half, full) in ours.concat().iter().zip(theirs.concat()) {
+                let unit = full.abs().max(1e-4) * 0.5f32.powi(digits);
+                assert!((half - full).abs() <= unit, "{}, {dtype:?}: {half} but {full}", gpu.describe());
+            }
+            let averaged = of_half.averaged(&half).expect("averages");
+            assert_eq!(averaged.first.weight.dtype(), dtype);
+            let averages = averaged.map(&mut Cast(DType::F32)).values();
+            let expected = of_full.averaged(&full).expect("averages").values();
+            for (half, full) in averages.concat().iter().zip(expected.concat()) {
+                let unit = full.abs().max(1e-4) * 0.5f32.powi(digits);
+                assert!((half - full).abs() <= unit, "{}, {dtype:?}: average {half} but {full}", gpu.describe());
+            }
+        }
+    }
+}
+
+/// Products and reductions large enough for burn to try several kernels for them, in the midst of a step's operations.
+#[test]
+fn steps_are_right_while_burn_tunes_its_kernels() {
+    for (device, gpu) in devices() {
+        let start: Linear = LinearConfig::new(256, 192).init(device);
+        let (mut theirs, mut ours) = (start.clone().fork(device), start.fork(device));
+        let mut burn = SgdConfig::new().init();
+        let mut optim = WgpuOptimConfig::new(fixed(Rule::sgd(), 0.25)).init(&ours, gpu).expect("makes");
+        let gradients = |net: &Linear, step| {
+            let input = Tensor::<2>::from_data(numbers(step, [128, 256]), device);
+            let loss = (net.forward(input).tanh() - 0.5).square().mean();
+            GradientsParams::from_grads(loss.backward(), net)
+        };
+        for step in 0..10 {
+            let (of_theirs, of_ours) = (gradients(&theirs, step), gradients(&ours, step));
+            theirs = burn.step(0.25, theirs, of_theirs);
+            ours = optim.step(ours, of_ours).expect("steps");
+        }
+        for (theirs, ours) in values(theirs.weight.val()).iter().zip(values(ours.weight.val())) {
+            assert!((theirs - ours).abs() <= 1e-5, "{}: {ours} but burn's {theirs}", gpu.describe());
+        }
+        assert_eq!(optim.copies().parameters, 0, "{}", gpu.describe());
+    }
+}
+
+/// burn's accumulator sums the gradients of micro-batches; told their number, a step is that of their mean.
+#[test]
+fn gradients_accumulate_over_micro_batches() {
+    for (device, gpu) in devices() {
+        let start = Net::new(device);
+        let (mut ours, mut theirs) = (start.clone().fork(device), start.fork(device));
+        let mut optim =
+            WgpuOptimConfig::new(fixed(Rule::sgd(), 0.25).micro_batches(4)).init(&ours, gpu).expect("makes");
+        let mut burn = SgdConfig::new().init();
+        for step in 0..3 {
+            let (mut sums, mut mean) = (GradientsAccumulator::new(), Net::zero_loss(device));
+            for batch in 0..4 {
+                let gradients = ours.gradients(4 * step + batch);
+                sums.accumulate(&ours, gradients);
+                mean = mean + theirs.loss(4 * step + batch) / 4.0;
+            }
+            ours = optim.step(ours, sums.grads()).expect("steps");
+            let gradients = GradientsParams::from_grads(mean.backward(), &theirs);
+            theirs = burn.step(0.25, theirs, gradients);
+        }
+        for (theirs, ours) in theirs.values().concat().iter().zip(ours.values().concat()) {
+            assert!((theirs - ours).abs() <= 1e-6, "{}: {ours} but burn's {theirs}", gpu.describe());
+        }
+        // Both began with the same buffers.
+        assert_eq!(optim.copies().parameters, 4, "{}", gpu.describe());
+    }
+}
+
 /// Polyak's rate is the loss over the squared norm.
 #[test]
 fn a_regime_can_go_by_the_loss() {
@@ -410,8 +564,103 @@ fn averages_come_in_a_module_of_their_own() {
     }
 }
 
+/// A learning rate with every call, as burn's loops and its `Learner` pass one, and burn's own record of the optimizer.
+#[test]
+fn burns_module_optimizer_can_hold_it() {
+    for (device, gpu) in devices() {
+        let start = Net::new(device);
+        let mut theirs = start.clone().fork(device);
+        let mut ours = start.fork(device);
+        let momentum = MomentumConfig::new().with_momentum(0.9).with_dampening(0.0);
+        let mut burn = SgdConfig::new().with_momentum(Some(momentum)).init();
+        let config = WgpuOptimConfig::new(fixed(Rule::sgdm(0.9), 1.0));
+        let shared = Shared::new(config.init(&ours, gpu).expect("makes"));
+        let mut optim = ModuleOptimizer::from(shared.clone());
+        let rate = |step| 0.125 / (1.0 + step as f64);
+        for step in 0..6 {
+            if step == 3 {
+                // On from the record, with another optimizer.
+                let record = OptimizerRecord::from_bytes(optim.into_bytes().expect("bytes")).expect("a record");
+                let again = Shared::new(config.init(&ours, gpu).expect("makes"));
+                optim = ModuleOptimizer::from(again).load_record(record);
+            }
+            let (of_theirs, of_ours) = (theirs.gradients(step), ours.gradients(step));
+            theirs = burn.step(rate(step), theirs, of_theirs);
+            ours = optim.step(rate(step), ours, of_ours);
+        }
+        for (theirs, ours) in theirs.values().concat().iter().zip(ours.values().concat()) {
+            assert!((theirs - ours).abs() <= 1e-6, "{}: {ours} but burn's {theirs}", gpu.describe());
+        }
+        assert_eq!(shared.lock().copies(), Copies::default(), "{}", gpu.describe());
+        assert_eq!(shared.lock().drain_records().expect("arrive").records.len(), 3);
+
+        // A missing gradient is noticed when the next step begins.
+        let mut gradients = ours.gradients(0);
+        gradients.remove::<2>(ours.second.weight.id);
+        ours = optim.step(0.1, ours, gradients);
+        let gradients = ours.gradients(0);
+        let refused = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| optim.step(0.1, ours, gradients)));
+        let text = *refused.expect_err("a panic").downcast::<String>().expect("a text");
+        assert!(text.contains("\"second.weight\" had no gradient"), "{text}");
+    }
+}
+
+/// What `Learner` asks of a model and an optimizer.
+mod learner {
+    use burn::optim::lr_scheduler::linear::LinearLrSchedulerConfig;
+    use burn::train::{InferenceStep, Learner, RegressionOutput, TrainOutput, TrainStep};
+
+    use super::*;
+
+    impl TrainStep for Net {
+        type Input = u64;
+        type Output = RegressionOutput;
+
+        fn step(&self, step: u64) -> TrainOutput<RegressionOutput> {
+            let loss = self.loss(step);
+            let output = InferenceStep::step(self, step);
+            TrainOutput::new(self, loss.backward(), output)
+        }
+    }
+
+    impl InferenceStep for Net {
+        type Input = u64;
+        type Output = RegressionOutput;
+
+        fn step(&self, step: u64) -> RegressionOutput {
+            let target = Tensor::from_data(numbers(step + 1000, [8, 3]), &self.first.weight.device());
+            RegressionOutput::new(self.loss(step), target.clone(), target)
+        }
+    }
+
+    #[test]
+    fn burns_learner_trains_with_it() {
+        for (device, gpu) in devices() {
+            let start = Net::new(device);
+            let train = |mut learner: Learner<Net>| {
+                for step in 0..8 {
+                    learner.lr_step();
+                    let output = learner.train_step(step);
+                    learner.optimizer_step(output.grads);
+                }
+                learner.model().values()
+            };
+            let schedule = || LinearLrSchedulerConfig::new(0.25, 0.01, 8).init().expect("a schedule");
+            let theirs = train(Learner::new(start.clone().fork(device), SgdConfig::new().init(), schedule()));
+            let ours = start.fork(device);
+            let config = WgpuOptimConfig::new(fixed(Rule::sgd(), 1.0));
+            let shared = Shared::new(config.init(&ours, gpu).expect("makes"));
+            let ours = train(Learner::new(ours, shared.clone().into(), schedule()));
+            for (theirs, ours) in theirs.concat().iter().zip(ours.concat()) {
+                assert!((theirs - ours).abs() <= 1e-6, "{}: {ours} but burn's {theirs}", gpu.describe());
+            }
+            // burn keeps the old module during a step.
+            assert_eq!(shared.lock().copies().parameters, 8 * 4, "{}", gpu.describe());
+        }
+    }
+}
+
 /// The module's parameters in burn's file, what the optimizer remembers in ours.
-#[cfg(feature = "checkpoint")]
 #[test]
 fn a_run_goes_on_from_its_files() {
     for (device, gpu) in devices() {

@@ -1,0 +1,133 @@
+//! What is trained on: MNIST and its like from a folder of IDX files, the digits that come with wgpu-optim, and text. wgpu-optim's own program
+//! reads more, with crates that would have burn compiled a second time (see ../../Cargo.toml).
+
+use std::path::Path;
+
+use zune_inflate::DeflateDecoder;
+
+use super::Result;
+
+/// Square images of one channel, row-major, in [0, 1], and their classes.
+pub struct Split {
+    pub x: Vec<f32>,
+    pub y: Vec<i32>,
+}
+
+pub struct Images {
+    pub name: String,
+    /// Pixels along a side.
+    pub side: usize,
+    pub train: Split,
+    pub test: Split,
+}
+
+pub const CLASSES: usize = 10;
+
+/// `digits`, or a folder. At most `limit` rows to train on, and as many to test in proportion.
+pub fn images(spec: &str, limit: usize) -> Result<Images> {
+    let mut images = if spec == "digits" { digits()? } else { folder(Path::new(spec))? };
+    let (train, test) = (images.train.y.len(), images.test.y.len());
+    let pixels = images.side * images.side;
+    for (split, most) in [(&mut images.train, limit), (&mut images.test, limit.saturating_mul(test) / train)] {
+        let rows = most.clamp(1, split.y.len());
+        split.x.truncate(rows * pixels);
+        split.y.truncate(rows);
+    }
+    Ok(images)
+}
+
+/// Every fifth row is held out.
+fn digits() -> Result<Images> {
+    let bytes = unpacked(include_bytes!("../../../../data/digits.csv.gz"))?;
+    let [mut train, mut test] = [(); 2].map(|()| Split { x: Vec::new(), y: Vec::new() });
+    for (row, line) in String::from_utf8(bytes)?.lines().enumerate() {
+        let values: Vec<f32> = line.split(',').map(str::parse).collect::<std::result::Result<_, _>>()?;
+        let [pixels @ .., class] = values.as_slice() else {
+            return Err(format!("digits, row {row}: nothing in it").into());
+        };
+        let split = if row % 5 == 4 { &mut test } else { &mut train };
+        split.x.extend(pixels.iter().map(|pixel| pixel / 16.0));
+        split.y.push(*class as i32);
+    }
+    Ok(Images { name: "digits".to_owned(), side: 8, train, test })
+}
+
+fn folder(folder: &Path) -> Result<Images> {
+    let (train_side, train) = idx(folder, "train")?;
+    let (side, test) = idx(folder, "t10k")?;
+    let name = folder.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+    if side != train_side {
+        return Err(format!("{name}: {train_side} pixels a side to train on, but {side} to test").into());
+    }
+    Ok(Images { name, side, train, test })
+}
+
+/// Images and labels of one part.
+fn idx(folder: &Path, part: &str) -> Result<(usize, Split)> {
+    let images = read(&folder.join(format!("{part}-images-idx3-ubyte")))?;
+    let labels = read(&folder.join(format!("{part}-labels-idx1-ubyte")))?;
+    let word = |bytes: &[u8], index: usize| -> Result<usize> {
+        let word = bytes.get(4 * index..4 * index + 4);
+        let word = word.ok_or_else(|| format!("{part}: a file ends in its header"))?;
+        Ok(u32::from_be_bytes(word.try_into()?) as usize)
+    };
+    let (count, side) = (word(&images, 1)?, word(&images, 2)?);
+    let is_right = word(&images, 0)? == 0x803 && word(&labels, 0)? == 0x801 && word(&images, 3)? == side;
+    let (pixels, classes) = (&images[16.min(images.len())..], &labels[8.min(labels.len())..]);
+    let is_right = is_right
+        && word(&labels, 1)? == count
+        && pixels.len() == count * side * side
+        && classes.len() == count
+        && classes.iter().all(|&class| usize::from(class) < CLASSES);
+    if !is_right {
+        return Err(format!("{part}: not {count} square images with a label of 0 to 9 each").into());
+    }
+    let x = pixels.iter().map(|&pixel| f32::from(pixel) / 255.0).collect();
+    let y = classes.iter().map(|&class| i32::from(class)).collect();
+    Ok((side, Split { x, y }))
+}
+
+/// A file, or its gzipped form beside it.
+fn read(path: &Path) -> Result<Vec<u8>> {
+    if let Ok(bytes) = std::fs::read(path) {
+        return Ok(bytes);
+    }
+    let packed = path.with_added_extension("gz");
+    let bytes = std::fs::read(&packed).map_err(|error| format!("{} (or without .gz): {error}", packed.display()))?;
+    unpacked(&bytes)
+}
+
+fn unpacked(bytes: &[u8]) -> Result<Vec<u8>> {
+    let unpacked = DeflateDecoder::new(bytes).decode_gzip();
+    unpacked.map_err(|error| format!("gzip: {error}").into())
+}
+
+/// Characters as numbers from 0, the last tenth held out.
+pub struct Text {
+    pub name: String,
+    /// Kinds of characters.
+    pub vocabulary: usize,
+    pub train: Vec<i32>,
+    pub test: Vec<i32>,
+}
+
+/// The characters of a text file that are frequent; the others count as one.
+pub fn text(path: &str, limit: usize) -> Result<Text> {
+    const KINDS: usize = 64;
+    let text = std::fs::read_to_string(path).map_err(|error| format!("{path}: {error}"))?;
+    let mut counts = std::collections::HashMap::new();
+    for character in text.chars().take(limit) {
+        *counts.entry(character).or_insert(0usize) += 1;
+    }
+    let mut kinds: Vec<(char, usize)> = counts.into_iter().collect();
+    kinds.sort_unstable_by_key(|&(character, count)| (std::cmp::Reverse(count), character));
+    kinds.truncate(KINDS - 1);
+    let codes: std::collections::HashMap<char, i32> = kinds.iter().map(|kind| kind.0).zip(0..).collect();
+    let vocabulary = kinds.len() + 1;
+    let rare = kinds.len() as i32;
+    let coded = text.chars().take(limit).map(|character| codes.get(&character).copied().unwrap_or(rare));
+    let mut train: Vec<i32> = coded.collect();
+    let test = train.split_off(train.len() / 10 * 9);
+    let name = Path::new(path).file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+    Ok(Text { name, vocabulary, train, test })
+}
