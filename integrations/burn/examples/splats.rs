@@ -68,8 +68,8 @@ enum Optimizer {
     Ours(Box<WgpuOptim>),
     /// Adam of tensor operations, with a row of rates.
     Operations {
-        moments: Option<[Tensor<2>; 2]>,
-        rates: Tensor<2>,
+        moments: Box<Option<[Tensor<2>; 2]>>,
+        rates: Box<Tensor<2>>,
         step: i32,
     },
 }
@@ -87,11 +87,11 @@ impl Optimizer {
                     }
                     None => [g.clone() * (1.0 - BETAS[0]), g.square() * (1.0 - BETAS[1])],
                 };
-                *moments = Some([m.clone(), v.clone()]);
+                **moments = Some([m.clone(), v.clone()]);
                 *step += 1;
                 let [first, second] = BETAS.map(|beta| 1.0 - beta.powi(*step));
                 let direction = m / first / ((v / second).sqrt() + EPSILON);
-                let rates = rates.clone() * DECAY.powi(*step - 1);
+                let rates = (**rates).clone() * DECAY.powi(*step - 1);
                 let rows = rows.map(|rows| Tensor::from_inner(rows.inner() - direction * rates).require_grad());
                 Ok(Splats { rows, live })
             }
@@ -170,7 +170,7 @@ fn main() -> Result<()> {
             Optimizer::Ours(Box::new(WgpuOptimConfig::new(builder).with_default_group(group).init(&splats, &gpu)?))
         } else {
             let rates = Tensor::from_data(TensorData::new(RATES.to_vec(), [1, COLUMNS]), &plain);
-            Optimizer::Operations { moments: None, rates, step: 0 }
+            Optimizer::Operations { moments: Box::default(), rates: Box::new(rates), step: 0 }
         };
         let (pixels, image) = image(args.side, &device);
         let loss = |splats: &Splats| (splats.render(&pixels) - image.clone()).square().mean();
