@@ -79,6 +79,7 @@ function over(options, param, grad) {
     ...group,
     tensors: group.tensors.map((tensor, index) => ({
       name: `${group.name} ${index}`,
+      shape: tensor.shape,
       param: { buffer: param, ...tensor.param },
       grad: { buffer: grad, ...tensor.grad },
     })),
