@@ -697,8 +697,9 @@ impl<const SCALED: bool, K: Keep> Move<'_, '_, SCALED, K> {
         }
         let mut divisor = *v;
         if R::TRAITS.largest_squares {
-            divisor = if *v > *largest_v { *v } else { *largest_v };
-            *largest_v = divisor;
+            // With `largest_v` first: the other order becomes a masked store (see `over`).
+            *largest_v = largest_v.max(*v);
+            divisor = *largest_v;
         }
         let u = R::direction(update, g, last, next, divisor);
         let (moved, beside) = kept.moved(update, *w, u);
