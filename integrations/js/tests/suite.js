@@ -34,7 +34,8 @@ function buffer(contents, label) {
   return made;
 }
 
-async function read(source, Kind = Float32Array) {
+/** What a buffer of a device has in it. */
+export async function readback(device, source, Kind = Float32Array) {
   const staging = device.createBuffer({ size: source.size, usage: 0x1 | COPY_DST });
   const encoder = device.createCommandEncoder();
   encoder.copyBufferToBuffer(source, 0, staging, 0, source.size);
@@ -44,6 +45,8 @@ async function read(source, Kind = Float32Array) {
   staging.destroy();
   return values;
 }
+
+const read = (source, Kind) => readback(device, source, Kind);
 
 function submit(record) {
   const encoder = device.createCommandEncoder();

@@ -2,7 +2,7 @@
 import * as tf from '@tensorflow/tfjs-core';
 import { WebGPUBackend } from '@tensorflow/tfjs-backend-webgpu';
 import { Optimizer } from 'wgpu-optim';
-import { open } from './suite.js';
+import { open, readback } from './suite.js';
 
 const STORAGE = 0x80;
 const COPY_SRC = 0x4;
@@ -50,13 +50,7 @@ async function both(device, { rule, theirs }, lengths) {
     },
     theirs: () => other.applyGradients(gradients),
     async parameters() {
-      const staging = device.createBuffer({ size: param.size, usage: 0x1 | COPY_DST });
-      const encoder = device.createCommandEncoder();
-      encoder.copyBufferToBuffer(param, 0, staging, 0, param.size);
-      device.queue.submit([encoder.finish()]);
-      await staging.mapAsync(1);
-      const values = new Float32Array(staging.getMappedRange().slice(0));
-      staging.destroy();
+      const values = await readback(device, param);
       return [tensors.map(({ param: { offset, size } }) => values.subarray(offset / 4, (offset + size) / 4)),
         await Promise.all(variables.map((variable) => variable.data()))];
     },
