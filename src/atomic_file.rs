@@ -16,7 +16,7 @@ const RANDOM: usize = 6;
 /// link, the file that it points to is replaced.
 ///
 /// The new file has the permissions of the old one. A process that is killed while it writes leaves a file
-/// `.NAME.XXXXXX.partial`, which the next call removes.
+/// `.NAME.<random characters>.partial`, which the next call removes.
 pub fn replace(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
     let path = &path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
     let (folder, name) = check(path)?;
