@@ -601,7 +601,7 @@ fn count_signs<const SCALED: bool>(gradient: Gradient<SCALED>, counters: &mut [u
     let (params_rows, last_params) = params.as_chunks::<ROW>();
     let (grads_rows, last_grads) = grads.as_chunks::<ROW>();
     for ((row, params), grads) in rows.iter_mut().zip(params_rows).zip(grads_rows) {
-        // Loops of their own for what works on bytes alone, 32 to an instruction.
+        // The bytes have a loop of their own, in which an instruction handles 32 of them.
         let mut signs = [0; ROW];
         for j in 0..ROW {
             signs[j] = saturated(gradient.of(grads[j], params[j]));
@@ -653,8 +653,8 @@ impl<const SCALED: bool> Stretch<'_, SCALED> {
 
     /// Takes the step. Returns the index of the first element that took none, [`NO_ELEMENT`] for none.
     ///
-    /// A dispatch of its own, although the caller is compiled for the same instructions: the loops of all rules are compiled once for
-    /// every kind of tiles.
+    /// It is dispatched separately, although the caller is compiled for the same instructions. The loops of all rules are then compiled once,
+    /// and not once for every kind of tiles.
     #[inline(always)]
     fn step<K: Keep>(self, kernel: Kernel, kept: &mut [K]) -> u32 {
         self.arch.dispatch(Move { rule: kernel.rule, elements: self, kept })
@@ -731,7 +731,7 @@ impl<const SCALED: bool, K: Keep> RuleVisitor for Move<'_, '_, SCALED, K> {
     fn visit<R: HostRule>(self) -> u32 {
         let Stretch { arch: _, update, gradient, largest, params, grads, momentum, squares, largest_squares } =
             self.elements;
-        // Taken apart at once: an array would stay in memory, and each element would be compared with what was read from there.
+        // Destructured before the loop. Otherwise LLVM keeps the array in memory and checks that no parameter overlaps it.
         let [largest, largest_f32] = black_box([largest, LARGEST_F32]);
         let largest = [largest, largest_f32];
         // Not numbered by a range in the zip, which would keep the loops from being vectorised.
@@ -778,8 +778,10 @@ impl<const SCALED: bool, K: Keep> RuleVisitor for Move<'_, '_, SCALED, K> {
     }
 }
 
-/// Returns a byte with the sign of `x`, which is finite or infinite: 0 for 0 and -0. Bits of a number are those of an integer with its sign, so
-/// that packing with saturation is enough, which takes a third of the time of two comparisons. Adding 0 makes 0 of -0.
+/// Returns a byte that has the sign of `x` and is 0 for 0 and -0. `x` must not be NaN.
+///
+/// The bits of an f32, read as an integer, have its sign. Packing them with saturation takes less than half of the time of two comparisons (0.32
+/// against 0.73 ns per element with AVX2 on AMD's first Zen). Adding 0 turns -0 into 0.
 #[inline(always)]
 fn saturated(x: f32) -> i8 {
     (x + 0.0).to_bits().cast_signed().clamp(i8::MIN.into(), i8::MAX.into()) as i8
