@@ -338,11 +338,19 @@ impl HostOptimizer {
         Ok(records.map_or(JsValue::NULL, |records| of_records(&records)))
     }
 
+    #[expect(
+        clippy::await_holding_refcell_ref,
+        reason = "other calls are refused until this one has returned, see `busy`"
+    )]
     pub async fn resume(&self) -> Outcome<()> {
         self.get_mut()?.resume().await.map_err(refused)
     }
 
     /// Returns a checkpoint as the bytes of a safetensors file. `notes` is a JSON object of strings.
+    #[expect(
+        clippy::await_holding_refcell_ref,
+        reason = "other calls are refused until this one has returned, see `busy`"
+    )]
     pub async fn save(&self, parameters: bool, notes: String) -> Outcome<Vec<u8>> {
         let notes: Notes =
             serde_json::from_str(&notes).map_err(|_| misdescribed("notes: give an object of strings".to_owned()))?;
