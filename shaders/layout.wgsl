@@ -1,5 +1,5 @@
-// Structs and constants that cross between host and device. Written by a test from src/layout.rs and the files in src/regime/, which explain
-// them. A kernel of the learning-rate pass knows the structs of its regime, and the others their sizes.
+// Structs and constants that cross between host and device. Written by a test from src/layout.rs and the files in src/regime/ and
+// src/controllers/, which explain them. A kernel of the learning-rate pass knows the structs of its regime, and the others their sizes.
 
 struct Scaled {
     mantissa: f32,
@@ -258,6 +258,94 @@ struct RawTensorRecord {
     learning_rate: f32,
 }
 
+struct WatchdogConstants {
+    window: u32,
+    decrease: f32,
+    margin: f32,
+    rows: u32,
+}
+
+struct WatchdogBatch {
+    weight: f32,
+    loss_at: u32,
+}
+
+struct WatchdogState {
+    sum: f32,
+    weight: f32,
+    lost: u32,
+    started: u32,
+    has_start: u32,
+    start: f32,
+    least: f32,
+    accepted: array<f32, 16>,
+    accepted_count: u32,
+    epochs: u32,
+    taken_back: u32,
+}
+
+struct RawVerdict {
+    epoch: u32,
+    outcome: u32,
+    flags: u32,
+    loss: f32,
+    limit: f32,
+    start: f32,
+    rate: f32,
+    next_rate: f32,
+}
+
+struct KeptPart {
+    first_word: u32,
+    words: u32,
+    half_word: u32,
+}
+
+struct ProductPart {
+    parameters_word: u32,
+    gradients_word: u32,
+    elements: u32,
+    row: u32,
+}
+
+struct BiLevelConstants {
+    first_row: u32,
+    rows: u32,
+    decay_least: f32,
+    decay_most: f32,
+    decay_down: f32,
+    decay_up: f32,
+    factor_least: f32,
+    factor_most: f32,
+    factor_down: f32,
+    factor_up: f32,
+}
+
+struct BiLevelState {
+    weight_decay: f32,
+    learning_rate_factor: f32,
+    along_parameters: f32,
+    along_step: f32,
+}
+
+struct PolicySettings {
+    cell: u32,
+    from_loss: u32,
+    from_state: u32,
+    groups: u32,
+    loss_at: u32,
+    scale_is_given: u32,
+    scale_factor: f32,
+    ln_classes: f32,
+}
+
+struct ElementPair {
+    first: u32,
+    second: u32,
+    elements: u32,
+    group: u32,
+}
+
 const MEAN_STEPS = 65536u;
 const MEAN_OUTLIER = 10u;
 const LOSS_ELEMENT = 4294967294u;
@@ -321,6 +409,7 @@ const ITERATES = 32u;
 const COUPLES_DECAY = 64u;
 const OUTLIER_CLIPS = 128u;
 const NOT_MEASURED = 256u;
+const TRUST_CAPS = 512u;
 
 const START_SLOT = 0u;
 const NO_SLOT = 3u;
@@ -378,6 +467,21 @@ const CLAMP_TERM = 10u;
 const SCHEDULE_TERM = 11u;
 const TRUST_TERM = 12u;
 const CONTROL_TERM = 13u;
+
+const WATCHDOG_WINDOW = 16u;
+const VERDICT_RING = 256u;
+const EPOCH_ACCEPTED = 0u;
+const EPOCH_SLOWED = 1u;
+const EPOCH_TAKEN_BACK = 2u;
+const VERDICT_LOST = 1u;
+const VERDICT_UNKNOWN = 2u;
+
+const PRODUCT_ROW = 4096u;
+
+const POLICY_UNITS = 256u;
+const POLICY_HIDDEN = 512u;
+const POLICY_LANES = 64u;
+const POLICY_LARGEST_LOSS = 1000000000000.0;
 
 const LN_RATE_LIMIT = 69.07755;
 const AGREEMENT_LIMIT = 138.1551;

@@ -244,6 +244,10 @@ pub(crate) enum BuildError {
     )]
     MissingLoss { group: String, regime: &'static str },
 
+    /// The weights or the state of a learned schedule do not fit.
+    #[error("policy of a learned schedule: {what} {problem}")]
+    Policy { what: String, problem: String },
+
     /// A number exceeds the crate's 32-bit block tables or the device's limits.
     #[error("{what} is {value}, above {limit}: {way_out}")]
     Limit { what: String, value: u64, limit: u64, way_out: &'static str },
@@ -255,7 +259,7 @@ pub(crate) enum CallError {
     /// A call is out of order. A step over several ranks is measured, combined and applied, in this order. Other
     /// optimizers have no such calls.
     #[error("{call} was called out of turn: {way_out}")]
-    ShardedStep { call: &'static str, way_out: &'static str },
+    OutOfTurn { call: &'static str, way_out: &'static str },
 
     /// The sums of the ranks do not belong together, or not to this step.
     #[error("the sums of the ranks cannot be used: {problem}")]
@@ -313,6 +317,10 @@ pub(crate) enum CallError {
         "{call} was called without a step since the last look: take a step, compute the gradient of the same batch at the new parameters, then look"
     )]
     LookOutOfTurn { call: &'static str },
+
+    /// A controller cannot work with an optimizer, or its calls are out of order.
+    #[error("{call} {problem}: {way_out}")]
+    Controller { call: &'static str, problem: String, way_out: String },
 
     /// No group has this name.
     #[error("there is no group \"{name}\": the optimizer has {groups}")]

@@ -2,6 +2,7 @@
 
 mod buffers;
 pub(crate) mod context;
+pub(crate) mod controllers;
 mod factored;
 mod finish_reduction;
 mod finish_update;
@@ -25,6 +26,7 @@ mod tuning;
 pub(crate) mod tuning_cache;
 mod update_parameters;
 pub(crate) mod whole_step;
+pub(crate) mod zeroth_order;
 
 /// The WGSL of the structs in [`Optimizer::controls_buffer`](crate::Optimizer::controls_buffer), with the room between them, to put before a
 /// kernel of the caller that sets them.

@@ -8,6 +8,7 @@
 //! [performance]: crate::guide::performance
 //! [testing]: crate::guide::testing
 //! [tried]: crate::guide::tried
+//! [beyond]: crate::guide::beyond
 #![doc = "\n"]
 #![doc = include_str!("../docs/guide.md")]
 
@@ -23,6 +24,7 @@ macro_rules! page {
         #[doc = "[performance]: crate::guide::performance"]
         #[doc = "[testing]: crate::guide::testing"]
         #[doc = "[tried]: crate::guide::tried"]
+        #[doc = "[beyond]: crate::guide::beyond"]
         #[doc = "\n"]
         #[doc = include_str!(concat!("../docs/", $file))]
         pub mod $module {}
@@ -37,3 +39,4 @@ page!(results, "results.md");
 page!(performance, "performance.md");
 page!(testing, "testing.md");
 page!(tried, "tried.md");
+page!(beyond, "beyond.md");

@@ -694,6 +694,8 @@ pub mod group_flags {
         pub const OUTLIER_CLIPS: u32 = 128;
         /// Pass 1 does not run over the group, because nothing uses its sums.
         pub const NOT_MEASURED: u32 = 256;
+        /// The trust ratio only lowers the learning rate.
+        pub const TRUST_CAPS: u32 = 512;
     }
 }
 

@@ -20,6 +20,8 @@
 //! parameters, momentum, direction memory ◀─▶ update_parameters ◀─ gradients ◀──────┘
 //! ```
 //!
+//! Controllers stand beside an optimizer and set its rate or its decay: [`WatchdogConfig`], [`BiLevelConfig`].
+//!
 //! Several ranks can share one optimizer and exchange their sums after the second pass ([`ShardSums`]).
 //!
 //! Only the first and the last pass touch memory in proportion to the parameters. SGD with a rate from the norm moves 16 bytes per parameter:
@@ -69,6 +71,7 @@ pub mod atomic_file;
 mod averaging;
 #[cfg(feature = "checkpoint")]
 mod checkpoint;
+mod controllers;
 mod controls;
 pub mod cpu;
 mod element;
@@ -93,18 +96,37 @@ mod shard;
 mod state;
 mod trust;
 mod warning;
+mod zeroth_order;
 
 pub use averaging::Averaging;
 #[cfg(feature = "checkpoint")]
 pub use checkpoint::{Checkpoint, Difference, Differences, Notes, Parameters};
+pub use controllers::bi_level::{BiLevelConfig, BiLevelRecord, CpuBiLevel};
+pub use controllers::extragradient::CpuExtragradient;
+pub use controllers::learned_schedule::{CpuLearnedSchedule, PolicyScale, SchedulePolicy};
+pub use controllers::variance_reduction::CpuVarianceReduction;
+pub use controllers::watchdog::{CpuWatchdog, EpochOutcome, EpochVerdict, WatchdogConfig};
 pub use controls::Controls;
 pub use cpu::optimizer::CpuOptimizer;
+pub use cpu::zeroth_order::CpuZerothOrder;
 pub use element::{Element, Rounding};
 pub use error::{Error, ErrorKind};
 #[cfg(feature = "gpu")]
 pub use gpu::context::{Gpu, GpuOptions};
 #[cfg(feature = "gpu")]
+pub use gpu::controllers::bi_level::BiLevel;
+#[cfg(feature = "gpu")]
+pub use gpu::controllers::extragradient::Extragradient;
+#[cfg(feature = "gpu")]
+pub use gpu::controllers::learned_schedule::LearnedSchedule;
+#[cfg(feature = "gpu")]
+pub use gpu::controllers::variance_reduction::VarianceReduction;
+#[cfg(feature = "gpu")]
+pub use gpu::controllers::watchdog::Watchdog;
+#[cfg(feature = "gpu")]
 pub use gpu::optimizer::Optimizer;
+#[cfg(feature = "gpu")]
+pub use gpu::zeroth_order::ZerothOrder;
 pub use group::{Group, GroupConfig, OptimizerBuilder, TensorSlice};
 pub use plan::TensorInfo;
 pub use rates::RateFactors;
@@ -119,6 +141,9 @@ pub use shard::{CombinedSums, ShardSums};
 pub use state::State;
 pub use trust::TrustRatio;
 pub use warning::Warning;
+pub use zeroth_order::ZerothOrderBuilder;
+pub use zeroth_order::method::ZerothOrderMethod;
+pub use zeroth_order::record::{ZerothOrderRecord, ZerothOrderRecords};
 
 /// Kernels, their bindings and the numbers that cross to them, for the tests and tools of this repository. Nothing here, and no other hidden
 /// item of this crate, is part of its interface: it changes without notice in any version.
@@ -180,6 +205,15 @@ const _: fn() = || {
     #[cfg(feature = "gpu")]
     shared::<Optimizer>();
     shared::<CpuOptimizer>();
+    #[cfg(feature = "gpu")]
+    shared::<Watchdog>();
+    #[cfg(feature = "gpu")]
+    shared::<BiLevel>();
+    shared::<CpuWatchdog>();
+    shared::<CpuBiLevel>();
+    #[cfg(feature = "gpu")]
+    shared::<ZerothOrder>();
+    shared::<CpuZerothOrder>();
     #[cfg(feature = "gpu")]
     shared::<Gpu>();
     #[cfg(feature = "gpu")]

@@ -111,6 +111,21 @@ impl TensorRecord {
         f64::from(self.learning_rate) / f64::from(self.parameter_norm).powi(2)
     }
 
+    /// Returns the largest relative step of these records divided by the smallest, or `None` if there is no step to
+    /// compare. Give it the records of one step. Tensors that did not move are left out.
+    ///
+    /// For the weights before normalisation layers, which are scale-invariant, it is the spread of their effective
+    /// learning rates. Steps along the gradient reduce it, because those with large relative steps grow most (Mehmeti-
+    /// Göpel & Wand 2023, arXiv:2306.00700). The caller knows which tensors these are.
+    pub fn relative_step_spread<'a>(records: impl IntoIterator<Item = &'a TensorRecord>) -> Option<f64> {
+        let steps = records.into_iter().map(TensorRecord::relative_step);
+        let steps = steps.filter(|step| *step > 0.0 && step.is_finite());
+        let ends = steps.fold(None, |ends: Option<(f64, f64)>, step| {
+            Some(ends.map_or((step, step), |(least, largest)| (least.min(step), largest.max(step))))
+        });
+        ends.map(|(least, largest)| largest / least)
+    }
+
     fn from_raw(raw: &RawTensorRecord) -> Self {
         TensorRecord {
             step: u64::from(raw.step_high) << 32 | u64::from(raw.step_low),

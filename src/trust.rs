@@ -2,13 +2,14 @@
 
 use crate::error::{Error, require};
 use crate::layout::numbers::{TRUST_MAX, TRUST_MIN};
-use crate::layout::{GroupConstants, GroupState, Scaled, ScopeSums};
+use crate::layout::{GroupConstants, GroupState, Scaled, ScopeSums, group_flags};
 
 /// Factor of the learning rate that makes the step's length proportional to the parameters' norm, with any regime and
 /// schedule:
 ///
 /// ```text
 /// η_t = η (regime, schedule) · coefficient ‖w_t‖ / ‖g_t + λ w_t‖
+/// η_t = min(η (regime, schedule), coefficient ‖w_t‖ / ‖g_t + λ w_t‖)     with `cap`
 /// ```
 ///
 /// If either norm is 0, the factor is 1 (You, Gitman & Ginsburg 2017, arXiv:1708.03888, eq. 6, with the weight decay
@@ -36,12 +37,19 @@ pub struct TrustRatio {
     /// of the parameters that steps are relative to (Shazeer & Stern 2018, arXiv:1804.04235, algorithm 4; 1e-3 in
     /// PyTorch).
     pub least: Option<f32>,
+    /// If true, the ratio only lowers the learning rate: η becomes the smaller of η and coefficient times ratio, as in
+    /// LARC. The first rate of a regime is then derived without the ratio. The default is false.
+    ///
+    /// The source's warm-up for networks with normalisation layers limits the effective rates of scale-invariant layers
+    /// (Mehmeti-Göpel & Wand 2023, arXiv:2306.00700). With [`Group::per_tensor`](crate::Group::per_tensor), plain SGD
+    /// and a coefficient of ½ no step is longer than half of its layer. The number ½ is this project's own choice.
+    pub cap: bool,
 }
 
 impl Default for TrustRatio {
-    /// Returns LARS's coefficient of 0.001.
+    /// Returns LARS with its coefficient of 0.001.
     fn default() -> Self {
-        TrustRatio { coefficient: 1e-3, least: None }
+        TrustRatio { coefficient: 1e-3, least: None, cap: false }
     }
 }
 
@@ -62,17 +70,23 @@ impl TrustRatio {
     }
 }
 
-/// Returns the ratio for a direction of this length and the parameters after the last step. It is 1 if either is 0 and
-/// there is no least value. Twin of `shaders/learning_rate/trust_ratio.wgsl`.
+/// Returns the factor of the learning rate for a direction of this length and the parameters after the last step. It is
+/// 1 if either is 0 and there is no least value. Twin of `shaders/learning_rate/trust_ratio.wgsl`.
 pub(crate) fn trust_of(c: &GroupConstants, sums: &ScopeSums, direction: Scaled, s: &GroupState) -> Scaled {
     let parameters =
         if s.momentum_started == 0 { Scaled::of_squares(sums.initial_square).root() } else { s.parameter_norm };
     if direction.is_zero() || parameters.is_zero() && c.trust_least == 0.0 {
         return Scaled::ONE;
     }
-    parameters
-        .times(c.trust_coefficient)
-        .quotient(direction)
+    let mut wanted = parameters.times(c.trust_coefficient).quotient(direction);
+    if c.flags & group_flags::TRUST_CAPS != 0 {
+        // A schedule may have ended at 0.
+        if s.learning_rate == 0.0 {
+            return Scaled::ONE;
+        }
+        wanted = wanted.quotient(Scaled::new(s.learning_rate, 0)).smaller(Scaled::ONE);
+    }
+    wanted
         .larger(Scaled::new(if c.trust_least > 0.0 { c.trust_least } else { TRUST_MIN }, 0))
         .smaller(Scaled::new(TRUST_MAX, 0))
 }

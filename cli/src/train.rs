@@ -14,14 +14,14 @@ mod trace;
 mod verdict;
 
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use indicatif::ProgressBar;
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
-use wgpu_optim::Differences;
+use wgpu_optim::{Differences, EpochOutcome, TensorRecord};
 
 use crate::CliError;
 use crate::data::{self, Dataset};
@@ -35,7 +35,7 @@ use engine::{Engine, Injection, OptimizerSettings, with_averages};
 use history::History;
 pub use options::{Args, RegimeName, RuleName};
 use options::{AverageName, name_of};
-use report::{Run, tensor_figures};
+use report::{Run, Watched, tensor_figures};
 use saving::{Resumed, Saving, Sofar};
 use story::Aftermaths;
 use trace::{Trace, is_trace};
@@ -99,7 +99,8 @@ pub fn run(args: &Args) -> Result<(), CliError> {
     let dataset = loaded.dataset;
     let steps = args.steps(&dataset);
     args.check_injection(steps)?;
-    let settings = args.settings(args.steps_per_epoch(&dataset), steps)?;
+    let policy = args.policy(&dataset)?;
+    let settings = OptimizerSettings { policy, ..args.settings(args.steps_per_epoch(&dataset), steps)? };
     let model = Model::new(args.model, dataset.features, dataset.classes, args.hidden());
     let target = args.target.find()?;
     if args.lose_device.is_some() && matches!(target, Target::Cpu { .. }) {
@@ -107,7 +108,8 @@ pub fn run(args: &Args) -> Result<(), CliError> {
     }
     // Outputs are checked before training, so that a path that cannot be written costs no training. All are checked
     // before any is claimed.
-    let mut check = Check::new(&loaded.files, args.force);
+    let read: Vec<PathBuf> = loaded.files.into_iter().chain(args.schedule_policy.clone()).collect();
+    let mut check = Check::new(&read, args.force);
     let saving = Saving::new(args, &dataset, &mut check)?;
     // The trace of a run that is resumed is checked row by row later.
     let goes_on = args.resume && args.checkpoint.as_ref().is_some_and(|path| path.exists());
@@ -269,12 +271,12 @@ impl Job<'_> {
     fn train(&self, target: &Target, resumed: Option<Resumed>, watch: &mut Watch, look: Look) -> Result<Run, CliError> {
         let Job { args, settings, dataset, model } = self;
         let rows = dataset.train.rows();
-        let batch = (args.batch as usize).min(rows);
+        let batch = args.batch(dataset);
         let (steps, per_epoch) = (args.steps(dataset), args.steps_per_epoch(dataset) as u64);
         // The device is lost only once.
         let loss_of_device = watch.lose_device.take();
         let injection = Injection { nan: args.inject_nan, spike: args.inject_spike, loss_of_device };
-        let mut engine = engine::new(target, model, dataset, batch, settings, injection, args.seed)?;
+        let mut engine = engine::new(target, model, dataset, args, settings, injection)?;
         if let Some(about) = watch.about_data.take() {
             tell(about);
             if batch < args.batch as usize {
@@ -291,6 +293,8 @@ impl Job<'_> {
             }
             sofar = resumed.sofar;
         }
+        engine.start_watch()?;
+        let mut watched = Watched::default();
         let before = done;
         // Step of the last checkpoint.
         let mut saved_at = (done > 0).then_some(done);
@@ -316,15 +320,14 @@ impl Job<'_> {
             // Each order derives from the previous one, including those of an earlier process.
             order.shuffle(&mut shuffle);
             let start = u64::from(epoch) * per_epoch;
-            // An optimizer with streams may end its last round early.
-            let end = (start + per_epoch).min(steps);
+            let end = start + per_epoch;
             // A run that is resumed at the last step of an epoch still has to do the evaluation at the epoch's end.
             let is_over = done > end || start >= end;
             if is_over || done == end && watch.history.is_none() {
                 continue;
             }
             if done < end {
-                engine.begin_epoch(&order, (done - start) as usize);
+                engine.begin_epoch(&args.in_steps(dataset, &order), (done - start) as usize);
             }
             while done < end && signals::received().is_none() {
                 let saved = watch.saving.and_then(|saving| saving.next_after(done));
@@ -362,6 +365,11 @@ impl Job<'_> {
                     watch.saved_history.clone_from(&watch.history);
                     saved_at = Some(done);
                 }
+            }
+            if let Some(verdict) = (done == end).then(|| engine.end_epoch()).transpose()?.flatten() {
+                // The loss of the last batch is not that of the parameters any more.
+                last_loss = last_loss.filter(|_| verdict.outcome != EpochOutcome::TakenBack);
+                watched.add(&verdict);
             }
             if let Some(history) = &mut watch.history {
                 let before = Instant::now();
@@ -429,6 +437,8 @@ impl Job<'_> {
             timed_steps: done - before,
             causes,
             tensors: tensors.iter().map(|record| tensor_figures(record, model)).collect(),
+            relative_step_spread: TensorRecord::relative_step_spread(&tensors),
+            watchdog: args.watchdog.map(|_| watched),
             aftermaths,
         })
     }

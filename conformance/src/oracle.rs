@@ -52,6 +52,8 @@ pub struct Oracle {
     pub trust: Option<f64>,
     /// Smallest value of the trust ratio.
     pub trust_least: Option<f64>,
+    /// True if the trust ratio only lowers the rate.
+    pub trust_caps: bool,
     last_trust: f64,
     w_0: Vec<f64>,
     last_seen: Vec<f64>,
@@ -254,6 +256,7 @@ impl Oracle {
             lazy_columns: Vec::new(),
             trust: None,
             trust_least: None,
+            trust_caps: false,
             last_trust: 1.0,
             w_0: w.clone(),
             last_seen: Vec::new(),
@@ -341,7 +344,7 @@ impl Oracle {
             self.is_look_due = true;
         }
         if !out.zero {
-            self.last_trust = self.trust_ratio(out.norm);
+            self.last_trust = self.trust_ratio(out.norm, self.rate() * factor_at(&self.schedule, self.taken));
         }
         let factor = factor_at(&self.schedule, self.taken) * self.last_trust * self.factor;
         out.rate = self.rate() * factor;
@@ -528,7 +531,7 @@ impl Oracle {
             Rate::Unchanged if first => {
                 let length = f64::from(self.regime.first_step(&self.rule, &self.averaging)) * (1.0 + self.w0_norm);
                 let direction = if self.rule.is_scale_free() { self.direction_length() } else { n };
-                let length = length / self.trust_ratio(n);
+                let length = if self.trust_caps { length } else { length / self.trust_ratio(n, 1.0) };
                 self.ln_first_rate = *self.ln_rate.get_or_insert((length / direction).clamp(1e-30, 1e30).ln());
             }
             Rate::Unchanged => {}
@@ -569,17 +572,19 @@ impl Oracle {
         (cosine(dot(g, &self.q), n * norm(&self.q)), Some(fast))
     }
 
-    /// Computes the trust ratio of LARS from the parameters before the step.
-    fn trust_ratio(&self, n: f64) -> f64 {
+    /// Computes the trust ratio of LARS, or the factor of a cap on a rate, from the parameters before the step.
+    fn trust_ratio(&self, n: f64, rate: f64) -> f64 {
         let Some(coefficient) = self.trust else {
             return 1.0;
         };
         let parameters = norm(&self.w);
         let direction = if self.rule.is_scale_free() { self.direction_length() } else { n };
+        let wanted = coefficient * parameters / direction;
         match self.trust_least {
             _ if direction == 0.0 => 1.0,
             None if parameters == 0.0 => 1.0,
-            least => (coefficient * parameters / direction).clamp(least.unwrap_or(1e-8), 1e8),
+            least if self.trust_caps => (wanted / rate).min(1.0).clamp(least.unwrap_or(1e-8), 1e8),
+            least => wanted.clamp(least.unwrap_or(1e-8), 1e8),
         }
     }
 

@@ -208,7 +208,13 @@ impl CpuRun {
         Ok(CpuRun { optimizer: builder.build_cpu()?, loss: 1.0, params, grads: stored_grads })
     }
 
-    fn stored(&self, grads: &[Vec<f32>]) -> Vec<Stored> {
+    /// The optimizer with the parameters, for calls that only the CPU path has.
+    pub fn parts(&mut self) -> (&mut CpuOptimizer, Vec<&mut dyn ValuesMut>) {
+        (&mut self.optimizer, slices_mut(&mut self.params))
+    }
+
+    /// Gradients in the element types of the case.
+    pub fn stored(&self, grads: &[Vec<f32>]) -> Vec<Stored> {
         assert_eq!(grads.len(), self.grads.len());
         self.grads.iter().zip(grads).map(|(&element, grads)| Stored::new(element, grads)).collect()
     }

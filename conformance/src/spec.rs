@@ -34,6 +34,8 @@ pub struct Spec {
     pub trust: Option<f32>,
     /// Smallest value of the trust ratio.
     pub trust_least: Option<f32>,
+    /// True if the trust ratio only lowers the rate.
+    pub trust_caps: bool,
     /// Factors of the rate for rows or columns.
     pub rate_factors: Option<RateFactors>,
     /// True if rows without a gradient are skipped.
@@ -82,6 +84,7 @@ impl Spec {
             averaging: if regime.needs_schedule_free() { Averaging::ScheduleFree } else { Averaging::Off },
             trust: None,
             trust_least: None,
+            trust_caps: false,
             rate_factors: None,
             lazy_rows: false,
             telemetry: false,
@@ -134,7 +137,9 @@ impl Spec {
             None => group,
         };
         let group = match self.trust {
-            Some(coefficient) => group.trust_ratio(TrustRatio { coefficient, least: self.trust_least }),
+            Some(coefficient) => {
+                group.trust_ratio(TrustRatio { coefficient, least: self.trust_least, cap: self.trust_caps })
+            }
             None => group,
         };
         let group = if self.per_tensor { group.per_tensor() } else { group };
@@ -209,6 +214,7 @@ impl Spec {
         }
         oracle.trust = self.trust.map(f64::from);
         oracle.trust_least = self.trust_least.map(f64::from);
+        oracle.trust_caps = self.trust_caps;
         oracle
     }
 

@@ -108,7 +108,8 @@ impl Kernel {
             shader_model,
             binding_map,
             fake_missing_bindings: false,
-            special_constants_binding: Some(hlsl::BindTarget::default()),
+            // A space of their own, so that no uniform buffer has their register.
+            special_constants_binding: Some(hlsl::BindTarget { space: 1, ..Default::default() }),
             // These options are those of src/gpu/pass.rs.
             zero_initialize_workgroup_memory: false,
             restrict_indexing: true,

@@ -13,7 +13,8 @@ use wgpu_optim::gpu::{Partials, Tensor, Tuning};
 use wgpu_optim::internals::{BoundBuffer, Dispatch, KernelSource};
 use wgpu_optim::{
     AdamW, Averaging, Curvature, CurvatureForm, Element, Gpu, Group, LossScaler, NAdamW, NonFinitePolicy,
-    OptimizerBuilder, RateFactors, Regime, RmsProp, Rounding, Rule, Schedule, State, TrustRatio, WeightDecay, wgpu,
+    OptimizerBuilder, RateFactors, Regime, RmsProp, Rounding, Rule, Schedule, State, TrustRatio, WeightDecay,
+    ZerothOrderBuilder, ZerothOrderMethod, wgpu,
 };
 
 /// What may fail, for whatever reason.
@@ -907,6 +908,22 @@ pub fn compile_whole_steps(gpu: &Gpu, kernels: &mut Kernels) -> Outcome<()> {
         for pair in groups.rules_and_regimes().iter().filter(|(rule, _)| !rule.owns_passes()) {
             groups.compile_these(gpu, &[*pair], (0, 8), &[], kernels)?;
             groups.compile_these(gpu, &[*pair], (3, 9), &[many], kernels)?;
+        }
+    }
+    Ok(())
+}
+
+/// Kernels of zeroth-order optimizers.
+pub fn compile_zeroth_order(gpu: &Gpu, kernels: &mut Kernels) -> Outcome<()> {
+    let buffer = upload(gpu, &[0.0; 64]);
+    for method in [ZerothOrderMethod::mezo(), ZerothOrderMethod::lozo(), ZerothOrderMethod::lozo_m()] {
+        for regime in [Regime::fixed(0.1), Regime::norm_ratio()] {
+            let builder = ZerothOrderBuilder::new(method, regime);
+            let builder = builder.shaped_tensor("w", &[4, 4], buffer.slice(..64));
+            let optimizer = builder.tensor("b", buffer.slice(64..96)).build(gpu, buffer.slice(96..100))?;
+            for dispatch in optimizer.dispatches() {
+                kernels.of(dispatch);
+            }
         }
     }
     Ok(())

@@ -6,13 +6,15 @@ mod checkpoint;
 mod control;
 mod look;
 mod shard;
+mod snapshot;
 mod sweeps;
+
+pub(crate) use snapshot::Snapshot;
 
 use bytemuck::Zeroable;
 use bytemuck::allocation::try_zeroed_vec;
 use pulp::Arch;
 
-use crate::cpu::BLOCK_ELEMENTS;
 use crate::cpu::factored::FactorMemory;
 use crate::cpu::finish_reduction::finish_reduction;
 use crate::cpu::finish_update::finish_update;
@@ -21,13 +23,14 @@ use crate::cpu::learning_rate::learning_rate;
 use crate::cpu::orthogonalize::MatrixMemory;
 use crate::cpu::tensor::{Tensor, checked};
 use crate::cpu::values::{Slice, Values, ValuesMut};
+use crate::cpu::{BLOCK_ELEMENTS, geometry};
 use crate::error::{BuildError, CallError, DeviceError, Error, require};
 use crate::group::{GroupConfig, OptimizerBuilder, ResolvedGroup};
 use crate::layout::{
     Block, FactoredTensor, GroupState, LOSS_ELEMENT, Matrix, NO_TENSOR, RawRecord, RawTensorRecord, ScopeSums,
     StepSums, Update, no_totals, record_flags, unscale,
 };
-use crate::plan::{Geometry, Kernel, MemoryKind, Place, Plan, Shape, TensorInfo};
+use crate::plan::{Kernel, MemoryKind, Place, Plan, Shape, TensorInfo};
 use crate::record::{Record, RecordCursor, Records};
 use crate::shard::Stage;
 
@@ -38,7 +41,7 @@ const PARALLEL_BLOCKS: usize = 32;
 const RECORD_RING_BYTES: u64 = 128 << 20;
 
 /// Returns zeros, or an error where the system has not so much memory.
-fn zeroed<T: Zeroable>(length: usize) -> Result<Vec<T>, Error> {
+pub(super) fn zeroed<T: Zeroable>(length: usize) -> Result<Vec<T>, Error> {
     #[cfg(test)]
     let length = crate::faults::asked_for(length as u64) as usize;
     try_zeroed_vec(length).map_err(|()| {
@@ -56,7 +59,7 @@ fn zeroed<T: Zeroable>(length: usize) -> Result<Vec<T>, Error> {
 /// chunk of memory about once in 30 steps where there is more than one block.
 #[derive(Debug)]
 pub struct CpuOptimizer {
-    plan: Plan,
+    pub(crate) plan: Plan,
     /// The processor's vector instructions, found at run time.
     arch: Arch,
     tensors: Vec<TensorMemory>,
@@ -108,7 +111,7 @@ struct TensorMemory {
 }
 
 /// What the rule and the regime remember of a tensor.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 struct Memory {
     momentum: Vec<f32>,
     squares: Vec<f32>,
@@ -128,7 +131,7 @@ struct Memory {
 }
 
 /// What master weights have beside their 16-bit parameters: see [`Remainders`].
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 struct RemainderMemory {
     long: Vec<i16>,
     short: Vec<i8>,
@@ -209,23 +212,7 @@ impl OptimizerBuilder<Tensor> {
             }
             placed.push(ResolvedGroup { config: group.config, tensors });
         }
-        let plan = Plan::new(
-            placed,
-            safeguards,
-            accumulation,
-            &Geometry {
-                block_elements: BLOCK_ELEMENTS,
-                partials_per_block: 1,
-                binding_elements: u64::MAX,
-                binding_alignment: 4,
-                dispatch_blocks: u32::MAX,
-                scope_partials: u64::MAX,
-                quads_need_alignment: false,
-                apart: false,
-                joins: true,
-                one_access: false,
-            },
-        )?;
+        let plan = Plan::new(placed, safeguards, accumulation, &geometry(true))?;
         let plan = plan.sharded(shard);
         CpuOptimizer::allocate(plan, &lengths, record_steps)
     }

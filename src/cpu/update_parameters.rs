@@ -35,6 +35,9 @@ pub(crate) const SHORT_TILE: usize = 256;
 /// Counters that are updated at once.
 const ROW: usize = 32;
 
+/// Bytes of a cache line, and of the longest vector.
+const CACHE_LINE: usize = 64;
+
 /// Parameters and gradients of a stretch, that are gone over tile by tile in f32.
 pub(crate) trait Tiles {
     /// How many elements there are.
@@ -46,6 +49,11 @@ pub(crate) trait Tiles {
     /// How many elements a tile has, [`TILE`] at most.
     fn tile_elements(&self) -> usize {
         TILE
+    }
+
+    /// Returns the parameters if they are in f32, else nothing.
+    fn wide(&self) -> &[f32] {
+        &[]
     }
 
     /// The parameters and gradients of a tile, no longer than [`TILE`].
@@ -70,6 +78,11 @@ impl Tiles for Wide<'_> {
     #[inline(always)]
     fn largest(&self) -> f32 {
         LARGEST_F32
+    }
+
+    #[inline(always)]
+    fn wide(&self) -> &[f32] {
+        self.params
     }
 
     #[inline(always)]
@@ -433,7 +446,12 @@ fn update_elements<const SCALED: bool, const PLAIN: bool>(
     } else {
         [&mut [][..], &mut []]
     };
-    for tile in tiles(elements.len(), elements.tile_elements()) {
+    // Sums of steps are over whole blocks.
+    let head = match if momentum.is_empty() { elements.wide() } else { &momentum[..] } {
+        written if PLAIN && step_sums.is_empty() => head_of(written),
+        _ => 0,
+    };
+    for tile in tiles_after(head, elements.len(), elements.tile_elements()) {
         let (params, grads) = elements.tile(tile.clone());
         if !before.is_empty() {
             // In pieces: for 8 KiB the C library takes string instructions, which some processors execute slowly.
@@ -571,8 +589,20 @@ fn update_elements<const SCALED: bool, const PLAIN: bool>(
 }
 
 pub(crate) fn tiles(elements: usize, tile: usize) -> impl Iterator<Item = Range<usize>> {
-    let starts = (0..elements).step_by(tile);
-    starts.map(move |start| start..elements.min(start + tile))
+    tiles_after(0, elements, tile)
+}
+
+/// Returns the number of elements before the first one at which a cache line begins. Vector stores that cross cache lines
+/// are slow: with AVX-512, all of them do if the first does. Large vectors of parameters, gradients and memory usually
+/// begin at the same offset from a cache line, that of the allocator. In short slices it does not matter, and it is 0.
+fn head_of(written: &[f32]) -> usize {
+    if written.len() < TILE { 0 } else { written.as_ptr().align_offset(CACHE_LINE).min(SHORT_TILE) }
+}
+
+/// Returns a tile of `head` elements, unless that is 0, and those after it.
+fn tiles_after(head: usize, elements: usize, tile: usize) -> impl Iterator<Item = Range<usize>> {
+    let starts = (head..elements).step_by(tile);
+    (head > 0).then_some(0..head).into_iter().chain(starts.map(move |start| start..elements.min(start + tile)))
 }
 
 /// The stream that took the step goes to a slot; the caller gets that of the stream whose turn comes next, or that won.

@@ -3,7 +3,7 @@
 #[cfg(not(target_arch = "wasm32"))]
 mod ahead;
 mod averages;
-mod build;
+pub(super) mod build;
 #[cfg(feature = "checkpoint")]
 mod checkpoint;
 mod control;
@@ -26,6 +26,7 @@ use crate::group::GroupConfig;
 use crate::plan::{Plan, TensorInfo};
 use crate::record::{RecordCursor, Records};
 use averages::WindowAverages;
+pub(super) use sweeps::WindowMemory;
 
 /// One of the passes of a step, or the one that is no part of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -54,6 +55,10 @@ pub enum PassName {
     SwapAverages,
     /// Passes 1 to 4 in one dispatch, of small models.
     WholeStep,
+    /// A kernel of a controller ([`Watchdog`](crate::Watchdog)).
+    Control,
+    /// Passes of a zeroth-order optimizer ([`ZerothOrder`](crate::ZerothOrder)), which has pass 3 among them.
+    ZerothOrder,
 }
 
 impl PassName {
@@ -71,6 +76,8 @@ impl PassName {
             PassName::FinishUpdate => finish_update::STEM,
             PassName::SwapAverages => swap_averages::STEM,
             PassName::WholeStep => whole_step::STEM,
+            PassName::Control => "control",
+            PassName::ZerothOrder => "zeroth_order",
         }
     }
 }
@@ -112,8 +119,8 @@ impl Dispatch {
 /// steps.
 #[derive(Debug)]
 pub struct Optimizer {
-    gpu: Gpu,
-    plan: Plan,
+    pub(super) gpu: Gpu,
+    pub(crate) plan: Plan,
     /// The dispatches of a step.
     step: Vec<Dispatch>,
     /// What is run after a step where a regime wants looks.
@@ -121,13 +128,13 @@ pub struct Optimizer {
     /// Of the windows that keep averages.
     averages: Vec<WindowAverages>,
     averages_are_swapped: bool,
-    learning_rates: wgpu::Buffer,
+    pub(super) learning_rates: wgpu::Buffer,
     loss_scale: wgpu::Buffer,
     /// The groups' constants, with their controls.
-    groups: wgpu::Buffer,
+    pub(super) groups: wgpu::Buffer,
     /// What takes part in a step.
     presence: control::Presence,
-    states: wgpu::Buffer,
+    pub(super) states: wgpu::Buffer,
     sums: wgpu::Buffer,
     records: wgpu::Buffer,
     tensor_records: wgpu::Buffer,
@@ -135,15 +142,24 @@ pub struct Optimizer {
     cursor: RecordCursor,
     /// Records that were fetched by a drain that then failed.
     undelivered: Records,
-    rebindable: bool,
+    pub(super) rebindable: bool,
     /// Of every window, in an optimizer that can be rebound; else none.
     movables: Vec<Movable>,
     /// Why training has halted, once a record has told.
     halted: Option<Error>,
     /// Where other ranks have other parameters.
     sharded: Option<shard::Sharded>,
-    #[cfg(feature = "checkpoint")]
-    kept: checkpoint::Kept,
+    pub(super) kept: Kept,
+}
+
+/// Buffers of an optimizer that only checkpoints and controllers need.
+#[derive(Debug)]
+pub(super) struct Kept {
+    /// The caller's buffers.
+    pub(super) buffers: Vec<wgpu::Buffer>,
+    /// Memory of each window's parameters.
+    pub(super) memories: Vec<WindowMemory>,
+    pub(super) updates: wgpu::Buffer,
 }
 
 impl Optimizer {

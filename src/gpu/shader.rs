@@ -16,8 +16,11 @@ macro_rules! modules {
 
 /// All modules but those of rules and regimes, which their tables list.
 const MODULES: &[(&str, &str)] = modules! {
+    "controllers/extragradient" "controllers/learned_schedule" "controllers/variance_reduction"
     "copy_schedule_free" "coupled_decay" "finish_reduction" "finish_update" "geometry" "group_controls" "layout" "learning_rate" "look"
     "reduce_gradient" "rule" "scaled" "swap_averages" "swap_schedule_free" "tables" "update_parameters" "whole_step"
+    "controllers/add_loss" "controllers/bi_level" "controllers/judge" "controllers/keep" "controllers/keep_states" "controllers/lanes"
+    "controllers/products" "controllers/rows"
     "elements/blocks" "elements/bytes" "elements/gradients" "elements/half" "elements/memories" "elements/parameters" "elements/random_bits" "elements/state"
     "factored/lengths" "factored/limit" "factored/means" "factored/moments" "factored/sums" "factored/tensors" "factored/tiles"
     "learning_rate/average_share" "learning_rate/controls" "learning_rate/distance" "learning_rate/first_rate" "learning_rate/formula"
@@ -34,6 +37,8 @@ const MODULES: &[(&str, &str)] = modules! {
     "update/average" "update/displace" "update/exchange_streams" "update/keep_counters" "update/keep_estimate" "update/keep_gradient"
     "update/keep_parameters" "update/in_range" "update/measure_step" "update/moved" "update/schedule_free" "update/seen_gradient" "update/step_gradient"
     "update/stepped"
+    "zeroth_order/begin" "zeroth_order/displace" "zeroth_order/draw" "zeroth_order/lanes" "zeroth_order/layout" "zeroth_order/length"
+    "zeroth_order/losses" "zeroth_order/momentum" "zeroth_order/normal" "zeroth_order/settle" "zeroth_order/turn"
 };
 
 /// The text of all modules: what was measured of other kernels says nothing about these.

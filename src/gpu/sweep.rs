@@ -63,7 +63,7 @@ impl Elements {
 }
 
 /// The elements' number in shaders/elements/half.wgsl.
-fn code_of(element: Element) -> f64 {
+pub(crate) fn code_of(element: Element) -> f64 {
     match element {
         Element::F32 => 0.0,
         Element::F16 => 1.0,

@@ -2,8 +2,10 @@
 
 use crate::element::Element;
 use crate::error::{BuildError, CallError, Error};
+use crate::gpu::limits::binding_alignment;
 use crate::group::TensorSlice;
 use crate::group::sealed::Sealed;
+use crate::plan::Region;
 
 /// Slice of parameters or gradients in a buffer of the caller. It keeps the buffer alive.
 /// [`Group::tensor`](crate::Group::tensor) makes it.
@@ -58,7 +60,7 @@ impl Tensor {
         self.offset_bytes / self.element.bytes()
     }
 
-    fn elements(&self) -> u64 {
+    pub(crate) fn elements(&self) -> u64 {
         self.size_bytes / self.element.bytes()
     }
 
@@ -78,6 +80,14 @@ impl Tensor {
             limit: bytes,
             way_out: "give a slice of exactly one f32: buffer.slice(offset..offset + 4)",
         }))
+    }
+
+    /// Returns the part of the buffer that is bound for the slice's first element, since a binding may only start at certain offsets, and the
+    /// element's index in it.
+    pub(crate) fn scalar_region(&self, limits: &wgpu::Limits) -> (Region, u32) {
+        let alignment = binding_alignment(limits) / self.element.bytes();
+        let start = self.start() / alignment * alignment;
+        (Region { buffer: 0, element: self.element, start, end: self.start() + 1 }, (self.start() - start) as u32)
     }
 
     /// Checks a destination for a copy of a tensor's averages.

@@ -1,6 +1,11 @@
 //! The text of `shaders/layout.wgsl`.
 
 use super::*;
+use crate::controllers::bi_level::{BiLevelConstants, BiLevelState};
+use crate::controllers::element_pairs::ElementPair;
+use crate::controllers::learned_schedule::{self, PolicySettings};
+use crate::controllers::products::{self, ProductPart};
+use crate::controllers::watchdog::{self, KeptPart, RawVerdict, WatchdogBatch, WatchdogConstants, WatchdogState};
 use crate::regime::Kernel;
 
 /// Returns all structs and constants in WGSL, as in `shaders/layout.wgsl`.
@@ -25,6 +30,16 @@ pub fn wgsl() -> String {
         StepSums::DECLARED,
         StepUnit::DECLARED,
         RawTensorRecord::DECLARED,
+        WatchdogConstants::DECLARED,
+        WatchdogBatch::DECLARED,
+        WatchdogState::DECLARED,
+        RawVerdict::DECLARED,
+        KeptPart::DECLARED,
+        ProductPart::DECLARED,
+        BiLevelConstants::DECLARED,
+        BiLevelState::DECLARED,
+        PolicySettings::DECLARED,
+        ElementPair::DECLARED,
     ];
     let declare = |declared: &Declared, words: Option<usize>| {
         let members = (declared.members)().into_iter().map(|(name, kind)| format!("    {name}: {kind},\n"));
@@ -35,8 +50,8 @@ pub fn wgsl() -> String {
         }
         text + "}\n\n"
     };
-    let mut text = "// Structs and constants that cross between host and device. Written by a test from src/layout.rs and the files in src/regime/, which explain\n\
-        // them. A kernel of the learning-rate pass knows the structs of its regime, and the others their sizes.\n\n"
+    let mut text = "// Structs and constants that cross between host and device. Written by a test from src/layout.rs and the files in src/regime/ and\n\
+        // src/controllers/, which explain them. A kernel of the learning-rate pass knows the structs of its regime, and the others their sizes.\n\n"
         .to_owned();
     for declared in &structs {
         text += &declare(declared, None);
@@ -52,6 +67,9 @@ pub fn wgsl() -> String {
         average_kinds::wgsl(),
         record_flags::wgsl(),
         terms::wgsl(),
+        watchdog::numbers::wgsl(),
+        products::numbers::wgsl(),
+        learned_schedule::numbers::wgsl(),
         Kernel::all().iter().map(|kernel| (kernel.own_constants)()).collect(),
     ] {
         text += &constants;

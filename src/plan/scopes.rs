@@ -217,6 +217,7 @@ pub(super) fn constants_of(config: &GroupConfig, kernel: Kernel, scope_index: us
             | flag(kernel.compares_iterates(), group_flags::ITERATES)
             | flag(kernel.coupled_decay, group_flags::COUPLES_DECAY)
             | flag(kernel.raw_norm, group_flags::RAW_NORM_CLIP)
+            | flag(config.trust_ratio.is_some_and(|trust| trust.cap), group_flags::TRUST_CAPS)
             | flag(!kernel.is_measured, group_flags::NOT_MEASURED),
         sign: if config.maximize { -1.0 } else { 1.0 },
         halt_after: 0, // set by `Safeguards::write_to`, as the next five, the global clip and the outliers' numbers

@@ -32,9 +32,9 @@ use crate::rule::Rule;
 ///   the winner's.** Evaluate, save and stop at these steps. In between, the buffer holds the parameters of another
 ///   stream, whose rate may be too high. The caller may write other parameters only after an episode
 ///   ([`Flags::episode_ends`](crate::Flags::episode_ends)).
-/// - Three gradients make one step of progress. The streams see different mini-batches; those of the paper share their
-///   noise. For that, use each batch three times, in steps 3k, 3k+1 and 3k+2. No step changes the order of turns, not
-///   even a skipped one.
+/// - Three gradients make one step of progress. **Use each batch three times, in steps 3k, 3k+1 and 3k+2**: the streams
+///   of the paper share their noise, and with batches of their own the test sees the noise of the batches beside the
+///   effect of the rates. `wgpu-optim train` does so. No step changes the order of turns, not even a skipped one.
 ///
 /// # The test
 /// In a round the streams' losses are `f₋`, `f` and `f₊`. From the second round on, `d = (f₊ - f)/(|f₊| + |f|)` and its

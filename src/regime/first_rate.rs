@@ -14,7 +14,7 @@ pub(crate) fn set_first_rate(c: &GroupConstants, g: &Gradient, s: &mut GroupStat
     let initial_norm = Scaled::of_squares(g.sums.initial_square).root();
     let direction = direction_length_of(c, g.norm);
     let mut wanted = Scaled::ONE.sum(initial_norm).times(c.first_step).quotient(direction);
-    if c.trust_coefficient > 0.0 {
+    if c.trust_coefficient > 0.0 && c.flags & group_flags::TRUST_CAPS == 0 {
         // The trust ratio multiplies the rate later. Dividing by it gives the first step its length.
         wanted = wanted.quotient(trust_of(c, g.sums, direction, s));
     }

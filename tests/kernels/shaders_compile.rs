@@ -11,6 +11,7 @@ fn files() -> Vec<(String, String)> {
     let mut files = Vec::new();
     for folder in [
         "",
+        "/controllers",
         "/elements",
         "/factored",
         "/learning_rate",
@@ -21,6 +22,7 @@ fn files() -> Vec<(String, String)> {
         "/rows",
         "/rule",
         "/update",
+        "/zeroth_order",
     ]
     .map(|folder| format!("{root}{folder}"))
     {
@@ -71,7 +73,7 @@ fn passes_say_what_they_read_write_and_how_many_invocations() {
             assert!(head.contains(word), "the head of {name} has no \"{word}\"");
         }
     }
-    assert_eq!(passes, 19);
+    assert_eq!(passes, 36);
 }
 
 /// Seeded faults.

@@ -55,6 +55,7 @@ fn kernels_of(gpu: &Gpu) -> Kernels {
     vectors::compile_settings(gpu, &mut listed).expect("every setting");
     vectors::compile_halves(gpu, &mut listed).expect("every element");
     vectors::compile_whole_steps(gpu, &mut listed).expect("every small model");
+    vectors::compile_zeroth_order(gpu, &mut listed).expect("every method");
     listed
 }
 
@@ -65,7 +66,40 @@ fn others() -> Vec<Kernel> {
         .map(|(entry, source)| Kernel::new(format!("bench-{entry}"), source, entry, &constants));
     let mut kernels = Vec::from(benches);
     kernels.push(of_a_copy());
+    kernels.extend(of_controllers());
     kernels
+}
+
+/// Module of a controller, which is also its entry point, its features and its constants.
+type OfController<'a> = (&'a str, &'a [&'a str], &'a [(&'a str, f64)]);
+
+/// Kernels of the controllers.
+fn of_controllers() -> Vec<Kernel> {
+    const WORKGROUP: (&str, f64) = ("WORKGROUP", 256.0);
+    let features = ["distance", "product", "along"].map(|feature| [feature]);
+    let [distance, product, along] = features.each_ref();
+    let all: [OfController; 15] = [
+        ("learned_schedule", &[], &[]),
+        ("extragradient", &[], &[WORKGROUP, ("AHEAD", 1.0)]),
+        ("extragradient", &[], &[WORKGROUP, ("AHEAD", 0.0)]),
+        ("variance_reduction", &[], &[WORKGROUP, ("KEEP", 1.0)]),
+        ("variance_reduction", &[], &[WORKGROUP, ("KEEP", 0.0)]),
+        ("add_loss", &[], &[]),
+        ("judge", &[], &[WORKGROUP, ("START", 1.0)]),
+        ("judge", &[], &[WORKGROUP, ("START", 0.0)]),
+        ("keep", &[], &[WORKGROUP]),
+        ("keep_states", &[], &[WORKGROUP]),
+        ("products", distance, &[WORKGROUP, ("X_IS", 0.0), ("G_IS", 0.0)]),
+        ("products", product, &[WORKGROUP, ("X_IS", 1.0), ("G_IS", 2.0)]),
+        ("products", product, &[WORKGROUP, ("X_IS", 2.0), ("G_IS", 1.0)]),
+        ("products", along, &[WORKGROUP, ("X_IS", 0.0), ("G_IS", 0.0)]),
+        ("bi_level", &[], &[WORKGROUP]),
+    ];
+    let kernels = all.into_iter().enumerate().map(|(number, (stem, features, constants))| {
+        let source = wgpu_optim::internals::link(&format!("controllers/{stem}"), features);
+        Kernel::new(format!("{stem}-{number}"), &source, stem, constants)
+    });
+    kernels.collect()
 }
 
 /// The copy of schedule-free averages, which is dispatched on request alone.

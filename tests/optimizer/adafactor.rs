@@ -195,7 +195,7 @@ fn what_it_cannot_do_is_refused() {
         assert_refused(build(OptimizerBuilder::new(Rule::Adafactor(rule))), &["rule adafactor", field]);
     }
     for least in [0.0, 1e9, f32::NAN] {
-        let trust = TrustRatio { coefficient: 1.0, least: Some(least) };
+        let trust = TrustRatio { coefficient: 1.0, least: Some(least), ..Default::default() };
         assert_refused(build(of().trust_ratio(trust)), &["trust ratio", "least"]);
     }
     // A tensor lies in one binding.

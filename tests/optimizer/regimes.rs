@@ -223,7 +223,8 @@ fn every_schedule_multiplies_every_kind_of_regime() {
     }
 }
 
-/// With each rule, decay and kind of regime, from parameters of zero as well, of which the ratio is 1 until they have moved.
+/// With each rule, decay and kind of regime, as a factor and as a cap, from parameters of zero as well, of which the ratio is 1 until they have
+/// moved.
 #[test]
 fn the_trust_ratio_is_the_oracles() {
     let _alone = alone();
@@ -237,7 +238,8 @@ fn the_trust_ratio_is_the_oracles() {
     ];
     let mut specs = Vec::new();
     let pairs = Rule::all().into_iter().flat_map(|rule| regimes.map(|regime| (rule, regime)));
-    for (rule, regime) in pairs.filter(|(rule, regime)| regime.fits(rule)) {
+    let pairs = pairs.filter(|(rule, regime)| regime.fits(rule));
+    for ((rule, regime), caps) in pairs.flat_map(|pair| [(pair, false), (pair, true)]) {
         let at = specs.len();
         let spec = Spec::new(rule, regime, tensors(21 + at as u64, &[LEN])).named(format!(
             "{at}: {}, {}",
@@ -246,18 +248,25 @@ fn the_trust_ratio_is_the_oracles() {
         ));
         specs.push(Spec {
             trust: Some(0.02),
-            decay: [WeightDecay::Coupled(0.05), WeightDecay::Decoupled(0.05)][at % 2],
+            trust_caps: caps,
+            decay: [WeightDecay::Coupled(0.05), WeightDecay::Decoupled(0.05)][at / 2 % 2],
             schedule: if at % 3 == 0 { Schedule::InverseSqrt { warmup: 3 } } else { Schedule::Constant },
             ..spec
         });
     }
-    specs[7].tensors[0].fill(0.0);
+    specs[14].tensors[0].fill(0.0);
+    let mut capped = 0;
     follow_the_oracle(&specs, |at, record| {
-        if record.flags.first() && specs[at].regime == Regime::seesaw() && specs[at].decay.decoupled() == 0.0 {
+        capped += usize::from(specs[at].trust_caps && record.trust_ratio < 1.0);
+        let spec = &specs[at];
+        assert!(!spec.trust_caps || record.trust_ratio <= 1.0, "{}", spec.name);
+        let follows = record.flags.first() && spec.regime == Regime::seesaw() && !spec.trust_caps;
+        if follows && spec.decay.decoupled() == 0.0 {
             // The first step has its length, whatever the ratio.
-            assert!(record.trust_ratio != 1.0 || at == 7, "{}", specs[at].name);
+            assert!(record.trust_ratio != 1.0 || at == 14, "{}", spec.name);
         }
     });
+    assert!(capped > STEPS, "caps lowered {capped} rates");
 }
 
 /// A group with a rate per tensor is as many groups of one tensor each, bit for bit, in no more dispatches.

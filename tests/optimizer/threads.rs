@@ -1,8 +1,8 @@
-//! Promise: the CPU path gives the same bits for any number of threads.
+//! Promise: the CPU path gives the same bits for any number of threads, and wherever slices begin in memory.
 //!
-//! Tried once by hand: partial sums that depend on the thread that made them.
+//! Tried once by hand: partial sums that depend on the thread that made them; a first tile, up to a cache line, that is left out.
 
-use wgpu_optim::{Averaging, Regime, Rule};
+use wgpu_optim::{Averaging, Group, OptimizerBuilder, Regime, Rule};
 use wgpu_optim_conformance::run::{CpuRun, Run, Spec, bits};
 use wgpu_optim_conformance::{noise, tensors};
 
@@ -33,5 +33,31 @@ fn the_number_of_threads_changes_no_bit() {
     assert_ne!(alone[0], bits(&tensors(1, &[LEN]))[0], "nothing moved");
     for threads in [2, 3, 7] {
         assert!(outcome(threads) == alone, "{threads} threads");
+    }
+}
+
+/// Steps of a rule over slices that begin so many elements after another place.
+fn outcome_at(rule: Rule, regime: Regime, offset: usize) -> Vec<u32> {
+    const LEN: usize = 3 * 4096 + 77;
+    let values = |seed: u64| [vec![0.0; offset], tensors(seed, &[LEN]).remove(0)].concat();
+    let (mut w, g) = (values(1), values(2));
+    let mut optimizer = OptimizerBuilder::new(rule)
+        .regime(regime)
+        .group(Group::new("all").tensor("w", &w[offset..], &g[offset..]))
+        .build_cpu()
+        .expect("builds");
+    (0..3).for_each(|_| optimizer.step(&mut [&mut w[offset..]], &[&g[offset..]]).expect("steps"));
+    bits(&[w[offset..].to_vec()]).remove(0)
+}
+
+#[test]
+fn where_slices_begin_changes_no_bit() {
+    for rule in Rule::all() {
+        for regime in [Regime::fixed(0.01), Regime::seesaw()] {
+            let first = outcome_at(rule, regime, 0);
+            for offset in [1, 4, 7, 15] {
+                assert!(outcome_at(rule, regime, offset) == first, "{}, {offset}", rule.name());
+            }
+        }
     }
 }

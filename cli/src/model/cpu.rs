@@ -61,17 +61,21 @@ impl CpuModel {
         rows: &[u32],
         gradients: &mut [f32],
     ) -> f32 {
+        let loss = self.loss(parameters, x, y, rows);
+        self.backward(parameters, rows.len(), gradients);
+        loss
+    }
+
+    /// Computes the mean loss over the rows `rows` of the data, without a backward pass.
+    pub fn loss(&mut self, parameters: &[f32], x: &[f32], y: &[u32], rows: &[u32]) -> f32 {
         let features = self.model.features;
         for (at, &row) in rows.iter().enumerate() {
             let row = row as usize;
             self.input.row_mut(at).assign(&ArrayView1::from(&x[row * features..][..features]));
             self.labels[at] = y[row];
         }
-        let count = rows.len();
-        self.forward(parameters, count);
-        let loss = self.loss_gradient(count);
-        self.backward(parameters, count, gradients);
-        loss
+        self.forward(parameters, rows.len());
+        self.loss_gradient(rows.len())
     }
 
     fn forward(&mut self, parameters: &[f32], count: usize) {

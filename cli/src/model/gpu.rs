@@ -30,11 +30,15 @@ pub struct GpuModel {
 struct DeviceSplit {
     cursor: wgpu::Buffer,
     order: wgpu::Buffer,
+    /// Number of rows of an order. An epoch that shows batches several times has more than there are.
+    order_rows: usize,
     data: Uploaded,
     results: wgpu::Buffer,
     batch: usize,
     /// Passes of a batch. The last one advances to the next batch.
     passes: Vec<Pass>,
+    /// Number of passes of the forward pass, which come first.
+    forward: usize,
     /// Passes that move to the previous and to the next batch without a loss. Only the training split has them.
     moves: Vec<Pass>,
 }
@@ -77,12 +81,12 @@ const RESULT_WORDS: usize = 4;
 
 impl DeviceSplit {
     fn batches(&self) -> usize {
-        self.data.rows.div_ceil(self.batch)
+        self.order_rows.div_ceil(self.batch)
     }
 
     /// Moves to a batch, counted from 0.
     fn go_to(&self, gpu: &Gpu, batch: usize) {
-        let cursor = [batch as u32, self.batch as u32, self.data.rows as u32];
+        let cursor = [batch as u32, self.batch as u32, self.order_rows as u32];
         gpu.queue().write_buffer(&self.cursor, 0, bytemuck::cast_slice(&cursor));
     }
 
@@ -96,8 +100,15 @@ impl DeviceSplit {
 }
 
 impl GpuModel {
-    /// Uploads the data and compiles the kernels.
-    pub fn new(gpu: &Gpu, model: &Model, dataset: &Dataset, batch: usize) -> Result<Self, ModelError> {
+    /// Uploads the data and compiles the kernels. The orders given to [`begin_epoch`](Self::begin_epoch) will have
+    /// `epoch_rows` rows.
+    pub fn new(
+        gpu: &Gpu,
+        model: &Model,
+        dataset: &Dataset,
+        batch: usize,
+        epoch_rows: usize,
+    ) -> Result<Self, ModelError> {
         check_loops(model, batch)?;
         let limits = gpu.device().limits();
         let is_software = gpu.device().adapter_info().device_type == wgpu::DeviceType::Cpu;
@@ -123,11 +134,11 @@ impl GpuModel {
             outputs: outputs.collect::<Result<_, _>>()?,
             row_results: build.buffer("the results of a batch", RESULT_WORDS * most_rows)?,
         };
-        let train = build.upload(&dataset.train)?;
+        let (train, test) = (build.upload(&dataset.train)?, build.upload(&dataset.test)?);
         Ok(GpuModel {
-            training: build.split(train.clone(), batch, &scratch, true)?,
-            train_evaluation: build.split(train, train_rows, &scratch, false)?,
-            test_evaluation: build.split(build.upload(&dataset.test)?, test_rows, &scratch, false)?,
+            training: build.split(train.clone(), batch, epoch_rows, &scratch, true)?,
+            train_evaluation: build.split(train, train_rows, dataset.train.rows(), &scratch, false)?,
+            test_evaluation: build.split(test, test_rows, dataset.test.rows(), &scratch, false)?,
             gpu: gpu.clone(),
             parameters: scratch.parameters,
             gradients: scratch.gradients,
@@ -160,6 +171,13 @@ impl GpuModel {
     /// Records the next batch: its mean loss and its gradients.
     pub fn encode_batch(&self, pass: &mut wgpu::ComputePass) {
         self.training.passes.iter().for_each(|step| step.encode(pass));
+    }
+
+    /// Records the mean loss of the next batch, without gradients. `again` returns to the last batch first.
+    pub fn encode_loss(&self, pass: &mut wgpu::ComputePass, again: bool) {
+        let DeviceSplit { passes, forward, moves, .. } = &self.training;
+        let back = moves.first().filter(|_| again);
+        back.into_iter().chain(&passes[..*forward]).chain(passes.last()).for_each(|step| step.encode(pass));
     }
 
     /// Records the gradients of the last batch again, at the parameters of the time when the commands run. The batch's
@@ -254,8 +272,15 @@ impl Build<'_> {
         }))
     }
 
-    fn split(&self, data: Uploaded, batch: usize, scratch: &Scratch, trains: bool) -> Result<DeviceSplit, ModelError> {
-        let order: Vec<u32> = (0..data.rows as u32).collect();
+    fn split(
+        &self,
+        data: Uploaded,
+        batch: usize,
+        order_rows: usize,
+        scratch: &Scratch,
+        trains: bool,
+    ) -> Result<DeviceSplit, ModelError> {
+        let order: Vec<u32> = (0..data.rows as u32).take(order_rows).collect();
         let cursor = self.buffer("the cursor", CURSOR_WORDS)?;
         let move_by = |batches: f64| {
             let source = include_str!("../../shaders/train/move_cursor.wgsl");
@@ -265,14 +290,17 @@ impl Build<'_> {
         let mut split = DeviceSplit {
             moves,
             cursor,
-            order: self.buffer("the order of the rows", data.rows)?,
-            results: self.buffer("results", RESULT_WORDS * data.rows.div_ceil(batch))?,
+            order: self.buffer("the order of the rows", order_rows)?,
+            results: self.buffer("results", RESULT_WORDS * order_rows.div_ceil(batch))?,
+            order_rows,
             data,
             batch,
             passes: Vec::new(),
+            forward: 0,
         };
         self.gpu.queue().write_buffer(&split.order, 0, bytemuck::cast_slice(&order));
         let mut passes = self.forward(&split, scratch)?;
+        split.forward = passes.len();
         if trains {
             passes.extend(self.backward(&split, scratch)?);
         }

@@ -139,7 +139,7 @@ fn compare(gpu: &Gpu, model: &Model, batch: usize) {
     // With 20 rows the last batch is short for batch sizes 3 and 17.
     let dataset = dataset(model, [20, 300]);
     let parameters = parameters_of(model, 12);
-    let device = GpuModel::new(gpu, model, &dataset, batch).expect("fits");
+    let device = GpuModel::new(gpu, model, &dataset, batch, dataset.train.rows()).expect("fits");
     device.write_parameters(&parameters);
     let order: Vec<u32> = (0..20).rev().collect();
     device.begin_epoch(&order, 0);
@@ -199,7 +199,7 @@ fn no_answer_is_a_wrong_answer() {
             let parameters = with(biases);
             let host = CpuModel::new(&model, 4).evaluate(&parameters, &split.x, &split.y);
             let on_devices = gpus.iter().map(|gpu| {
-                let device = GpuModel::new(gpu, &model, &dataset, 4).expect("fits");
+                let device = GpuModel::new(gpu, &model, &dataset, 4, dataset.train.rows()).expect("fits");
                 device.write_parameters(&parameters);
                 device.evaluate(Part::Test).expect("evaluates")
             });
@@ -228,7 +228,7 @@ fn no_feature_is_lost_in_wide_rows() {
     let expected = CpuModel::new(&model, 4).evaluate(&parameters, &dataset.test.x, &dataset.test.y);
     assert!((expected.loss - std::f64::consts::LN_2).abs() > 1e-3);
     for gpu in devices() {
-        let device = GpuModel::new(&gpu, &model, &dataset, 4).expect("fits");
+        let device = GpuModel::new(&gpu, &model, &dataset, 4, dataset.train.rows()).expect("fits");
         device.write_parameters(&parameters);
         let got = device.evaluate(Part::Test).expect("evaluates");
         assert!((got.loss - expected.loss).abs() <= 1e-5, "{}: {got:?} against {expected:?}", gpu.describe());
@@ -240,7 +240,7 @@ fn loops_that_drivers_cut_short_are_refused() {
     let model = Model::new(ModelKind::Softmax, 262_144, 2, 0);
     let dataset = dataset(&model, [1, 1]);
     for gpu in devices() {
-        let refused = GpuModel::new(&gpu, &model, &dataset, 1);
+        let refused = GpuModel::new(&gpu, &model, &dataset, 1, dataset.train.rows());
         assert!(matches!(refused, Err(ModelError::TooLong { .. })));
     }
 }
@@ -252,8 +252,10 @@ fn what_is_not_finite_flows_through() {
     for model in shapes() {
         let dataset = dataset(&model, [9, 9]);
         let rows: Vec<u32> = (0..9).collect();
-        let on_devices: Vec<GpuModel> =
-            gpus.iter().map(|gpu| GpuModel::new(gpu, &model, &dataset, 9).expect("fits")).collect();
+        let on_devices: Vec<GpuModel> = gpus
+            .iter()
+            .map(|gpu| GpuModel::new(gpu, &model, &dataset, 9, dataset.train.rows()).expect("fits"))
+            .collect();
         for tensor in model.tensors() {
             for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
                 let mut parameters = parameters_of(&model, 12);

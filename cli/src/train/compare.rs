@@ -26,7 +26,7 @@ pub struct CompareArgs {
     /// They are also compared with the best peak of that grid under warm-up and cosine. There is a table for each data
     /// set and setting, and a summary of all. --data takes a comma-separated list. --last evaluates the regimes by
     /// their last weights. A run that diverges counts as the most frequent class.
-    #[arg(long, conflicts_with_all = ["rule", "regime", "lr", "schedule", "average", "seed", "trace", "checkpoint", "every", "resume", "change", "telemetry", "inject_nan", "inject_spike", "lose_device"])]
+    #[arg(long, conflicts_with_all = ["rule", "regime", "lr", "schedule", "average", "watchdog", "seed", "trace", "checkpoint", "every", "resume", "change", "telemetry", "inject_nan", "inject_spike", "lose_device"])]
     pub compare: bool,
     /// Update rules to compare
     #[arg(

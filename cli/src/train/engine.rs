@@ -4,10 +4,12 @@ use std::ops::{ControlFlow, Range};
 
 use wgpu_optim::cpu::{Values, ValuesMut};
 use wgpu_optim::{
-    Averaging, Checkpoint, CpuOptimizer, Difference, Differences, Gpu, Group, Notes, Optimizer, OptimizerBuilder,
-    Parameters, Records, Regime, Rule, Schedule, State, TensorInfo, Warning, WeightDecay, cpu, wgpu,
+    Averaging, Checkpoint, CpuLearnedSchedule, CpuOptimizer, CpuWatchdog, Difference, Differences, EpochVerdict, Gpu,
+    Group, LearnedSchedule, Notes, Optimizer, OptimizerBuilder, Parameters, Records, Regime, Rule, Schedule,
+    SchedulePolicy, State, TensorInfo, Warning, Watchdog, WatchdogConfig, WeightDecay, cpu, wgpu,
 };
 
+use super::options::Args;
 use crate::CliError;
 use crate::data::{Dataset, Split};
 use crate::model::cpu::CpuModel;
@@ -33,6 +35,9 @@ pub struct OptimizerSettings {
     pub telemetry: bool,
     /// Storage of the rule's memory.
     pub state: State,
+    pub watchdog: Option<WatchdogConfig>,
+    /// Policy of a learned schedule that multiplies the rate.
+    pub policy: Option<SchedulePolicy>,
     /// Factor of every gradient before the optimizer sees it, on the CPU path. It shows how a regime depends on the
     /// scale of the loss.
     pub gradient_scale: f32,
@@ -47,7 +52,8 @@ impl OptimizerSettings {
 
     /// Returns an error if a number is outside its range. It is called before data and devices are searched.
     pub fn check(&self) -> Result<(), CliError> {
-        Ok(self.empty().build_cpu().map(drop)?)
+        let optimizer = self.empty().build_cpu()?;
+        Ok(self.watchdog.map_or(Ok(()), |config| CpuWatchdog::new(&optimizer, config).map(drop))?)
     }
 
     /// Returns warnings of settings that are known to fail.
@@ -125,6 +131,12 @@ pub trait Engine {
 
     /// Exchanges parameters and averages. A second call restores the parameters bit for bit.
     fn exchange_averages(&mut self) -> Result<(), CliError>;
+
+    /// Shows the training loss before the first step to the watchdog, if there is one.
+    fn start_watch(&mut self) -> Result<(), CliError>;
+
+    /// Lets the watchdog, if there is one, judge the epoch that has ended.
+    fn end_epoch(&mut self) -> Result<Option<EpochVerdict>, CliError>;
 }
 
 /// Keeps the records of the first group, which stand for the run. There is only one unless every tensor is a group.
@@ -138,21 +150,21 @@ pub fn new<'a>(
     target: &Target,
     model: &Model,
     dataset: &'a Dataset,
-    batch: usize,
+    args: &Args,
     settings: &OptimizerSettings,
     injection: Injection,
-    seed: u64,
 ) -> Result<Box<dyn Engine + 'a>, CliError> {
     let in_host_memory = match target {
         Target::Cpu { .. } => true,
         Target::Gpu(gpu) => gpu.device().adapter_info().device_type == wgpu::DeviceType::Cpu,
     };
+    let batch = args.batch(dataset);
     if in_host_memory {
         model.check_memory(batch)?;
     }
-    let initial = model.initial_parameters(seed);
-    let steps_per_epoch = dataset.train.rows().div_ceil(batch) as u32;
-    let (tensors, steps_done, record_steps) = (model.tensors(), 0, steps_per_epoch.max(1));
+    let initial = model.initial_parameters(args.seed);
+    let record_steps = args.steps_per_epoch(dataset).max(1) as u32;
+    let (tensors, steps_done) = (model.tensors(), 0);
     match target {
         Target::Cpu { .. } => {
             let mut group = settings.group();
@@ -161,7 +173,9 @@ pub fn new<'a>(
                 group = group.shaped_tensor(tensor.name, &[tensor.rows, tensor.cols], values, values);
             }
             let optimizer = settings.builder().record_steps(record_steps).group(group).build_cpu()?;
+            let watchdog = settings.watchdog.map(|config| CpuWatchdog::new(&optimizer, config)).transpose()?;
             Ok(Box::new(CpuEngine {
+                watchdog,
                 model: CpuModel::new(model, batch),
                 tensors: in_order_of(optimizer.tensors(), &tensors),
                 optimizer,
@@ -171,13 +185,16 @@ pub fn new<'a>(
                 dataset,
                 order: Vec::new(),
                 batch,
+                schedule: settings.policy.clone().map(CpuLearnedSchedule::new),
                 injection,
                 steps_done,
                 looks: settings.regime.needs_looks(),
             }))
         }
         Target::Gpu(gpu) => {
-            let model = gpu.scoped("the model's buffers and kernels", || GpuModel::new(gpu, model, dataset, batch))?;
+            let model = gpu.scoped("the model's buffers and kernels", || {
+                GpuModel::new(gpu, model, dataset, batch, args.order_rows(dataset))
+            })?;
             model.write_parameters(&initial);
             let mut group = settings.group();
             for tensor in &tensors {
@@ -187,9 +204,27 @@ pub fn new<'a>(
             }
             let builder = settings.builder().record_steps(record_steps).loss(model.loss()).group(group);
             let optimizer = builder.build(gpu)?;
+            let policy = settings.policy.as_ref();
+            let schedule = policy.map(|policy| LearnedSchedule::new(&optimizer, policy, model.loss())).transpose()?;
             let tensors = in_order_of(optimizer.tensors(), &tensors);
             let (looks, gpu) = (settings.regime.needs_looks(), gpu.clone());
-            Ok(Box::new(GpuEngine { model, tensors, optimizer, gpu, injection, steps_done, looks, kept: None }))
+            let watchdog =
+                settings.watchdog.map(|config| Watchdog::new(&optimizer, model.loss(), config)).transpose()?;
+            let rows = dataset.train.rows();
+            Ok(Box::new(GpuEngine {
+                model,
+                tensors,
+                optimizer,
+                gpu,
+                schedule,
+                injection,
+                steps_done,
+                looks,
+                kept: None,
+                watchdog,
+                batch,
+                rows,
+            }))
         }
     }
 }
@@ -216,10 +251,12 @@ struct CpuEngine<'a> {
     /// Order of the rows in the epoch.
     order: Vec<u32>,
     batch: usize,
+    schedule: Option<CpuLearnedSchedule>,
     injection: Injection,
     steps_done: u64,
     /// True if the gradient of each batch is computed again after the step.
     looks: bool,
+    watchdog: Option<CpuWatchdog>,
 }
 
 impl CpuEngine<'_> {
@@ -283,10 +320,16 @@ impl Engine for CpuEngine<'_> {
                 self.injection.apply(self.steps_done, &mut self.gradients);
             }
             self.steps_done += 1;
+            if let Some(schedule) = &mut self.schedule {
+                schedule.set_rate(&mut self.optimizer, loss)?;
+            }
             self.scale_gradients();
             let mut params = slices_of(&self.tensors, &mut self.parameters);
             let grads: Vec<&[f32]> = self.tensors.iter().map(|tensor| &self.gradients[tensor.range()]).collect();
             self.optimizer.step_with_loss(&mut params, &grads, loss)?;
+            if let Some(watchdog) = &mut self.watchdog {
+                watchdog.add_batch(rows.len() as f32, loss)?;
+            }
             if self.looks {
                 self.look(rows)?;
             }
@@ -323,6 +366,26 @@ impl Engine for CpuEngine<'_> {
     fn exchange_averages(&mut self) -> Result<(), CliError> {
         Ok(self.optimizer.swap_averages(&mut slices_of(&self.tensors, &mut self.parameters))?)
     }
+
+    fn start_watch(&mut self) -> Result<(), CliError> {
+        if self.watchdog.is_some() {
+            let loss = self.evaluate(Part::Train)?.loss as f32;
+            let params = slices_of(&self.tensors, &mut self.parameters);
+            if let Some(watchdog) = &mut self.watchdog {
+                watchdog.add_batch(1.0, loss)?;
+                watchdog.start(&self.optimizer, &params)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn end_epoch(&mut self) -> Result<Option<EpochVerdict>, CliError> {
+        let mut params = slices_of(&self.tensors, &mut self.parameters);
+        let Some(watchdog) = &mut self.watchdog else {
+            return Ok(None);
+        };
+        Ok(Some(watchdog.end_epoch(&mut self.optimizer, &mut params)?))
+    }
 }
 
 /// Submission with its number of steps.
@@ -333,12 +396,18 @@ struct GpuEngine {
     tensors: Vec<TensorShape>,
     optimizer: Optimizer,
     gpu: Gpu,
+    schedule: Option<LearnedSchedule>,
     injection: Injection,
     steps_done: u64,
     /// True if the gradient of each batch is computed again after the step.
     looks: bool,
     /// Copy of the parameters while the averages are in their place.
     kept: Option<wgpu::Buffer>,
+    watchdog: Option<Watchdog>,
+    /// Rows of a batch, of which the last one of an epoch may have fewer.
+    batch: usize,
+    /// Rows of an epoch.
+    rows: usize,
 }
 
 impl GpuEngine {
@@ -348,7 +417,7 @@ impl GpuEngine {
 
     /// Takes a step whose gradients are changed before the optimizer reads them. They are copied to the host and back,
     /// which is slow but good enough for one step.
-    fn step_injected(&self, step: u64) -> Result<(), CliError> {
+    fn step_injected(&mut self, step: u64, of_epoch: usize) -> Result<(), CliError> {
         const LABEL: &str = "training, gradients changed";
         let queue = self.gpu.queue();
         if self.injection.loss_of_device == Some(step) {
@@ -364,11 +433,24 @@ impl GpuEngine {
         let mut update = self.encoder(LABEL);
         {
             let mut pass = update.begin_compute_pass(&Default::default());
-            self.optimizer.encode_step_in(&mut pass)?;
-            self.encode_look_in(&mut pass)?;
+            self.encode_step_in(&mut pass, of_epoch)?;
         }
-        queue.submit([update.finish()]);
+        self.gpu.queue().submit([update.finish()]);
         Ok(())
+    }
+
+    /// Records a step, behind the learned schedule if there is one, with what follows it. The step's number is that in the
+    /// epoch.
+    fn encode_step_in(&mut self, pass: &mut wgpu::ComputePass, of_epoch: usize) -> Result<(), CliError> {
+        if let Some(schedule) = &self.schedule {
+            schedule.encode_rate_in(pass)?;
+        }
+        self.optimizer.encode_step_in(pass)?;
+        if let Some(watchdog) = &mut self.watchdog {
+            let rows = self.batch.min(self.rows - of_epoch * self.batch);
+            watchdog.encode_batch_in(pass, rows as f32)?;
+        }
+        self.encode_look_in(pass)
     }
 
     /// Records the look at the last step, if the regime needs looks.
@@ -404,7 +486,8 @@ impl Engine for GpuEngine {
             let is_due = |step: &usize| self.injection.is_due(of_run(*step));
             if let Some(step) = steps.clone().find(is_due) {
                 if step == first {
-                    self.step_injected(of_run(step))?;
+                    let of_run = of_run(step);
+                    self.step_injected(of_run, step)?;
                     first += 1;
                     if on_steps(1).is_break() {
                         break;
@@ -418,10 +501,9 @@ impl Engine for GpuEngine {
             let mut encoder = self.encoder("training");
             {
                 let mut pass = encoder.begin_compute_pass(&Default::default());
-                for _ in steps {
+                for step in steps {
                     self.model.encode_batch(&mut pass);
-                    self.optimizer.encode_step_in(&mut pass)?;
-                    self.encode_look_in(&mut pass)?;
+                    self.encode_step_in(&mut pass, step)?;
                 }
             }
             let submission = self.gpu.queue().submit([encoder.finish()]);
@@ -477,5 +559,31 @@ impl Engine for GpuEngine {
         }
         self.gpu.queue().submit([encoder.finish()]);
         Ok(())
+    }
+
+    fn start_watch(&mut self) -> Result<(), CliError> {
+        if self.watchdog.is_none() {
+            return Ok(());
+        }
+        let start = self.model.evaluate(Part::Train)?.loss as f32;
+        let mut encoder = self.encoder("watchdog");
+        if let Some(watchdog) = &mut self.watchdog {
+            let loss = self.model.loss();
+            self.gpu.queue().write_buffer(loss.buffer(), loss.offset(), bytemuck::bytes_of(&start));
+            watchdog.encode_batch(&mut encoder, 1.0)?;
+            watchdog.encode_start(&self.optimizer, &mut encoder)?;
+        }
+        self.gpu.queue().submit([encoder.finish()]);
+        Ok(())
+    }
+
+    fn end_epoch(&mut self) -> Result<Option<EpochVerdict>, CliError> {
+        let mut encoder = self.encoder("watchdog");
+        let Some(watchdog) = &mut self.watchdog else {
+            return Ok(None);
+        };
+        watchdog.encode_epoch_end(&self.optimizer, &mut encoder)?;
+        self.gpu.queue().submit([encoder.finish()]);
+        Ok(pollster::block_on(watchdog.read_verdicts())?.pop())
     }
 }

@@ -8,8 +8,8 @@ use std::sync::LazyLock;
 use clap::ValueEnum;
 use clap::builder::PossibleValue;
 use wgpu_optim::{
-    AdGd, AutoSgd, Averaging, BarzilaiBorwein, Curvature, DoG, DoWG, Hypergradient, NormRatio, Regime, Rule, Schedule,
-    Seesaw, State, WeightDecay,
+    AdGd, AutoSgd, Averaging, BarzilaiBorwein, Curvature, DoG, DoWG, Hypergradient, NormRatio, PolicyScale, Regime,
+    Rule, Schedule, SchedulePolicy, Seesaw, State, WatchdogConfig, WeightDecay,
 };
 
 use super::compare::CompareArgs;
@@ -18,6 +18,10 @@ use crate::CliError;
 use crate::data::{self, Dataset};
 use crate::model::ModelKind;
 use crate::target::TargetArgs;
+use crate::words::escaped;
+
+/// Number of steps that take the same batch with streams of parameters.
+const SHOWN: usize = AutoSgd::STREAMS as usize;
 
 /// Value of `--rule`: one of [`Rule::all`] or [`Rule::of_matrices`].
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -183,6 +187,24 @@ impl AverageName {
     }
 }
 
+/// Value of `--watchdog`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum WatchdogName {
+    /// CMA Light: the loss has to fall below every loss so far; an epoch is taken back if its loss is above that at the start.
+    Light,
+    /// NMCMA: the loss has to fall below the largest of the last 5; other epochs are taken back.
+    Nonmonotone,
+}
+
+impl WatchdogName {
+    pub fn config(self) -> WatchdogConfig {
+        match self {
+            WatchdogName::Light => WatchdogConfig::light(),
+            WatchdogName::Nonmonotone => WatchdogConfig::nonmonotone(5),
+        }
+    }
+}
+
 /// Options of `train`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
@@ -219,6 +241,12 @@ pub struct Args {
     /// Factor of the learning rate over the run, for any regime
     #[arg(long, value_enum, default_value = "constant", help_heading = "Optimizer")]
     pub schedule: ScheduleName,
+    /// Learned schedule whose output multiplies the learning rate
+    ///
+    /// It is a small network that reads the loss of every batch. With --regime fixed --lr 1 its output is the learning
+    /// rate. The example meta_train of this package trains one and writes the file.
+    #[arg(long, value_name = "FILE.safetensors", conflicts_with_all = ["checkpoint", "compare", "watchdog"], help_heading = "Optimizer")]
+    pub schedule_policy: Option<PathBuf>,
     /// Average of the weights to keep and evaluate, beside the last weights [default: by --rule]
     ///
     /// The default is schedule-free with --regime schedule-free-plus, and for sgd, signsgd and adamw without a
@@ -247,6 +275,12 @@ pub struct Args {
     /// Storage of momentum and second moment
     #[arg(long, value_enum, default_value = "f32", help_heading = "Optimizer")]
     pub state: StateName,
+    /// Judge every epoch by its mean loss, and lower the learning rate where it is too high [default of TEST: light]
+    ///
+    /// An epoch whose loss has not fallen halves the learning rate, and may be taken back with all that the optimizer
+    /// remembers of it.
+    #[arg(long, value_enum, value_name = "TEST", num_args = 0..=1, default_missing_value = "light", help_heading = "Optimizer")]
+    pub watchdog: Option<WatchdogName>,
     /// Passes over the training data [default: 10, or 40 for generated sets]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Run")]
     pub epochs: Option<u32>,
@@ -261,7 +295,7 @@ pub struct Args {
     /// Print one JSON object instead of a table
     #[arg(long, help_heading = "Outputs")]
     pub json: bool,
-    /// Write a row for each step: loss, learning rate and the causes of its changes
+    /// Write a row for each step: loss, learning rate and its causes
     #[arg(long, value_name = "FILE.csv", help_heading = "Outputs")]
     pub trace: Option<PathBuf>,
     /// Write a page that explains the run, with curves
@@ -283,14 +317,14 @@ pub struct Args {
     /// The result has the same bits as that of a run without interruption.
     #[arg(long, requires = "checkpoint", help_heading = "Outputs")]
     pub resume: bool,
-    /// Continue with other settings than those that the file was saved with
+    /// Continue with settings other than those of the file
     ///
     /// The rule, the regime, --lr, --schedule, --average, --momentum, --weight-decay, --clip-norm, --state, --batch,
     /// --epochs and --telemetry may then differ. Every difference and its consequences are printed. The step count
     /// continues. The number of steps of an epoch follows from the new --batch.
     #[arg(long, requires = "resume", help_heading = "Outputs")]
     pub change: bool,
-    /// Replace files even if they are not outputs of this program, or belong to another run
+    /// Replace files of other programs and of other runs
     ///
     /// Without it --trace, --report and --checkpoint only replace files of their own kind, and --checkpoint only those
     /// with the same settings. Files that are read are never replaced.
@@ -330,7 +364,8 @@ impl Args {
         let is_free = match self.regime {
             regime if regime.0.needs_schedule_free() => fits,
             regime => {
-                fits && self.schedule == ScheduleName::CONSTANT && regime.0.fits_averaging(&Averaging::ScheduleFree)
+                let is_constant = self.schedule == ScheduleName::CONSTANT && self.schedule_policy.is_none();
+                fits && is_constant && regime.0.fits_averaging(&Averaging::ScheduleFree)
             }
         };
         Some(if is_free { AverageName::ScheduleFree } else { AverageName::Polynomial })
@@ -362,16 +397,35 @@ impl Args {
         }
     }
 
-    pub fn steps_per_epoch(&self, dataset: &Dataset) -> usize {
-        dataset.train.rows().div_ceil(self.batch as usize)
+    /// Returns the number of training rows of a step, which is at most all of them.
+    pub fn batch(&self, dataset: &Dataset) -> usize {
+        (self.batch as usize).min(dataset.train.rows())
     }
 
-    /// Returns the number of steps of the run. With streams of parameters, a run ends when the buffer holds the middle
-    /// stream or the winner.
+    /// Returns the number of steps of an epoch. Three streams of parameters take a step each for every batch, which the
+    /// source calls shared noise, and the rows after the last full batch are left out.
+    pub fn steps_per_epoch(&self, dataset: &Dataset) -> usize {
+        self.order_rows(dataset).div_ceil(self.batch(dataset).max(1))
+    }
+
+    /// Returns the number of rows that an epoch shows.
+    pub fn order_rows(&self, dataset: &Dataset) -> usize {
+        let (rows, batch) = (dataset.train.rows(), self.batch(dataset).max(1));
+        if self.regime.has_streams() { SHOWN * (rows - rows % batch) } else { rows }
+    }
+
+    /// Returns the rows of an epoch in the order in which steps take them.
+    pub fn in_steps(&self, dataset: &Dataset, order: &[u32]) -> Vec<u32> {
+        if !self.regime.has_streams() {
+            return order.to_vec();
+        }
+        let batches = order.chunks_exact(self.batch(dataset).max(1));
+        batches.flat_map(|rows| std::iter::repeat_n(rows, SHOWN)).flatten().copied().collect()
+    }
+
+    /// Returns the number of steps of the run.
     pub fn steps(&self, dataset: &Dataset) -> u64 {
-        let steps = u64::from(self.epochs()) * self.steps_per_epoch(dataset) as u64;
-        let round = if self.regime.has_streams() { u64::from(AutoSgd::STREAMS) } else { 1 };
-        if steps < round { steps } else { steps - steps % round }
+        u64::from(self.epochs()) * self.steps_per_epoch(dataset) as u64
     }
 
     /// Returns the optimizer's configuration for a run of this many steps.
@@ -386,8 +440,22 @@ impl Args {
             per_tensor: self.per_tensor,
             telemetry: self.telemetry,
             state: self.state.0,
+            watchdog: self.watchdog.map(WatchdogName::config),
+            policy: None,
             gradient_scale: 1.0,
         })
+    }
+
+    /// Reads the policy of the learned schedule, if there is one.
+    pub fn policy(&self, dataset: &Dataset) -> Result<Option<SchedulePolicy>, CliError> {
+        let Some(path) = &self.schedule_policy else {
+            return Ok(None);
+        };
+        let name = escaped(&path.to_string_lossy());
+        let refused = |error: &dyn std::fmt::Display| CliError::Usage(format!("--schedule-policy {name}: {error}"));
+        let bytes = std::fs::read(path).map_err(|error| refused(&error))?;
+        let scale = PolicyScale::FirstLoss { classes: dataset.classes as u32 };
+        SchedulePolicy::from_safetensors(scale, &bytes).map(Some).map_err(|error| refused(&error))
     }
 
     pub fn hidden(&self) -> usize {
@@ -421,6 +489,11 @@ impl Args {
                 "--hidden goes with --model mlp, {} has no hidden units: leave one of them out",
                 name_of(self.model)
             ));
+        }
+        if self.watchdog.is_some() && self.checkpoint.is_some() {
+            return CliError::usage(
+                "--watchdog: a checkpoint does not have what the watchdog knows of the run: leave out --watchdog or --checkpoint",
+            );
         }
         if self.force && self.trace.is_none() && self.report.is_none() && self.checkpoint.is_none() {
             return CliError::usage("--force replaces files, and the run is to write none: leave it out");

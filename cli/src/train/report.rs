@@ -2,7 +2,7 @@
 
 use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
-use wgpu_optim::{NonFinite, Record, Rule, TensorRecord, Term};
+use wgpu_optim::{EpochOutcome, EpochVerdict, NonFinite, Record, Rule, TensorRecord, Term};
 
 use super::options::Args;
 use super::story::Aftermaths;
@@ -69,9 +69,46 @@ pub struct Run {
     /// Tensors after the last step, with --telemetry.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tensors: Vec<Value>,
+    /// Largest relative step of a tensor in the last step divided by the smallest, with --telemetry.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub relative_step_spread: Option<f64>,
+    /// Verdicts of the watchdog, with --watchdog.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub watchdog: Option<Watched>,
     /// Effects of steps that were changed.
     #[serde(skip)]
     pub aftermaths: Aftermaths,
+}
+
+/// Number of verdicts that are printed in words.
+const SENTENCES: usize = 8;
+
+/// What a watchdog has made of the epochs.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Watched {
+    accepted: u64,
+    slowed: u64,
+    taken_back: u64,
+    /// The first verdicts that were not acceptances, in words.
+    sentences: Vec<String>,
+}
+
+impl Watched {
+    pub fn add(&mut self, verdict: &EpochVerdict) {
+        *match verdict.outcome {
+            EpochOutcome::Accepted => &mut self.accepted,
+            EpochOutcome::Slowed => &mut self.slowed,
+            _ => &mut self.taken_back,
+        } += 1;
+        if verdict.outcome != EpochOutcome::Accepted && self.sentences.len() < SENTENCES {
+            self.sentences.push(verdict.to_string());
+        }
+    }
+
+    fn in_words(&self) -> String {
+        let Watched { accepted, slowed, taken_back, .. } = self;
+        format!("{accepted} accepted, {slowed} slowed, {taken_back} taken back")
+    }
 }
 
 fn name_of_signal<S: Serializer>(signal: &Option<Signal>, serializer: S) -> Result<S::Ok, S::Error> {
@@ -118,8 +155,13 @@ impl Run {
             ("training loss, last iterate".to_owned(), self.last_train_loss.map(loss_in_words)),
             ("test accuracy, last iterate".to_owned(), self.last_test_accuracy.map(in_percent)),
             ("test rows without an answer".to_owned(), without_answer),
+            ("epochs under the watchdog".to_owned(), self.watchdog.as_ref().map(Watched::in_words)),
             ("first learning rate".to_owned(), Some(rate_in_words(self.rates.lr_first))),
             ("last learning rate".to_owned(), Some(rate_in_words(self.rates.lr_last))),
+            (
+                "relative steps of tensors, largest to smallest".to_owned(),
+                self.relative_step_spread.map(|spread| number(spread, 3)),
+            ),
             ("range".to_owned(), Some([self.rates.lr_min, self.rates.lr_max].map(rate_in_words).join(" to "))),
         ];
         figures.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
@@ -278,6 +320,13 @@ pub fn print(args: &Args, run: &Run, model: &Model) -> Result<(), CliError> {
     }
     if let Some((step, what)) = causes.first_skipped {
         say(format!("first skipped: step {step}: {}", not_finite(what, model)))?;
+    }
+    if let Some(Watched { slowed, taken_back, sentences, .. }) = &run.watchdog {
+        sentences.iter().try_for_each(say)?;
+        let more = slowed + taken_back - sentences.len() as u64;
+        if more > 0 {
+            say(format!("and {more} more epochs that were not accepted"))?;
+        }
     }
     run.aftermaths.sentences().into_iter().try_for_each(say)
 }

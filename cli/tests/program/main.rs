@@ -7,6 +7,7 @@ mod compare;
 #[cfg(target_os = "linux")]
 mod faults;
 mod outputs;
+mod policy;
 mod resume;
 mod signals;
 mod train;

@@ -49,6 +49,29 @@ fn without_arguments_it_reaches_95_percent_on_digits() {
     assert!(number(&run, "seconds") < 60.0);
 }
 
+/// A watchdog that accepts every epoch changes nothing, and one that does not saves a run whose rate is a thousand times too high, on the host and on
+/// the device.
+#[test]
+fn a_watchdog_leaves_good_epochs_alone_and_takes_bad_ones_back() {
+    for backend in ["cpu", "auto"] {
+        let train =
+            |line: &str| run(&[&["--backend", backend, "--regime", "fixed", "--last"], &words(line)[..]].concat());
+        let [plain, mut watched] = ["--lr 0.05", "--lr 0.05 --watchdog"].map(|line| without_seconds(train(line)));
+        assert_eq!(watched["watchdog"]["accepted"], 10, "{backend}");
+        assert!(watched["watchdog"]["sentences"].as_array().is_some_and(Vec::is_empty), "{backend}");
+        watched.as_object_mut().expect("an object").remove("watchdog");
+        assert_eq!(plain, watched, "{backend}");
+        for test in ["light", "nonmonotone"] {
+            let saved = train(&format!("--lr 50 --epochs 20 --watchdog {test}"));
+            assert!(number(&saved, "test_accuracy") > 0.95, "{backend}, {test}: {saved}");
+            assert!(number(&saved["watchdog"], "taken_back") >= 3.0, "{backend}, {test}: {saved}");
+            assert!(number(&saved, "lr_last") < 5.0, "{backend}, {test}: {saved}");
+            let first = saved["watchdog"]["sentences"][0].as_str().expect("a sentence");
+            assert!(first.starts_with("epoch 0 taken back: "), "{backend}: {first}");
+        }
+    }
+}
+
 #[test]
 fn json_has_every_key_that_is_promised() {
     let run = run(&["--epochs", "1"]);
@@ -423,6 +446,8 @@ fn options_that_would_not_be_heeded_are_refused() {
         ("--rule lion --momentum 0.5", &["--momentum", "lion"]),
         ("--model softmax --hidden 8", &["--hidden", "softmax"]),
         ("--telemetry", &["--telemetry", "--trace"]),
+        ("--watchdog --checkpoint run.safetensors", &["--watchdog", "--checkpoint"]),
+        ("--watchdog --regime auto-sgd", &["a watchdog", "auto-sgd"]),
         ("--compare --data spirals --label nonsense", &["--label", "spirals"]),
         ("--compare --rules adamw --momentum .2", &["--momentum", "adamw"]),
         ("--compare --model softmax --hidden 3", &["--hidden", "softmax"]),

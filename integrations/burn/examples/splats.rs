@@ -214,7 +214,7 @@ fn main() -> Result<()> {
             rows.live.iter().filter(|&&live| live > 0.0).count(),
             -10.0 * error.log10(),
             1e3 * seconds / args.steps as f64,
-            optimizing[optimizing.len() / 2],
+            optimizing.get(optimizing.len() / 2).copied().unwrap_or(f64::NAN),
         );
     }
     Ok(())

@@ -2,6 +2,8 @@
 //! none of that. See ../README.md.
 #![forbid(unsafe_code)]
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use burn::backend::Cube;
@@ -9,6 +11,7 @@ use burn::module::{Module, Param};
 use burn::optim::{AdamWConfig, GradientsParams, ModuleOptimizer, SgdConfig};
 use burn::tensor::{Device, Distribution, Tensor};
 use clap::Parser;
+use cubecl_runtime::logging::{LaunchObservation, LaunchObserver};
 use wgpu_optim_burn::wgpu_optim::{OptimizerBuilder, Rule};
 use wgpu_optim_burn::{WgpuOptim, WgpuOptimConfig, share_burns};
 
@@ -52,9 +55,25 @@ struct Contestant {
     net: Option<Net>,
     /// Milliseconds of a step, of each turn.
     times: Vec<f64>,
+    /// Kernels of burn's in the last turn.
+    launches: u64,
+}
+
+/// Kernels that burn has launched.
+#[derive(Default)]
+struct Launches(AtomicU64);
+
+impl LaunchObserver for Launches {
+    fn launched(&self, _kernel: &'static str) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 impl Contestant {
+    fn new(name: &'static str, optimizer: Optimizer, net: Net) -> Self {
+        Contestant { name, optimizer, net: Some(net), times: Vec::new(), launches: 0 }
+    }
+
     fn step(&mut self, device: &Device) -> Result<()> {
         let net = self.net.take().ok_or("a step failed before")?;
         // Gradients that are computed, as a backward pass does it, so that fusion has what it would have.
@@ -81,7 +100,8 @@ fn main() -> Result<()> {
     let args = Args::parse();
     let (plain, gpu) = share_burns(Device::wgpu_options())?;
     let device = plain.clone().autodiff();
-    let elements = args.parameters.div_ceil(args.tensors as usize);
+    // As most layers have.
+    let elements = args.parameters.div_ceil(args.tensors as usize).next_multiple_of(4);
     let net = || Net {
         tensors: (0..args.tensors)
             .map(|_| Param::from_tensor(Tensor::random([elements], Distribution::Default, &device)))
@@ -90,35 +110,22 @@ fn main() -> Result<()> {
     let ours = |name, rule| {
         let net = net();
         let optim = WgpuOptimConfig::new(OptimizerBuilder::new(rule)).init(&net, &gpu)?;
-        Ok::<_, wgpu_optim_burn::Error>(Contestant {
-            name,
-            optimizer: Optimizer::Ours(Box::new(optim)),
-            net: Some(net),
-            times: Vec::new(),
-        })
+        Ok::<_, wgpu_optim_burn::Error>(Contestant::new(name, Optimizer::Ours(Box::new(optim)), net))
     };
-    let burns = |name, optimizer| Contestant {
-        name,
-        optimizer: Optimizer::Burns(optimizer),
-        net: Some(net()),
-        times: Vec::new(),
-    };
+    let burns = |name, optimizer| Contestant::new(name, Optimizer::Burns(optimizer), net());
     let mut contestants = vec![
-        Contestant {
-            name: "none: the gradients alone",
-            optimizer: Optimizer::None,
-            net: Some(net()),
-            times: Vec::new(),
-        },
+        Contestant::new("none: the gradients alone", Optimizer::None, net()),
         ours("wgpu-optim SGD, Seesaw", Rule::sgd())?,
         ours("wgpu-optim AdamW, Seesaw", Rule::adamw())?,
         burns("burn SGD", SgdConfig::new().init()),
         burns("burn AdamW", AdamWConfig::new().init()),
     ];
     contestants.retain(|contestant| contestant.name.contains(&args.only));
+    let launches = Arc::new(Launches::default());
+    let _watching = LaunchObservation::new(launches.clone());
     for round in 0..=args.rounds {
         for contestant in &mut contestants {
-            let start = Instant::now();
+            let (launched, start) = (launches.0.load(Ordering::Relaxed), Instant::now());
             for _ in 0..args.steps {
                 contestant.step(&device)?;
             }
@@ -127,6 +134,7 @@ fn main() -> Result<()> {
             if round > 0 {
                 contestant.times.push(1e3 * start.elapsed().as_secs_f64() / f64::from(args.steps));
             }
+            contestant.launches = launches.0.load(Ordering::Relaxed) - launched;
         }
     }
     println!(
@@ -136,16 +144,21 @@ fn main() -> Result<()> {
         gpu.describe(),
         std::any::type_name::<Cube>().contains("Fusion")
     );
-    println!("| step | ms, median (lowest to highest) |\n|---|---|");
+    println!("| step | ms, median (lowest to highest) | launches |\n|---|---|---|");
     for contestant in &mut contestants {
         contestant.times.sort_by(f64::total_cmp);
         let times = &contestant.times;
+        let ours = match &contestant.optimizer {
+            Optimizer::Ours(optim) => optim.optimizer().dispatches().len(),
+            _ => 0,
+        };
         println!(
-            "| {} | {:.2} ({:.2} to {:.2}) |",
+            "| {} | {:.2} ({:.2} to {:.2}) | {} |",
             contestant.name,
             times[times.len() / 2],
             times[0],
-            times[times.len() - 1]
+            times[times.len() - 1],
+            ours + (contestant.launches as f64 / f64::from(args.steps)).round() as usize,
         );
     }
     Ok(())

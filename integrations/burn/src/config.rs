@@ -117,7 +117,11 @@ impl WgpuOptimConfig {
             builder = builder.group(group);
         }
         let optimizer = builder.build(gpu)?;
-        let parameters = members.into_iter().flatten().collect();
+        // The optimizer's own order is another where a group leaves tensors to a rule of their own (`OptimizerBuilder::other_tensors`).
+        let tensors = optimizer.tensors().iter().zip(0..);
+        let indices: HashMap<&str, usize> = tensors.map(|(tensor, index)| (tensor.name.as_str(), index)).collect();
+        let mut parameters: Vec<Parameter> = members.into_iter().flatten().collect();
+        parameters.sort_by_key(|parameter| indices.get(parameter.name.as_str()));
         Ok(WgpuOptim::new(optimizer, parameters, &order, device, place, loss))
     }
 }

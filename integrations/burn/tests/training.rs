@@ -310,6 +310,34 @@ fn groups_go_by_the_parameters_paths() {
     }
 }
 
+/// Muon leaves biases to another rule, which are then behind the matrices: each tensor still gets its own gradient.
+#[test]
+fn tensors_that_a_rule_leaves_to_another_keep_their_gradients() {
+    for (device, gpu) in devices() {
+        let mut net = Net::new(device);
+        let builder = fixed(Rule::muon(), 0.25).other_tensors(Rule::sgd());
+        let mut optim = WgpuOptimConfig::new(builder).init(&net, gpu).expect("makes");
+        for (index, tensor) in optim.optimizer().tensors().iter().enumerate() {
+            assert_eq!(optim.name(index), Some(tensor.name.as_str()));
+        }
+        let before = net.values();
+        let gradients = net.gradients(0);
+        let biases = [&net.first, &net.second].map(|layer| {
+            let bias = layer.bias.as_ref().expect("a bias").id;
+            values::<1>(gradients.get(bias).expect("a gradient"))
+        });
+        net = optim.step(net, gradients).expect("steps");
+        let after = net.values();
+        for (tensor, gradient) in [1, 3].into_iter().zip(biases) {
+            for ((before, after), g) in before[tensor].iter().zip(&after[tensor]).zip(gradient) {
+                let expected = before - 0.25 * g;
+                assert!((after - expected).abs() <= 1e-6, "{after} but {expected}");
+            }
+        }
+        assert!(before[0] != after[0] && before[2] != after[2], "the matrices have moved");
+    }
+}
+
 #[test]
 fn what_does_not_fit_is_refused_and_the_module_comes_back() {
     for (device, gpu) in devices() {

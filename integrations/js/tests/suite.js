@@ -393,6 +393,37 @@ export const tests = {
     check((await optimizer.drainRecords()).records.length === 2, 'two steps in one submit');
   },
 
+  async 'a step of a small model is one dispatch'() {
+    const STEPS = 64;
+    const found = [];
+    // One more quad than the largest small model has takes four dispatches.
+    for (const [elements, dispatches] of [[256, 1], [1024, 1], [4096, 1], [4100, 4]]) {
+      const { optimizer } = await small({}, new Float32Array(elements).fill(1));
+      const record = () => submit((encoder) => {
+        const pass = encoder.beginComputePass();
+        let count = 0;
+        const { dispatchWorkgroups } = pass;
+        pass.dispatchWorkgroups = (...size) => (count++, dispatchWorkgroups.apply(pass, size));
+        for (let number = 0; number < STEPS; number++) optimizer.encodeStep(pass);
+        pass.end();
+        check(count === dispatches * STEPS, `${elements} elements: ${count} dispatches`);
+      });
+      const times = [];
+      for (let round = 0; round < 6; round++) {
+        await device.queue.onSubmittedWorkDone();
+        const start = performance.now();
+        record();
+        await device.queue.onSubmittedWorkDone();
+        times.push((performance.now() - start) / STEPS);
+      }
+      // The first submit is slower.
+      const median = times.slice(1).sort((a, b) => a - b)[2];
+      found.push(`${elements} elements in ${dispatches}: ${(1000 * median).toFixed(0)} µs`);
+      optimizer.destroy();
+    }
+    return found.join(', ');
+  },
+
   async 'a lost device is told'(gpu) {
     const shared = device;
     device = await open(gpu);

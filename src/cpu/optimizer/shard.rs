@@ -62,7 +62,7 @@ impl CpuOptimizer {
             return Err(not_sharded("apply"));
         };
         if stage != Stage::Read {
-            return Err(Error::from(CallError::ShardedStep {
+            return Err(Error::from(CallError::OutOfTurn {
                 call: "apply",
                 way_out: "call measure first, and combine what all ranks have measured",
             }));
@@ -80,7 +80,7 @@ impl CpuOptimizer {
     pub(super) fn check_alone(&self, call: &'static str) -> Result<(), Error> {
         match self.plan.shard {
             None => Ok(()),
-            Some(_) => Err(Error::from(CallError::ShardedStep {
+            Some(_) => Err(Error::from(CallError::OutOfTurn {
                 call,
                 way_out: "other ranks have other parameters: call measure, combine what all ranks have measured, and call apply",
             })),
@@ -94,7 +94,7 @@ impl CpuOptimizer {
 }
 
 fn not_sharded(call: &'static str) -> Error {
-    Error::from(CallError::ShardedStep {
+    Error::from(CallError::OutOfTurn {
         call,
         way_out: "the optimizer has all the parameters: call step, or build it with OptimizerBuilder::sharded",
     })

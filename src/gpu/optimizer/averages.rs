@@ -209,7 +209,7 @@ impl Optimizer {
         }
     }
 
-    pub(super) fn check_averages_in_place(&self, what: &'static str) -> Result<(), Error> {
+    pub(in crate::gpu) fn check_averages_in_place(&self, what: &'static str) -> Result<(), Error> {
         if self.averages_are_swapped() { Err(Error::from(CallError::AveragesSwapped { what })) } else { Ok(()) }
     }
 }

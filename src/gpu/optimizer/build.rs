@@ -19,7 +19,7 @@ use crate::group::{OptimizerBuilder, ResolvedGroup};
 use crate::layout::{
     GroupState, NO_TENSOR, PARTIAL_WORDS, RawRecord, RawTensorRecord, ScopeSums, StepSums, StepUnit, Update, no_totals,
 };
-use crate::plan::{Geometry, Kernel, Place, Plan, QUAD, Region};
+use crate::plan::{Geometry, Kernel, Place, Plan, QUAD};
 use crate::record::{RecordCursor, Records};
 use crate::state::BLOCK;
 
@@ -122,9 +122,9 @@ pub(super) fn check_workgroup(plan: &Plan, workgroup_size: u32) -> Result<(), Er
 
 /// The caller's buffers, each with its number.
 #[derive(Default)]
-pub(super) struct Numbered {
+pub(in crate::gpu) struct Numbered {
     pub(super) numbers: HashMap<wgpu::Buffer, usize>,
-    pub(super) buffers: Vec<wgpu::Buffer>,
+    pub(in crate::gpu) buffers: Vec<wgpu::Buffer>,
 }
 
 impl Numbered {
@@ -151,7 +151,7 @@ impl Numbered {
         })
     }
 
-    pub(super) fn number(&mut self, buffer: wgpu::Buffer) -> usize {
+    pub(in crate::gpu) fn number(&mut self, buffer: wgpu::Buffer) -> usize {
         *self.numbers.entry(buffer).or_insert_with_key(|buffer| {
             self.buffers.push(buffer.clone());
             self.buffers.len() - 1
@@ -177,7 +177,7 @@ pub(super) fn place_tensors(
     Ok((placed, numbered.buffers))
 }
 
-pub(super) fn geometry(gpu: &Gpu, limits: &wgpu::Limits) -> Geometry {
+pub(in crate::gpu) fn geometry(gpu: &Gpu, limits: &wgpu::Limits) -> Geometry {
     let element = u64::from(f32_bytes());
     let largest = largest_binding(limits);
     let binding_elements = largest / element / u64::from(QUAD) * u64::from(QUAD);
@@ -273,12 +273,9 @@ impl Optimizer {
             partials: &partials,
         };
         let memories: Vec<WindowMemory> = plan.windows.iter().map(|window| WindowMemory::new(gpu, window)).collect();
-        // A binding may only start at certain offsets.
         let loss = loss.map(|span| {
-            let alignment = binding_alignment(limits) / u64::from(f32_bytes());
-            let start = span.start() / alignment * alignment;
-            let region = Region { buffer: 0, element: span.element, start, end: span.start() + 1 };
-            (span.buffer.clone(), region, (span.start() - start) as u32)
+            let (region, at) = span.scalar_region(limits);
+            (span.buffer, region, at)
         });
         let of_loss = loss.as_ref().map(|(buffer, region, _)| part(buffer, *region));
         let loss_at = loss.as_ref().map(|(.., at)| *at);
@@ -375,8 +372,7 @@ impl Optimizer {
             rebindable,
             movables,
             halted: None,
-            #[cfg(feature = "checkpoint")]
-            kept: checkpoint::Kept { buffers, memories, updates },
+            kept: Kept { buffers, memories, updates },
         })
     }
 }

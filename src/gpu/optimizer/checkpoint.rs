@@ -3,9 +3,8 @@
 use std::ops::Range;
 use std::path::Path;
 
-use super::Optimizer;
 use super::control::controls_at;
-use super::sweeps::WindowMemory;
+use super::{Kept, Optimizer};
 use crate::checkpoint::{
     Checkpoint, Difference, Differences, Draft, Fitted, Notes, Parameters, Slot, Table, last_slot,
 };
@@ -17,16 +16,6 @@ use crate::group::OptimizerBuilder;
 use crate::layout::{GroupControls, GroupState, RawRecord, unscale};
 use crate::plan::{MemoryKind, Plan};
 use crate::record::{RecordCursor, Records};
-
-/// Buffers of an optimizer that only checkpoints need.
-#[derive(Debug)]
-pub(super) struct Kept {
-    /// The caller's buffers.
-    pub(super) buffers: Vec<wgpu::Buffer>,
-    /// Memory of each window's parameters.
-    pub(super) memories: Vec<WindowMemory>,
-    pub(super) updates: wgpu::Buffer,
-}
 
 /// Range of a buffer on the device, and its contents.
 struct Piece<'a> {

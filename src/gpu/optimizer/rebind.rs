@@ -234,10 +234,7 @@ impl Optimizer {
             movable.keep(site, bound);
         }
         self.plan.places = places;
-        #[cfg(feature = "checkpoint")]
-        {
-            self.kept.buffers = buffers;
-        }
+        self.kept.buffers = buffers;
         Ok(())
     }
 }

@@ -91,7 +91,7 @@ impl Optimizer {
             return Err(not_sharded("read_shard_sums"));
         };
         if sharded.stage == Stage::Idle {
-            return Err(Error::from(CallError::ShardedStep {
+            return Err(Error::from(CallError::OutOfTurn {
                 call: "read_shard_sums",
                 way_out: "record encode_measure first, and submit it",
             }));
@@ -118,7 +118,7 @@ impl Optimizer {
             sharded.step = step;
         }
         if step != sharded.step {
-            return Err(Error::from(CallError::ShardedStep {
+            return Err(Error::from(CallError::OutOfTurn {
                 call: "read_shard_sums",
                 way_out: "submit what encode_apply recorded for the step before, then what encode_measure recorded; if the commands of encode_apply are gone, call take_back_apply, then measure again",
             }));
@@ -144,7 +144,7 @@ impl Optimizer {
             return Err(not_sharded("encode_apply"));
         };
         if sharded.stage != Stage::Read {
-            return Err(Error::from(CallError::ShardedStep {
+            return Err(Error::from(CallError::OutOfTurn {
                 call: "encode_apply",
                 way_out: "submit encode_measure and call read_shard_sums first, and combine what all ranks have measured",
             }));
@@ -187,7 +187,7 @@ impl Optimizer {
             return Err(not_sharded("take_back_apply"));
         };
         if !std::mem::take(&mut sharded.is_applied) {
-            return Err(Error::from(CallError::ShardedStep {
+            return Err(Error::from(CallError::OutOfTurn {
                 call: "take_back_apply",
                 way_out: "there is no recorded step to take back: call it after encode_apply and before the next read_shard_sums succeeds",
             }));
@@ -230,7 +230,7 @@ impl Optimizer {
     pub(super) fn check_alone(&self, call: &'static str) -> Result<(), Error> {
         match self.plan.shard {
             None => Ok(()),
-            Some(_) => Err(Error::from(CallError::ShardedStep {
+            Some(_) => Err(Error::from(CallError::OutOfTurn {
                 call,
                 way_out: "other ranks have other parameters: call encode_measure and read_shard_sums, combine what all ranks have measured, and call encode_apply",
             })),
@@ -239,7 +239,7 @@ impl Optimizer {
 }
 
 fn not_sharded(call: &'static str) -> Error {
-    Error::from(CallError::ShardedStep {
+    Error::from(CallError::OutOfTurn {
         call,
         way_out: "the optimizer has all the parameters: call encode_step, or build it with OptimizerBuilder::sharded",
     })

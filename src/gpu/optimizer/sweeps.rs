@@ -27,9 +27,9 @@ pub(super) struct Tables<'a> {
 
 /// What is remembered of a window's parameters.
 #[derive(Debug)]
-pub(super) struct WindowMemory {
+pub(in crate::gpu) struct WindowMemory {
     /// A buffer of each kind that the window's kernel keeps, and one for all kinds of the rule.
-    pub(super) kinds: Vec<(MemoryKind, wgpu::Buffer)>,
+    pub(in crate::gpu) kinds: Vec<(MemoryKind, wgpu::Buffer)>,
 }
 
 impl WindowMemory {

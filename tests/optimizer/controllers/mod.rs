@@ -1,0 +1,16 @@
+//! Controllers: systems beside an optimizer that set its controls.
+
+mod bi_level;
+mod combined_gradients;
+mod learned_schedule;
+mod watchdog;
+
+use wgpu_optim::{Gpu, wgpu};
+use wgpu_optim_conformance::run::{GpuRun, Setup, Spec, devices, gpu_run_with};
+
+/// Runs of a case on every adapter; on OpenGL with the passes as dispatches of their own.
+fn device_runs(specs: &[Spec]) -> Vec<GpuRun> {
+    let on_opengl = |gpu: &Gpu| gpu.device().adapter_info().backend == wgpu::Backend::Gl;
+    let run = |gpu| gpu_run_with(gpu, specs, Setup { separate_passes: on_opengl(gpu), ..Setup::default() });
+    devices().iter().map(run).collect()
+}
