@@ -14,6 +14,7 @@
 
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use rand_distr::StandardNormal;
 use wgpu_optim::{CpuOptimizer, Error, Group, Muon, MuonScale, OptimizerBuilder, Regime, Rule};
 
 /// Rows and columns of the matrix.
@@ -25,11 +26,6 @@ const STEPS: usize = 600;
 /// Learning rate of the squared errors of the elements that are seen.
 const RATE: f32 = 1.0;
 
-fn normal(random: &mut impl Rng) -> f64 {
-    let (radius, angle) = ((-2.0 * (1.0 - random.random::<f64>()).ln()).sqrt(), random.random::<f64>());
-    radius * (std::f64::consts::TAU * angle).cos()
-}
-
 /// A matrix of low rank, and the elements of it that are seen, with noise.
 struct Problem {
     truth: Vec<f32>,
@@ -39,13 +35,13 @@ struct Problem {
 impl Problem {
     fn new(seed: u64) -> Self {
         let mut random = ChaCha8Rng::seed_from_u64(seed);
-        let mut factor = || -> Vec<f64> { (0..SIDE * RANK).map(|_| normal(&mut random)).collect() };
+        let mut factor = || -> Vec<f64> { (0..SIDE * RANK).map(|_| random.sample::<f64, _>(StandardNormal)).collect() };
         let (left, right) = (factor(), factor());
         let rows = left.chunks(RANK);
         let product = rows.flat_map(|a| right.chunks(RANK).map(move |b| a.iter().zip(b).map(|(a, b)| a * b).sum()));
         let truth: Vec<f64> = product.collect();
         let see = |value: &f64| {
-            let noisy = value + NOISE * normal(&mut random);
+            let noisy = value + NOISE * random.sample::<f64, _>(StandardNormal);
             (random.random::<f64>() < SEEN).then_some(noisy as f32)
         };
         Problem { seen: truth.iter().map(see).collect(), truth: truth.iter().map(|&value| value as f32).collect() }

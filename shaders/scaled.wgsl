@@ -13,7 +13,7 @@ fn power_of_two(k: i32) -> f32 {
     return bitcast<f32>(u32(clamp(k, -126, 127) + 127) << 23u);
 }
 
-// |x| * 2^exponent for a normal x. x is never given with a minus: Direct3D's compiler FXC folds a negation into the bit field that is taken
+// |x| * 2^exponent for a normal x. x is never given as -y or abs(y): Direct3D's compiler FXC folds both into the bit field that is taken
 // here, and then stops with "Invalid Bytecode: Negate modifier not allowed".
 fn scaled(x: f32, exponent: i32) -> Scaled {
     let bits = bitcast<u32>(x);

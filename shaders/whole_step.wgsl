@@ -107,8 +107,12 @@ fn clear_leaves(lane: u32) {
 fn finish_scope(scope: u32, lane: u32) {
     for (var half = FINISH_WORKGROUP / 2u; half > 0u; half /= 2u) {
         workgroupBarrier();
-        for (var leaf = lane; leaf < half; leaf += WORKGROUP) {
-            leaves[leaf] = add_totals(leaves[leaf], leaves[leaf + half]);
+        // The count is the same in all invocations. FXC refuses a barrier around a loop of varying count (X3663).
+        for (var first = 0u; first < half; first += WORKGROUP) {
+            let leaf = first + lane;
+            if leaf < half {
+                leaves[leaf] = add_totals(leaves[leaf], leaves[leaf + half]);
+            }
         }
     }
     workgroupBarrier();

@@ -161,7 +161,9 @@ pub mod internals {
     #[cfg(feature = "tuning-cache")]
     pub use crate::gpu::tuning_cache::CACHE_VARIABLE;
     #[cfg(feature = "gpu")]
-    pub use crate::gpu::whole_step::{MOST_BLOCKS as WHOLE_STEP_BLOCKS, MOST_ELEMENTS as WHOLE_STEP_ELEMENTS};
+    pub use crate::gpu::whole_step::{
+        MOST_BLOCKS as WHOLE_STEP_BLOCKS, MOST_ELEMENTS as WHOLE_STEP_ELEMENTS, uses_fxc,
+    };
     pub use crate::regime::MAX_CHANGE;
 
     /// Schedules without an optimizer.

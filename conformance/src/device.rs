@@ -1,34 +1,17 @@
 //! Devices, uploads and downloads.
 
-use std::sync::OnceLock;
-
 use wgpu_optim::gpu::{Partials, Tensor};
 use wgpu_optim::{Gpu, Optimizer, OptimizerBuilder, Records, wgpu};
 
-/// Returns every adapter with compute shaders, opened. Having none is a failure, never a skip.
-///
-/// The tests of a binary share their devices and compiled pipelines. Only OpenGL devices are opened anew each time,
-/// because their calls lock the adapter and fail after waiting a second for another thread.
+/// Opens a device on every adapter with compute shaders. Having none is a failure, never a skip.
 pub fn adapters() -> Vec<Gpu> {
-    static SHARED: OnceLock<Vec<Gpu>> = OnceLock::new();
-    let on_opengl = |gpu: &Gpu| gpu.device().adapter_info().backend == wgpu::Backend::Gl;
-    let mut all = SHARED.get_or_init(|| open_all(None)).clone();
-    if all.iter().any(on_opengl) {
-        all.retain(|gpu| !on_opengl(gpu));
-        all.extend(open_all(Some(wgpu::Backends::GL)));
-    }
+    let open = |adapter| pollster::block_on(Gpu::open(adapter)).expect("an adapter opens");
+    let all: Vec<Gpu> = pollster::block_on(Gpu::adapters(None)).iter().map(open).collect();
     assert!(
         !all.is_empty(),
         "no adapter: the device tests need at least a software driver (Debian: mesa-vulkan-drivers)"
     );
     all
-}
-
-fn open_all(backends: Option<wgpu::Backends>) -> Vec<Gpu> {
-    pollster::block_on(Gpu::adapters(backends))
-        .iter()
-        .map(|adapter| pollster::block_on(Gpu::open(adapter)).expect("an adapter opens"))
-        .collect()
 }
 
 /// Returns the kinds of partial sums that the device supports.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use naga::back::{PipelineConstants, hlsl, msl, pipeline_constants::process_overrides};
 use naga::proc::{BoundsCheckPolicies, BoundsCheckPolicy};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
-use naga::{Binding, Block, BuiltIn, Expression, Function, Handle, Module, ShaderStage, Statement};
+use naga::{Binding, Block, BuiltIn, Expression, Function, Handle, MathFunction, Module, ShaderStage, Statement};
 use naga::{ScalarKind, StorageAccess, TypeInner, UnaryOperator};
 use rayon::prelude::*;
 use serde_json::Value;
@@ -213,9 +213,9 @@ fn has_subgroup_built_ins_in_structs_alone(module: &Module) -> bool {
     in_structs && !plain
 }
 
-/// Returns the places where the bits of a negated float are taken, in the same function or through its caller. FXC
-/// folds the minus into the operation on the bits and fails (docs/upstream-naga.md).
-fn negated_bits(module: &Module, info: &ModuleInfo) -> Vec<String> {
+/// Returns the places where the bits of `-x` or `abs(x)` are taken, in the same function or through its caller. FXC
+/// folds the minus or the `abs` into the operation on the bits and fails (docs/upstream-naga.md).
+fn bits_without_a_sign(module: &Module, info: &ModuleInfo) -> Vec<String> {
     let functions: Vec<(String, &Function, &naga::valid::FunctionInfo)> = module
         .functions
         .iter()
@@ -237,13 +237,16 @@ fn negated_bits(module: &Module, info: &ModuleInfo) -> Vec<String> {
     };
     let mut found = Vec::new();
     for (name, function, info) in &functions {
-        let is_negated = |at: Handle<Expression>| {
+        let is_changed = |at: Handle<Expression>| {
             let kind = info[at].ty.inner_with(&module.types).scalar_kind();
-            let negate = UnaryOperator::Negate;
-            matches!(function.expressions[at], Expression::Unary { op, .. } if op == negate)
-                && kind == Some(ScalarKind::Float)
+            let is_change = match function.expressions[at] {
+                Expression::Unary { op, .. } => op == UnaryOperator::Negate,
+                Expression::Math { fun, .. } => fun == MathFunction::Abs,
+                _ => false,
+            };
+            is_change && kind == Some(ScalarKind::Float)
         };
-        if bits_of(function).into_iter().any(is_negated) {
+        if bits_of(function).into_iter().any(is_changed) {
             found.push(name.clone());
         }
         walk(&function.body, &mut |statement| {
@@ -253,11 +256,35 @@ fn negated_bits(module: &Module, info: &ModuleInfo) -> Vec<String> {
             let called = &module.functions[*called];
             for at in bits_of(called) {
                 if let Expression::FunctionArgument(index) = called.expressions[at]
-                    && is_negated(arguments[index as usize])
+                    && is_changed(arguments[index as usize])
                 {
                     let callee = called.name.clone().unwrap_or_default();
                     found.push(format!("{name}, calling {callee}"));
                 }
+            }
+        });
+    }
+    found
+}
+
+/// Returns the functions that write an element of a local or workgroup vector at an index that is not constant. FXC
+/// refuses that in a loop that it cannot unroll (X3500).
+fn vectors_written_at_an_index(module: &Module, info: &ModuleInfo) -> Vec<String> {
+    let functions = module.functions.iter().map(|(handle, function)| (function, &info[handle]));
+    let functions = functions.chain([(&module.entry_points[0].function, info.get_entry_point(0))]);
+    let mut found = Vec::new();
+    for (function, info) in functions {
+        let is_element = |at: Handle<Expression>| {
+            let Expression::Access { base, .. } = function.expressions[at] else { return false };
+            match *info[base].ty.inner_with(&module.types) {
+                TypeInner::ValuePointer { size, .. } => size.is_some(),
+                TypeInner::Pointer { base, .. } => matches!(module.types[base].inner, TypeInner::Vector { .. }),
+                _ => false,
+            }
+        };
+        walk(&function.body, &mut |statement| {
+            if matches!(statement, Statement::Store { pointer, .. } if is_element(*pointer)) {
+                found.push(function.name.clone().unwrap_or_default());
             }
         });
     }
@@ -270,8 +297,11 @@ pub fn faults(kernel: &Kernel) -> Vec<String> {
     if has_subgroup_built_ins_in_structs_alone(&kernel.module) {
         faults.push("built-ins of subgroups in a struct alone".to_owned());
     }
-    for place in negated_bits(&kernel.module, &kernel.info) {
-        faults.push(format!("the bits of a negated float in {place}"));
+    for place in bits_without_a_sign(&kernel.module, &kernel.info) {
+        faults.push(format!("the bits of a float whose sign is changed in {place}"));
+    }
+    for place in vectors_written_at_an_index(&kernel.module, &kernel.info) {
+        faults.push(format!("a vector written at an index in {place}"));
     }
     let subgroups = kernel.has_subgroups();
     for shader_model in SHADER_MODELS {

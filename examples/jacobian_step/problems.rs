@@ -10,11 +10,6 @@ pub trait Problem {
     fn system(&self, parameters: &[f64]) -> (Vec<f64>, Vec<f64>);
 }
 
-pub fn normal(random: &mut impl Rng) -> f64 {
-    let (radius, angle) = ((-2.0 * (1.0 - random.random::<f64>()).ln()).sqrt(), random.random::<f64>());
-    radius * (std::f64::consts::TAU * angle).cos()
-}
-
 /// Circuit of three qubits: four layers, each a rotation RY of every qubit and a ring of CNOTs. Its outputs are the
 /// probabilities of the eight outcomes for each of the eight basis states as input, and the target is those of a circuit
 /// with other angles.
@@ -123,22 +118,43 @@ impl Ising {
         };
         let ln_psi: Vec<f64> = (0..Self::ROWS).map(ln_psi).collect();
         let largest = ln_psi.iter().fold(f64::MIN, |a, &b| a.max(b));
-        let weights: Vec<f64> = ln_psi.iter().map(|ln| (2.0 * (ln - largest)).exp()).collect();
+        let state: Vec<f64> = ln_psi.iter().map(|ln| (ln - largest).exp()).collect();
+        let weights: Vec<f64> = state.iter().map(|psi| psi * psi).collect();
         let total: f64 = weights.iter().sum();
         let p: Vec<f64> = weights.iter().map(|weight| weight / total).collect();
-        let local = |configuration: usize| {
-            let bonds = (0..Self::SPINS).map(|s| Self::spin(configuration, s) * Self::spin(configuration, s + 1));
-            let flips = (0..Self::SPINS).map(|s| (ln_psi[configuration ^ 1 << s] - ln_psi[configuration]).exp());
-            -bonds.sum::<f64>() - flips.sum::<f64>()
-        };
-        let local: Vec<f64> = (0..Self::ROWS).map(local).collect();
+        let local: Vec<f64> = self.hamiltonian(&state).iter().zip(&state).map(|(product, psi)| product / psi).collect();
         let energy = p.iter().zip(&local).map(|(p, local)| p * local).sum();
         (p, local, energy)
     }
 
+    /// Returns the energy.
+    pub fn energy(&self, parameters: &[f64]) -> f64 {
+        self.energies(parameters).2
+    }
+
+    /// Returns the amplitudes of the normalized state, in the order of the configurations.
+    pub fn amplitudes(&self, parameters: &[f64]) -> Vec<f64> {
+        self.energies(parameters).0.into_iter().map(f64::sqrt).collect()
+    }
+
+    /// Returns the product of the Hamiltonian and a state.
+    pub fn hamiltonian(&self, state: &[f64]) -> Vec<f64> {
+        let product = |configuration: usize| {
+            let bonds = (0..Self::SPINS).map(|s| Self::spin(configuration, s) * Self::spin(configuration, s + 1));
+            let flips = (0..Self::SPINS).map(|s| state[configuration ^ 1 << s]);
+            -bonds.sum::<f64>() * state[configuration] - flips.sum::<f64>()
+        };
+        (0..Self::ROWS).map(product).collect()
+    }
+
+    /// Returns a number below all energies: each bond and each field has at least -1.
+    pub fn lower_bound() -> f64 {
+        -2.0 * Self::SPINS as f64 - 1.0
+    }
+
     /// Returns the distance of the energy from that of the ground state, relative to it.
     pub fn error(&self, parameters: &[f64]) -> f64 {
-        ((self.energies(parameters).2 - self.ground_energy) / self.ground_energy).abs()
+        ((self.energy(parameters) - self.ground_energy) / self.ground_energy).abs()
     }
 }
 

@@ -14,6 +14,7 @@ pub struct Solver {
     jacobian: wgpu::Buffer,
     residuals: wgpu::Buffer,
     parameters: wgpu::Buffer,
+    gradient: wgpu::Buffer,
     /// `start`, then `transposed`, `product` and `advance` of an iteration, then `transposed` of the solution.
     pipelines: [wgpu::ComputePipeline; 5],
     bind_groups: [wgpu::BindGroup; 5],
@@ -81,6 +82,7 @@ impl Solver {
             jacobian,
             residuals,
             parameters,
+            gradient,
             pipelines,
             bind_groups,
             optimizer,
@@ -109,6 +111,17 @@ impl Solver {
             dispatch(4);
             self.optimizer.encode_step_in(&mut pass)?;
         }
+        self.gpu.queue().submit([encoder.finish()]);
+        Ok(())
+    }
+
+    /// Takes a step that the host has found.
+    pub fn take(&self, step: &[f32]) -> Result<(), Box<dyn Error>> {
+        // The optimizer descends.
+        let gradient: Vec<f32> = step.iter().map(|step| -step).collect();
+        self.gpu.queue().write_buffer(&self.gradient, 0, bytemuck::cast_slice(&gradient));
+        let mut encoder = self.gpu.device().create_command_encoder(&Default::default());
+        self.optimizer.encode_step(&mut encoder)?;
         self.gpu.queue().submit([encoder.finish()]);
         Ok(())
     }

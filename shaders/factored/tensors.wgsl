@@ -14,14 +14,20 @@ import package::layout::{Block, FactoredTensor};
 // Returns the second moments of four elements of a tensor, from element `first` on.
 @if(factored)
 fn second_moments(t: FactoredTensor, epsilon: f32, first: u32) -> vec4<f32> {
-    var v = vec4<f32>();
-    for (var i = 0u; i < 4u; i++) {
-        // Indices past the last element are clamped.
-        let at = min(first + i, t.elements - 1u);
-        let row = at / t.columns;
-        let matrix = row / t.rows;
-        let of_row = moments[t.rows_first + row] / max(moments[t.means_first + matrix], epsilon);
-        v[i] = of_row * moments[t.columns_first + matrix * t.columns + (at - row * t.columns)];
-    }
-    return v;
+    return vec4<f32>(
+        second_moment(t, epsilon, first),
+        second_moment(t, epsilon, first + 1u),
+        second_moment(t, epsilon, first + 2u),
+        second_moment(t, epsilon, first + 3u),
+    );
+}
+
+@if(factored)
+fn second_moment(t: FactoredTensor, epsilon: f32, element: u32) -> f32 {
+    // Indices past the last element are clamped.
+    let at = min(element, t.elements - 1u);
+    let row = at / t.columns;
+    let matrix = row / t.rows;
+    let of_row = moments[t.rows_first + row] / max(moments[t.means_first + matrix], epsilon);
+    return of_row * moments[t.columns_first + matrix * t.columns + (at - row * t.columns)];
 }

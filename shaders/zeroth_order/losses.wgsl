@@ -44,8 +44,7 @@ fn take_loss() {
     let slope = select(0.0, half / probe[0].epsilon, fits);
     probe[0].second_loss = bits.y;
     probe[0].slope = slope;
-    // It is never given with a minus.
-    let length = scaled(abs(slope), 0);
+    let length = scaled(slope, 0);
     var t = ScopeSums();
     t.square = Squares(length.mantissa * length.mantissa * probe[0].square, length.exponent);
     @if(initial_norm) {

@@ -21,6 +21,13 @@ pub const MOST_ELEMENTS: u64 = 1 << 12;
 /// Largest number of blocks for one dispatch. On a GPU the one workgroup waits for memory twice at each block.
 pub const MOST_BLOCKS: usize = 12;
 
+/// Returns true if FXC compiles the device's shaders. It takes 14 seconds for the kernel of a step in one dispatch, and
+/// about 4 for those of the four passes. wgpu has subgroups on Direct3D 12 with the other compiler, DXC, only.
+pub fn uses_fxc(gpu: &Gpu) -> bool {
+    gpu.device().adapter_info().backend == wgpu::Backend::Dx12
+        && !gpu.device().features().contains(wgpu::Features::SUBGROUP)
+}
+
 /// The kernel of an optimizer that can take its steps in one dispatch on a device.
 pub(crate) struct WholeStep {
     features: Vec<&'static str>,
@@ -37,7 +44,8 @@ impl WholeStep {
         };
         let first = &plan.groups[0];
         let regime = regime::Kernel::all()[first.regime as usize];
-        let fits = is_small(window)
+        let fits = !uses_fxc(gpu)
+            && is_small(window)
             && has_known_parts(window)
             && plan.units.is_empty()
             && plan.shard.is_none()

@@ -167,6 +167,29 @@ fn the_bits_of_a_negated_float_are_told() {
     assert_eq!(planted(&kernel("-x", "x")).len(), 1);
     assert_eq!(planted(&kernel("x", "-x")).len(), 1);
     assert_eq!(planted(&kernel("-x", "-x")).len(), 2);
+    assert_eq!(planted(&kernel("abs(x)", "abs(x)")).len(), 2);
+}
+
+/// Seeded faults.
+#[test]
+fn a_vector_written_at_an_index_is_told() {
+    let kernel = |at: &str| {
+        format!(
+            "@group(0) @binding(0) var<storage, read_write> out: array<vec4<f32>>;
+            @compute @workgroup_size(1)
+            fn main() {{
+                var v = out[0];
+                var all: array<f32, 4>;
+                for (var i = 0u; i < 4u; i++) {{
+                    all[i] = 1.0;
+                    v{at} = all[3u - i];
+                }}
+                out[1] = v;
+            }}"
+        )
+    };
+    assert_eq!(planted(&kernel("[2]")), Vec::<String>::new());
+    assert_eq!(planted(&kernel("[i]")), ["a vector written at an index in main"]);
 }
 
 /// Seeded faults.

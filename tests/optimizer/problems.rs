@@ -6,6 +6,7 @@
 
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use rand_distr::StandardNormal;
 use wgpu_optim::{Averaging, Group, NAdamW, OptimizerBuilder, Regime, Rule, Schedule};
 
 /// Initial parameters, where they must end, and the gradient in f64.
@@ -100,12 +101,6 @@ fn one_coordinate_at_a_time_leads_no_farther_away() {
     }
 }
 
-/// Returns a draw of the standard normal distribution.
-fn normal(random: &mut impl Rng) -> f64 {
-    let (radius, angle) = ((-2.0 * (1.0 - random.random::<f64>()).ln()).sqrt(), random.random::<f64>());
-    radius * (std::f64::consts::TAU * angle).cos()
-}
-
 /// Linear regression in one pass with rows `x ~ N(0, diag λ)`, `λ_i = i^-2`, and targets `⟨x, w*⟩ + σ ε`.
 struct Regression {
     curvatures: Vec<f64>,
@@ -118,7 +113,7 @@ impl Regression {
 
     fn new(random: &mut impl Rng) -> Self {
         let curvatures: Vec<f64> = (1..=200).map(|i| f64::from(i).powi(-2)).collect();
-        Regression { optimum: curvatures.iter().map(|_| normal(random)).collect(), curvatures }
+        Regression { optimum: curvatures.iter().map(|_| random.sample::<f64, _>(StandardNormal)).collect(), curvatures }
     }
 
     /// Returns the expected loss above that of the optimum.
@@ -139,10 +134,14 @@ impl Regression {
             .build_cpu()
             .expect("builds");
         for _ in 0..steps {
-            let row: Vec<f64> = self.curvatures.iter().map(|curvature| curvature.sqrt() * normal(random)).collect();
+            let row: Vec<f64> = self
+                .curvatures
+                .iter()
+                .map(|curvature| curvature.sqrt() * random.sample::<f64, _>(StandardNormal))
+                .collect();
             let errors = w.iter().zip(&self.optimum).map(|(&w, optimum)| f64::from(w) - optimum);
-            let residual: f64 =
-                errors.zip(&row).map(|(error, x)| error * x).sum::<f64>() - Self::NOISE * normal(random);
+            let residual: f64 = errors.zip(&row).map(|(error, x)| error * x).sum::<f64>()
+                - Self::NOISE * random.sample::<f64, _>(StandardNormal);
             gradient.iter_mut().zip(&row).for_each(|(g, x)| *g = (residual * x) as f32);
             optimizer.step(&mut [&mut w], &[&gradient]).expect("steps");
         }

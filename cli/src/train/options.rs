@@ -244,8 +244,9 @@ pub struct Args {
     /// Learned schedule whose output multiplies the learning rate
     ///
     /// It is a small network that reads the loss of every batch. With --regime fixed --lr 1 its output is the learning
-    /// rate. The example meta_train of this package trains one and writes the file.
-    #[arg(long, value_name = "FILE.safetensors", conflicts_with_all = ["checkpoint", "compare", "watchdog"], help_heading = "Optimizer")]
+    /// rate. The example meta_train of this package trains one and writes the file. With --compare it has a row of its
+    /// own.
+    #[arg(long, value_name = "FILE.safetensors", conflicts_with_all = ["checkpoint", "watchdog"], help_heading = "Optimizer")]
     pub schedule_policy: Option<PathBuf>,
     /// Average of the weights to keep and evaluate, beside the last weights [default: by --rule]
     ///

@@ -64,10 +64,33 @@ fn what_is_no_policy_is_refused() {
     std::fs::write(&path, policy().to_safetensors().expect("writes")).expect("written");
     let trace = format!("{line} --trace {}", path.display());
     assert_refused(&train(&trace, &path), &["overwrite"]);
-    for (line, words) in [
-        ("train --compare", ["--schedule-policy", "--compare"]),
-        ("train --checkpoint run.safetensors", ["--schedule-policy", "--checkpoint"]),
-    ] {
-        assert_refused(&train(line, &path), &words);
-    }
+    let line = "train --checkpoint run.safetensors";
+    assert_refused(&train(line, &path), &["--schedule-policy", "--checkpoint"]);
+}
+
+/// The row of a learned schedule is the run that has it, beside rows that do not.
+#[test]
+fn a_learned_schedule_has_a_row_of_its_own() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("policy.safetensors");
+    let of = "--json --model softmax --data digits --epochs 2 --backend cpu";
+    let compare = format!("train {of} --compare --rules sgd --regimes seesaw --lrs 0.1,1 --seeds 0");
+    assert_refused(&train(&compare, &path), &["--schedule-policy", "No such file"]);
+    std::fs::write(&path, policy().to_safetensors().expect("writes")).expect("written");
+    let output = train(&compare, &path);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let summary = json_of(&output)["summary"].as_array().expect("a list").clone();
+    let row = |regime: &str| {
+        let mut rows = summary.iter().filter(|row| row["regime"] == regime);
+        rows.next().expect("a row").clone()
+    };
+    let single = |line: String| json_of(&train(&line, &path))["runs"][0].clone();
+    let learned = single(format!("train {of} --regime fixed --lr 1 --seed 0"));
+    assert_eq!(row("learned-schedule")["train_loss"], learned["train_loss"]);
+    assert!(row("learned-schedule")["lr"].is_null());
+    // The policy moves no other row.
+    let mut without = wgpu_optim();
+    let without = without.args(words(&format!("train {of} --seed 0"))).output().expect("the binary runs");
+    assert_eq!(row("seesaw")["train_loss"], json_of(&without)["runs"][0]["train_loss"]);
+    assert_eq!(summary.len(), 2 * 2 + 2);
 }

@@ -13,12 +13,42 @@ use wgpu_optim::{
     Optimizer, OptimizerBuilder, Parameters, Records, Rule, ShardSums, wgpu,
 };
 
-/// Returns every adapter, opened once per test, because opening a device takes longer than most tests.
+/// Tests that use the same devices one after the other. Software drivers keep every kernel that they have compiled
+/// until the device is gone, which would take several gigabytes over all tests.
+const TESTS_OF_A_DEVICE: usize = 12;
+
+/// Devices that are lent to a test, and handed to the next one at the end of the test's thread.
+struct Lent {
+    devices: Vec<Gpu>,
+    tests: usize,
+}
+
+static FREE: Mutex<Vec<Lent>> = Mutex::new(Vec::new());
+
+impl Lent {
+    fn take() -> Self {
+        let free = FREE.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        free.unwrap_or_else(|| Lent { devices: adapters(), tests: 0 })
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        let tests = self.tests + 1;
+        if tests < TESTS_OF_A_DEVICE {
+            let devices = std::mem::take(&mut self.devices);
+            FREE.lock().unwrap_or_else(PoisonError::into_inner).push(Lent { devices, tests });
+        }
+    }
+}
+
+/// Returns a device on every adapter. No other test uses them at the same time, because software drivers compile on
+/// one thread of a device, and OpenGL's calls fail after waiting a second for another thread.
 pub fn devices() -> Vec<Gpu> {
     thread_local! {
-        static DEVICES: Vec<Gpu> = adapters();
+        static DEVICES: Lent = Lent::take();
     }
-    DEVICES.with(Clone::clone)
+    DEVICES.with(|lent| lent.devices.clone())
 }
 
 /// Returns a lock for tests of a binary that must not run at the same time as another test. They compile hundreds of

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use indicatif::ProgressBar;
+use wgpu_optim::SchedulePolicy;
 
 use super::super::engine::OptimizerSettings;
 use super::super::options::{Args, AverageName, RegimeName, RuleName, ScheduleName, name_of};
@@ -59,7 +60,10 @@ pub const REFERENCES: [(ScheduleName, &str); 2] =
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Variant {
     pub regime: RegimeName,
+    /// Rate of the regime, or `None` if it finds its own.
     pub lr: Option<f32>,
+    /// Whether --schedule-policy gives the rate.
+    pub is_learned: bool,
     pub schedule: ScheduleName,
     pub first_step: Option<f32>,
     pub gradient_scale: f32,
@@ -67,19 +71,37 @@ pub struct Variant {
 
 impl Variant {
     pub fn fixed(lr: f32, schedule: ScheduleName, gradient_scale: f32) -> Self {
-        Variant { regime: RegimeName::fixed(), lr: Some(lr), schedule, first_step: None, gradient_scale }
+        let regime = RegimeName::fixed();
+        Variant { regime, lr: Some(lr), is_learned: false, schedule, first_step: None, gradient_scale }
+    }
+
+    /// Returns the variant whose rate is the output of the policy.
+    fn learned() -> Self {
+        Variant { lr: None, is_learned: true, ..Variant::fixed(1.0, ScheduleName::CONSTANT, 1.0) }
+    }
+
+    /// Returns true for a rate of a grid.
+    pub fn is_fixed(&self) -> bool {
+        self.regime.is_fixed() && !self.is_learned
+    }
+
+    /// Returns what the rate comes from, as --json names it.
+    pub fn source(&self) -> String {
+        if self.is_learned { LEARNED.to_owned() } else { name_of(self.regime) }
     }
 }
+
+const LEARNED: &str = "learned-schedule";
 
 /// Formats as the row's name: `seesaw, step, ε 0.1, g × 100`.
 impl fmt::Display for Variant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let reference = REFERENCES.iter().find(|(schedule, _)| *schedule == self.schedule);
-        match (self.regime, reference) {
-            (regime, Some((_, name))) if regime.is_fixed() => write!(f, "{name}")?,
-            (regime, None) if regime.is_fixed() => write!(f, "best fixed, {}", name_of(self.schedule))?,
-            (regime, _) if self.schedule == ScheduleName::CONSTANT => write!(f, "{}", name_of(regime))?,
-            (regime, _) => write!(f, "{}, {}", name_of(regime), name_of(self.schedule))?,
+        match reference {
+            Some((_, name)) if self.is_fixed() => write!(f, "{name}")?,
+            None if self.is_fixed() => write!(f, "best fixed, {}", name_of(self.schedule))?,
+            _ if self.schedule == ScheduleName::CONSTANT => write!(f, "{}", self.source())?,
+            _ => write!(f, "{}, {}", self.source(), name_of(self.schedule))?,
         }
         if let Some(first_step) = self.first_step {
             write!(f, ", ε {}", rate_in_words(first_step))?;
@@ -112,6 +134,7 @@ pub struct Subject {
     tuning: TuningSource,
     pub settings: Vec<Setting>,
     chance: f64,
+    policy: Option<SchedulePolicy>,
 }
 
 /// All data sets, settings, rules and variants of a comparison.
@@ -167,11 +190,19 @@ impl<'a> Comparison<'a> {
         for &gradient_scale in &gradient_scales {
             for &regime in &regimes {
                 for &schedule in &options.schedules {
-                    let of = |&first_step| Variant { regime, lr: None, schedule, first_step, gradient_scale };
+                    let of = |&first_step| Variant {
+                        regime,
+                        lr: None,
+                        is_learned: false,
+                        schedule,
+                        first_step,
+                        gradient_scale,
+                    };
                     variants.extend(first_steps.iter().map(of));
                 }
             }
         }
+        variants.extend(args.schedule_policy.is_some().then(Variant::learned));
         // The path of an existing file may contain a comma.
         let list = args.data.to_str().filter(|_| !Path::new(&args.data).exists());
         let names: Vec<&OsStr> = match list {
@@ -214,7 +245,8 @@ impl<'a> Comparison<'a> {
         let label = |name: &OsStr| args.label.as_deref().filter(|_| !data::is_named(name));
         let load = |name: &&OsStr| data::load_from(name, label(name));
         let datasets = names.iter().map(load).collect::<Result<Vec<_>, _>>()?;
-        let read = datasets.iter().flat_map(|loaded| loaded.files.iter().cloned()).collect();
+        let files = datasets.iter().flat_map(|loaded| loaded.files.iter().cloned());
+        let read = files.chain(args.schedule_policy.clone()).collect();
         let target = args.target.find()?;
         if matches!(target, Target::Gpu(_)) && options.gradient_scales.is_some() {
             return CliError::usage("--gradient-scales works on the CPU path only: add --backend cpu, or leave it out");
@@ -226,7 +258,8 @@ impl<'a> Comparison<'a> {
             let epochs = args.epochs.unwrap_or_else(|| data::default_epochs(name));
             let settings = options.settings.clone().unwrap_or_else(|| vec![Setting { batch: args.batch, epochs }]);
             let chance = dataset.chance();
-            comparison.subjects.push(Subject { dataset, model, target, tuning, settings, chance });
+            let policy = args.policy(&dataset)?;
+            comparison.subjects.push(Subject { dataset, model, target, tuning, settings, chance, policy });
         }
         Ok((comparison, read))
     }
@@ -248,11 +281,12 @@ impl<'a> Comparison<'a> {
     /// Returns the options of a single run with this rule and rate. Fixed rates are evaluated by their polynomial
     /// average and their last iterate, regimes as in a run of their own.
     pub fn options_of(&self, rule: RuleName, variant: Variant) -> Args {
-        let tuned = variant.regime.is_fixed();
+        let tuned = variant.is_fixed();
         Args {
             rule,
             regime: variant.regime,
-            lr: variant.lr,
+            lr: if variant.is_learned { Some(1.0) } else { variant.lr },
+            schedule_policy: self.args.schedule_policy.clone().filter(|_| variant.is_learned),
             schedule: variant.schedule,
             average: tuned.then_some(AverageName::Polynomial),
             last: self.args.last && !tuned,
@@ -268,11 +302,12 @@ impl<'a> Comparison<'a> {
     }
 
     fn optimizer(&self, rule: RuleName, variant: Variant, steps: u64) -> Result<OptimizerSettings, CliError> {
+        let options = self.options_of(rule, variant);
         Ok(OptimizerSettings {
-            regime: variant.regime.regime(variant.lr, variant.first_step)?,
+            regime: variant.regime.regime(options.lr, variant.first_step)?,
             gradient_scale: variant.gradient_scale,
             // Neither of the two possible averages depends on the number of epochs.
-            ..self.options_of(rule, variant).settings(1, steps)?
+            ..options.settings(1, steps)?
         })
     }
 
@@ -377,9 +412,10 @@ impl<'a> Comparison<'a> {
         let subject = &self.subjects[case.place.data];
         let args = self.single(case, seed);
         let steps = args.steps(&subject.dataset);
-        let settings = self.optimizer(case.place.rule, case.variant, steps)?;
+        let policy = subject.policy.clone().filter(|_| case.variant.is_learned);
+        let settings = OptimizerSettings { policy, ..self.optimizer(case.place.rule, case.variant, steps)? };
         let job = Job { args: &args, settings, dataset: &subject.dataset, model: &subject.model };
-        let look = if case.variant.regime.is_fixed() { Look::Better } else { Look::Judged };
+        let look = if case.variant.is_fixed() { Look::Better } else { Look::Judged };
         let run = job.train(&subject.target, None, &mut Watch::new(progress), look)?;
         Ok(Some(Run { tuning: subject.tuning, ..run }).filter(|run| run.stopped_by.is_none()))
     }

@@ -67,7 +67,7 @@ fn mean(values: impl ExactSizeIterator<Item = f64>) -> f64 {
 /// Returns the fixed rates of a table's column under a schedule, at gradient scale 1.
 pub fn grid(cells: &[Cell], place: Place, schedule: ScheduleName) -> impl Iterator<Item = &Cell> {
     cells.iter().filter(move |Cell { case: Case { place: other, variant }, .. }| {
-        *other == place && variant.regime.is_fixed() && variant.schedule == schedule && variant.gradient_scale == 1.0
+        *other == place && variant.is_fixed() && variant.schedule == schedule && variant.gradient_scale == 1.0
     })
 }
 
@@ -131,8 +131,7 @@ impl Results<'_> {
 
     /// Returns the cell of a row, and its points of accuracy above each reference at scale 1.
     pub fn at(&self, place: Place, row: Variant) -> Option<(&Cell, [f64; 2])> {
-        let is_fixed = row.regime.is_fixed();
-        let lr = if is_fixed { best_fixed(&self.cells, place, row.schedule)?.case.variant.lr } else { row.lr };
+        let lr = if row.is_fixed() { best_fixed(&self.cells, place, row.schedule)?.case.variant.lr } else { row.lr };
         let case = Case { place, variant: Variant { lr, ..row } };
         let cell = self.cells.iter().find(|cell| cell.case == case)?;
         let [fixed, cosine] = self.references(place);
@@ -150,6 +149,7 @@ impl Results<'_> {
             let gradient_scale = as_given(variant.gradient_scale);
             for run in &cell.runs {
                 let mut run = json!(run);
+                run["regime"] = json!(variant.source());
                 run["lr"] = json!(lr);
                 run["first_step"] = json!(first_step);
                 run["gradient_scale"] = json!(gradient_scale);
@@ -161,7 +161,7 @@ impl Results<'_> {
                 "batch": place.setting.batch,
                 "epochs": place.setting.epochs,
                 "rule": name_of(place.rule),
-                "regime": name_of(variant.regime),
+                "regime": variant.source(),
                 "schedule": name_of(variant.schedule),
                 "lr": lr,
                 "first_step": first_step,

@@ -111,7 +111,7 @@ fn print_table(results: &Results, data: usize, setting: Setting) -> Result<(), C
                 its_rate.extend([rate.unwrap_or_default(), String::new(), String::new(), String::new()]);
             }
             table.row(cells);
-            if row.regime.is_fixed() && row.gradient_scale == 1.0 {
+            if row.is_fixed() && row.gradient_scale == 1.0 {
                 table.row(its_rate);
                 let places = rules.iter().map(|&rule| Place { data, setting, rule });
                 notes.extend(places.filter_map(|place| edge_of_grid(results, place, row.schedule)));

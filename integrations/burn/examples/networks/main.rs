@@ -82,7 +82,10 @@ enum Ours {
     Sgdm,
     AdamW,
     AdamWScheduleFree,
+    /// On what burn's takes.
     Muon,
+    /// On convolutions too, each kernel as a matrix.
+    MuonOfConvolutions,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -126,12 +129,13 @@ impl Burns {
     }
 }
 
-/// Embeddings and the last layer, and the other parameters of two dimensions. burn's Muon takes no others.
+/// The parameters of a model: embeddings and the last layer, other matrices, which are all that burn's Muon takes, and the rest.
 #[derive(Default)]
 struct Parts {
     path: Vec<String>,
     ends: Vec<ParamId>,
     matrices: Vec<ParamId>,
+    rest: Vec<ParamId>,
 }
 
 impl Parts {
@@ -157,12 +161,21 @@ impl ModuleVisitor for Parts {
             self.ends.push(param.id);
         } else if D == 2 {
             self.matrices.push(param.id);
+        } else {
+            self.rest.push(param.id);
         }
     }
 }
 
 impl Ours {
-    const ALL: [Ours; 5] = [Ours::SgdScheduleFree, Ours::Sgdm, Ours::AdamW, Ours::AdamWScheduleFree, Ours::Muon];
+    const ALL: [Ours; 6] = [
+        Ours::SgdScheduleFree,
+        Ours::Sgdm,
+        Ours::AdamW,
+        Ours::AdamWScheduleFree,
+        Ours::Muon,
+        Ours::MuonOfConvolutions,
+    ];
 
     fn name(self) -> &'static str {
         match self {
@@ -171,6 +184,7 @@ impl Ours {
             Ours::AdamW => "wgpu-optim AdamW",
             Ours::AdamWScheduleFree => "wgpu-optim AdamW, schedule-free",
             Ours::Muon => "wgpu-optim Muon, AdamW beside it",
+            Ours::MuonOfConvolutions => "wgpu-optim Muon, convolutions too",
         }
     }
 
@@ -185,19 +199,24 @@ impl Ours {
             Ours::AdamW => Rule::adamw(),
             // The average takes the place of the momentum.
             Ours::AdamWScheduleFree => Rule::adamw_without_momentum(),
-            Ours::Muon => Rule::muon(),
+            Ours::Muon | Ours::MuonOfConvolutions => Rule::muon(),
         };
         let mut builder = OptimizerBuilder::new(rule);
         if self.is_schedule_free() {
             builder = builder.schedule_free();
         }
-        if self == Ours::Muon {
+        let mut beside = Vec::new();
+        if matches!(self, Ours::Muon | Ours::MuonOfConvolutions) {
             builder = builder.other_tensors(Rule::adamw());
+            let parts = Parts::of(model);
+            beside = parts.ends;
+            if self == Ours::Muon {
+                beside.extend(parts.rest);
+            }
         }
         let mut config = WgpuOptimConfig::new(builder);
-        if self == Ours::Muon {
-            let ends = ParamGroup::from_ids(Parts::of(model).ends);
-            config = config.with_group(ends, Group::new("ends").rule(Rule::adamw()));
+        if !beside.is_empty() {
+            config = config.with_group(ParamGroup::from_ids(beside), Group::new("beside").rule(Rule::adamw()));
         }
         Ok(config.init(model, gpu)?)
     }
