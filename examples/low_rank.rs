@@ -12,7 +12,7 @@
 //! cargo run --release --example low_rank
 //! ```
 
-use rand::{Rng, RngExt, SeedableRng};
+use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::StandardNormal;
 use wgpu_optim::{CpuOptimizer, Error, Group, Muon, MuonScale, OptimizerBuilder, Regime, Rule};

@@ -358,13 +358,13 @@ pub fn faulty(kernels: &[Kernel]) -> Vec<String> {
         .collect()
 }
 
-/// Writes the translations of kernels without faults to a folder. `hlsl/` gets HLSL, with a comment on the first line
-/// that has the entry point and the shader model. `msl/` gets MSL.
+/// Writes the translations of kernels without faults to a folder. `hlsl/` gets HLSL for DXC, with a comment on the first
+/// line that has the entry point and the shader model, `fxc/` HLSL for FXC, and `msl/` MSL.
 ///
 /// # Errors
 /// Returns an error if the folder cannot be written.
 pub fn write_out(folder: &Path, kernels: &[Kernel]) -> std::io::Result<()> {
-    for name in ["hlsl", "msl"] {
+    for name in ["hlsl", "fxc", "msl"] {
         std::fs::create_dir_all(folder.join(name))?;
     }
     for kernel in kernels {
@@ -374,6 +374,10 @@ pub fn write_out(folder: &Path, kernels: &[Kernel]) -> std::io::Result<()> {
         assert!(texts.all(|(other, _)| other == text), "{}", kernel.name);
         let path = folder.join(format!("hlsl/{}.hlsl", kernel.name));
         std::fs::write(path, format!("// {entry} cs_6_0\n{text}"))?;
+        if !kernel.has_subgroups() {
+            let (text, entry) = kernel.hlsl(SHADER_MODELS[0]).expect("translated before");
+            std::fs::write(folder.join(format!("fxc/{}.hlsl", kernel.name)), format!("// {entry} cs_5_1\n{text}"))?;
+        }
         let text = kernel.msl(METAL).expect("translated before");
         std::fs::write(folder.join(format!("msl/{}.metal", kernel.name)), text)?;
     }
