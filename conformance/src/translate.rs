@@ -268,7 +268,7 @@ fn bits_without_a_sign(module: &Module, info: &ModuleInfo) -> Vec<String> {
 }
 
 /// Returns the functions that write an element of a local or workgroup vector at an index that is not constant. FXC
-/// refuses that in a loop that it cannot unroll (X3500).
+/// unrolls the loop around it for that, and gives up after a minute (X3511).
 fn vectors_written_at_an_index(module: &Module, info: &ModuleInfo) -> Vec<String> {
     let functions = module.functions.iter().map(|(handle, function)| (function, &info[handle]));
     let functions = functions.chain([(&module.entry_points[0].function, info.get_entry_point(0))]);

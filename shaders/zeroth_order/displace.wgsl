@@ -34,7 +34,7 @@ fn products(tensor: PerturbedTensor, first: u32, count: u32) -> vec4<f32> {
         for (var k = 1u; k < tensor.rank; k++) {
             sum += left[u + k] * right[v + k];
         }
-        // FXC refuses to write a vector at an index.
+        // FXC gives up on a loop that writes a vector at an index (X3511).
         z = select(z, vec4<f32>(sum), vec4<u32>(0u, 1u, 2u, 3u) == vec4<u32>(i));
         column += 1u;
         if column == tensor.columns {
