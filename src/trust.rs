@@ -80,7 +80,7 @@ pub(crate) fn trust_of(c: &GroupConstants, sums: &ScopeSums, direction: Scaled, 
     }
     let mut wanted = parameters.times(c.trust_coefficient).quotient(direction);
     if c.flags & group_flags::TRUST_CAPS != 0 {
-        // A schedule may have ended at 0.
+        // There is no quotient by a rate of 0, and no factor changes it.
         if s.learning_rate == 0.0 {
             return Scaled::ONE;
         }

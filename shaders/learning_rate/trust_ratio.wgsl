@@ -43,7 +43,7 @@ fn trust_of(c: GroupConstants, g: Gradient, s: ptr<function, GroupState>) -> Sca
     }
     var wanted = quotient(times(parameters, c.trust_coefficient), direction);
     if (c.flags & TRUST_CAPS) != 0u {
-        // A schedule may have ended at 0.
+        // There is no quotient by a rate of 0, and no factor changes it.
         if (*s).learning_rate == 0.0 {
             return Scaled(1.0, 0);
         }
