@@ -53,7 +53,9 @@ struct Splats {
 impl Splats {
     fn render(&self, pixels: &[Tensor<2>; 2]) -> Tensor<2> {
         let rows = self.rows.val();
-        let column = |at: usize| rows.clone().slice([0..rows.dims()[0], at..at + 1]).transpose();
+        // Transposed first: burn 0.22.1 with fusion mixes up the elements of a column that is sliced and then transposed.
+        let columns = rows.clone().transpose();
+        let column = |at: usize| columns.clone().slice([at..at + 1, 0..rows.dims()[0]]);
         let distance = (pixels[0].clone() - column(0)).square() + (pixels[1].clone() - column(1)).square();
         let sharpness = (column(2) * -2.0).exp() * -0.5;
         let opacity = sigmoid(column(6)) * Tensor::from_inner(self.live.clone()).transpose();
