@@ -21,8 +21,8 @@ pub const MOST_ELEMENTS: u64 = 1 << 12;
 /// Largest number of blocks for one dispatch. On a GPU the one workgroup waits for memory twice at each block.
 pub const MOST_BLOCKS: usize = 12;
 
-/// Returns true if FXC compiles the device's shaders. It takes 14 seconds for the kernel of a step in one dispatch, and
-/// about 4 for those of the four passes. wgpu has subgroups on Direct3D 12 with the other compiler, DXC, only.
+/// Returns true if FXC compiles the device's shaders. It takes 6 to 8 seconds for the kernel of a step in one dispatch,
+/// and about 2 for those of the four passes. wgpu has subgroups on Direct3D 12 with the other compiler, DXC, only.
 pub fn uses_fxc(gpu: &Gpu) -> bool {
     gpu.device().adapter_info().backend == wgpu::Backend::Dx12
         && !gpu.device().features().contains(wgpu::Features::SUBGROUP)
