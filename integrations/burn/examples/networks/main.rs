@@ -168,14 +168,8 @@ impl ModuleVisitor for Parts {
 }
 
 impl Ours {
-    const ALL: [Ours; 6] = [
-        Ours::SgdScheduleFree,
-        Ours::Sgdm,
-        Ours::AdamW,
-        Ours::AdamWScheduleFree,
-        Ours::Muon,
-        Ours::MuonOfConvolutions,
-    ];
+    const ALL: [Ours; 6] =
+        [Ours::SgdScheduleFree, Ours::Sgdm, Ours::AdamW, Ours::AdamWScheduleFree, Ours::Muon, Ours::MuonOfConvolutions];
 
     fn name(self) -> &'static str {
         match self {
