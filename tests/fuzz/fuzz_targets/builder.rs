@@ -248,7 +248,11 @@ fuzz_target!(|bytes: &[u8]| {
             group.decoupled_weight_decay(source.number())
         };
         if source.flag() {
-            group = group.trust_ratio(TrustRatio { coefficient: source.number(), least: source.optional(), cap: source.flag() });
+            group = group.trust_ratio(TrustRatio {
+                coefficient: source.number(),
+                least: source.optional(),
+                cap: source.flag(),
+            });
         }
         group = group.telemetry(source.flag()).lazy_rows(source.flag());
         if source.flag() {
