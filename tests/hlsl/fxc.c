@@ -3,6 +3,8 @@
 // The first line of a file says what is compiled: `// ENTRY PROFILE`. Prints the seconds of each file, and the errors.
 // The exit code is 1 where a file does not compile.
 #include <windows.h>
+#include <fcntl.h>
+#include <io.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,6 +14,8 @@
 #define FLAGS (1 << 11)
 
 int main(int count, char **names) {
+    // Lines end as on Linux.
+    _setmode(_fileno(stdout), _O_BINARY);
     HMODULE library = LoadLibraryA("d3dcompiler_47.dll");
     pD3DCompile compile = library ? (pD3DCompile)(void *)GetProcAddress(library, "D3DCompile") : NULL;
     if (!compile) {
