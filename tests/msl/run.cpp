@@ -175,7 +175,7 @@ bool dispatch(const Dispatch& what, std::vector<std::vector<char>>& memory) {
     const Kernel& kernel = kernel_of(what.kernel);
     Buffers buffers = {};
     for (const Entry& entry : what.entries) {
-        buffers.bound[entry.group][entry.binding] = { memory[entry.buffer].data() + GUARD_BYTES + entry.offset, entry.size };
+        buffers.bound.at(entry.group).at(entry.binding) = { memory[entry.buffer].data() + GUARD_BYTES + entry.offset, entry.size };
     }
     static std::vector<char> shared(SHARED_BYTES + 16);
     char* shared_memory = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(shared.data()) + 15) / 16 * 16);
