@@ -41,7 +41,7 @@ pub(crate) fn geometry(joins: bool) -> Geometry {
         dispatch_blocks: u32::MAX,
         scope_partials: u64::MAX,
         quads_need_alignment: false,
-        apart: false,
+        movable: false,
         joins,
         one_access: false,
     }

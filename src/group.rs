@@ -538,7 +538,8 @@ impl<T> OptimizerBuilder<T> {
     /// Allows parameters and gradients to move between steps, see [`Optimizer::rebind`](crate::Optimizer::rebind). For buffers that belong to
     /// the allocator of a framework; the CPU path is given its slices with every step anyway.
     ///
-    /// Each tensor then has dispatches of its own, two per step (four if its length is not a multiple of 4), and must start at a multiple of
+    /// A step has two dispatches for all tensors whose parameters lie in one buffer and whose gradients lie in one buffer, and two more if the
+    /// lengths of some are not multiples of 4. A step in one dispatch is not possible. Every tensor must start at a multiple of
     /// [`min_storage_buffer_offset_alignment`](wgpu::Limits::min_storage_buffer_offset_alignment) in both buffers.
     pub fn rebindable(mut self) -> Self {
         self.rebindable = true;

@@ -24,7 +24,7 @@ mod windows;
 pub(crate) use kernel::{Access, Alignment, Encoding, Kernel, MemoryKind, RateAxis};
 pub(crate) use matrices::{MatrixNumbers, RowTensor, Shape, Stack, TensorWork};
 use scopes::{Extent, constants_of, kernel_of, number_rows, scopes_of, units_of};
-pub(crate) use windows::{Region, Stretch, Window};
+pub(crate) use windows::{Region, Stretch, Unplaced, Window};
 use windows::{Span, Windows};
 
 /// Elements that one lane operation of a kernel handles.
@@ -59,8 +59,8 @@ pub(crate) struct Geometry {
     pub(crate) scope_partials: u64,
     /// True if parameters and gradients can be loaded four at a time only where both start at a multiple of four.
     pub(crate) quads_need_alignment: bool,
-    /// True if every tensor has windows of its own, so that only bindings depend on its location.
-    pub(crate) apart: bool,
+    /// True if tensors may move to other buffers. Memory, blocks and kernels then do not depend on where they are.
+    pub(crate) movable: bool,
     /// True if tensors of a group that lie next to each other may share blocks.
     pub(crate) joins: bool,
     /// True if elements that must be loaded one by one bring all others to be loaded so too, and into the same window.
@@ -106,6 +106,8 @@ pub(crate) struct Plan {
     pub(crate) kernels: Vec<Kernel>,
     pub(crate) scopes: Vec<ScopeTable>,
     pub(crate) windows: Vec<Window>,
+    /// What `windows` are cut from, where tensors may move to other buffers.
+    pub(crate) unplaced: Option<Unplaced>,
     pub(crate) tensors: Vec<TensorInfo>,
     /// Location of each tensor.
     pub(crate) places: Vec<Place>,
@@ -249,6 +251,12 @@ impl Plan {
 
         let (table, partials) = number_rows(&scopes, &scope_of_group, &mut windows, geometry)?;
         let units = units_of(&configs, &tensors, &windows);
+        let (windows, unplaced) = if geometry.movable {
+            let unplaced = Unplaced { windows, geometry: *geometry };
+            (unplaced.place(&tensors, &places), Some(unplaced))
+        } else {
+            (windows, None)
+        };
         Ok(Plan {
             safeguards,
             accumulation,
@@ -263,6 +271,7 @@ impl Plan {
             kernels,
             scopes: table,
             windows,
+            unplaced,
             tensors,
             places,
             partials,
@@ -282,6 +291,16 @@ impl Plan {
             }
         }
         self
+    }
+
+    /// Returns the windows as they would be with the tensors in these places, or `None` where tensors do not move.
+    pub(crate) fn windows_at(&self, places: &[Place]) -> Option<Vec<Window>> {
+        self.unplaced.as_ref().map(|unplaced| unplaced.place(&self.tensors, places))
+    }
+
+    /// Returns the windows that have memory of their own. [`Window::memory`] is an index into them.
+    pub(crate) fn memory_windows(&self) -> &[Window] {
+        self.unplaced.as_ref().map_or(&self.windows, |unplaced| &unplaced.windows)
     }
 
     /// Returns the key for which the passes over a tensor are compiled.

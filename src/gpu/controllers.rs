@@ -100,7 +100,7 @@ fn check_same(optimizer: &Optimizer, states: &wgpu::Buffer, call: &'static str) 
 fn check_fixed(optimizer: &Optimizer, call: &'static str) -> Result<(), Error> {
     optimizer.gpu.check_alive()?;
     optimizer.plan.check_controllable(call)?;
-    if optimizer.rebindable {
+    if optimizer.is_rebindable() {
         return Err(Error::from(CallError::Controller {
             call,
             problem: "cannot work with an optimizer whose buffers move".to_owned(),

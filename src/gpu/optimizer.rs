@@ -16,7 +16,7 @@ mod sweeps;
 use crate::error::Error;
 use crate::gpu::context::Gpu;
 use crate::gpu::look as look_pass;
-use crate::gpu::optimizer::rebind::Movable;
+use crate::gpu::optimizer::rebind::Rebinding;
 use crate::gpu::pass::{BoundGroup, CompiledKernel};
 use crate::gpu::readback::Readback;
 use crate::gpu::{
@@ -142,9 +142,8 @@ pub struct Optimizer {
     cursor: RecordCursor,
     /// Records that were fetched by a drain that then failed.
     undelivered: Records,
-    pub(super) rebindable: bool,
-    /// Of every window, in an optimizer that can be rebound; else none.
-    movables: Vec<Movable>,
+    /// Of an optimizer whose buffers may change.
+    rebinding: Option<Rebinding>,
     /// Why training has halted, once a record has told.
     halted: Option<Error>,
     /// Where other ranks have other parameters.
@@ -227,6 +226,11 @@ impl Optimizer {
     /// The device this optimizer lives on.
     pub fn gpu(&self) -> &Gpu {
         &self.gpu
+    }
+
+    /// Returns true if parameters and gradients may move to other buffers.
+    pub(super) fn is_rebindable(&self) -> bool {
+        self.rebinding.is_some()
     }
 }
 

@@ -42,6 +42,8 @@ pub(super) fn union(a: Region, b: Region) -> Region {
 pub(crate) struct Window {
     pub(crate) kernel: Kernel,
     pub(crate) access: Access,
+    /// Index of the window's memory. Windows that [`Unplaced`] has cut from one share its memory.
+    pub(crate) memory: usize,
     pub(crate) params: Region,
     pub(crate) grads: Region,
     /// Number of quads of momentum or direction memory.
@@ -75,6 +77,7 @@ impl Window {
         Window {
             kernel,
             access,
+            memory: 0, // set by `finish`
             params,
             grads,
             state_quads: 0,
@@ -84,6 +87,20 @@ impl Window {
             room: Room::default(),
             rows: Vec::new(),
             row_words: 0,
+        }
+    }
+
+    /// Returns a window with the memory and tables of this one.
+    fn without_blocks(&self, params: Region, grads: Region) -> Self {
+        Window {
+            memory: self.memory,
+            state_quads: self.state_quads,
+            matrices: self.matrices.clone(),
+            limited: self.limited.clone(),
+            room: self.room,
+            rows: self.rows.clone(),
+            row_words: self.row_words,
+            ..Window::new(self.kernel, self.access, params, grads)
         }
     }
 
@@ -217,10 +234,83 @@ pub(super) struct Windows<'a> {
     pub(super) one_by_one: bool,
 }
 
+/// Returns the region that a binding of these elements covers.
+fn region(geometry: &Geometry, buffer: usize, element: Element, start: u64, elements: u64) -> Region {
+    // Alignment in elements of this type. The geometry counts in f32.
+    let alignment = geometry.binding_alignment * Element::F32.bytes() / element.bytes();
+    Region { buffer, element, start: start / alignment * alignment, end: start + elements }
+}
+
+/// Returns true if the bindings of a window can also cover these regions.
+fn binds(geometry: &Geometry, window: &Window, params: Region, grads: Region) -> bool {
+    let limit = geometry.binding_elements;
+    union(window.params, params).elements() <= limit && union(window.grads, grads).elements() <= limit
+}
+
+/// Windows of an optimizer whose buffers may change. Each has the memory of all tensors of one kernel, wherever they are. Blocks count
+/// from the start of their tensor, and `params` and `grads` are not used.
+#[derive(Debug, Clone)]
+pub(crate) struct Unplaced {
+    pub(crate) windows: Vec<Window>,
+    pub(super) geometry: Geometry,
+}
+
+impl Unplaced {
+    /// Cuts the windows into windows that can be bound: one for each pair of buffers, or several where tensors lie too far apart in them. A
+    /// tensor that passes process as a whole has a window of its own, which is not cut, so that its tables remain valid.
+    pub(super) fn place(&self, tensors: &[TensorInfo], places: &[Place]) -> Vec<Window> {
+        let mut placed: Vec<FillingWindow> = Vec::new();
+        for unplaced in &self.windows {
+            // For each pair of buffers the window that is being filled, and the lead of its latest block in the window that is cut.
+            let mut newest: HashMap<(usize, usize), (usize, u32)> = HashMap::new();
+            for block in &unplaced.blocks {
+                let first = u64::from(block.first_element);
+                let place = &places[tensors.partition_point(|tensor| tensor.first_element <= first) - 1];
+                let starts = (
+                    place.params_start + u64::from(block.params_start),
+                    place.grads_start + u64::from(block.grads_start),
+                );
+                let elements = u64::from(block.elements);
+                let params = region(&self.geometry, place.params_buffer, place.params, starts.0, elements);
+                let grads = region(&self.geometry, place.grads_buffer, place.grads, starts.1, elements);
+                let key = (place.params_buffer, place.grads_buffer);
+                let has_room = |&(index, _): &(usize, u32)| binds(&self.geometry, &placed[index].window, params, grads);
+                let (index, last_lead) = newest.get(&key).copied().filter(has_room).unwrap_or_else(|| {
+                    let window = unplaced.without_blocks(params, grads);
+                    placed.push(FillingWindow { window, starts: Vec::new() });
+                    (placed.len() - 1, block.lead)
+                });
+                let FillingWindow { window, starts: all } = &mut placed[index];
+                let of_same_tensor = window.blocks.last().filter(|_| last_lead == block.lead);
+                let lead = of_same_tensor.map_or(window.blocks.len() as u32, |last| last.lead);
+                window.params = union(window.params, params);
+                window.grads = union(window.grads, grads);
+                window.blocks.push(Block { lead, ..*block });
+                all.push(starts);
+                newest.insert(key, (index, block.lead));
+            }
+        }
+        placed.into_iter().map(FillingWindow::settled).collect()
+    }
+}
+
 /// Window whose regions may still grow. The starts of its blocks are therefore kept absolute.
 pub(super) struct FillingWindow {
     pub(super) window: Window,
     pub(super) starts: Vec<(u64, u64)>,
+}
+
+impl FillingWindow {
+    /// Makes the starts of the blocks relative to the window, whose regions are final.
+    fn settled(mut self) -> Window {
+        let Region { start: params_start, .. } = self.window.params;
+        let Region { start: grads_start, .. } = self.window.grads;
+        for (block, (params, grads)) in self.window.blocks.iter_mut().zip(self.starts) {
+            block.params_start = (params - params_start) as u32;
+            block.grads_start = (grads - grads_start) as u32;
+        }
+        self.window
+    }
 }
 
 impl<'a> Windows<'a> {
@@ -233,9 +323,6 @@ impl<'a> Windows<'a> {
     pub(super) fn add_span(&mut self, group: usize, kernel: Kernel, span: &Span) -> Result<(), (u64, u64)> {
         // The memory of a block must also fit into a binding.
         let quad = u64::from(QUAD);
-        if self.geometry.apart {
-            self.newest.clear();
-        }
         let vectors = u64::from(kernel.vectors_in_one_binding());
         let kept = self.geometry.binding_elements / vectors / quad * quad;
         let multiple = u64::from(kernel.block_multiple());
@@ -244,6 +331,10 @@ impl<'a> Windows<'a> {
             // The same blocks, so that sums have the same bits.
             let access = if self.one_by_one { Access::Scalars } else { access };
             if span.is_whole() && start < end {
+                if self.geometry.movable {
+                    // Passes over whole tensors have tables that the tensors around them must not change.
+                    self.newest.clear();
+                }
                 self.make_room(kernel, access, span, block_elements)?;
             }
             let mut at = start;
@@ -255,7 +346,7 @@ impl<'a> Windows<'a> {
             if !span.is_whole() || start >= end {
                 continue;
             }
-            let key = (kernel, access, span.place.params_buffer, span.place.grads_buffer);
+            let key = self.key(kernel, access, &span.place);
             let window = &mut self.filling[self.newest[&key]].window;
             if let Some(shape) = span.rows {
                 let lead = window.blocks.last().map_or(0, |block| block.lead);
@@ -303,7 +394,7 @@ impl<'a> Windows<'a> {
         let grads = self.region(place.grads_buffer, place.grads, place.grads_start, place.elements);
         let quads = place.elements.div_ceil(u64::from(QUAD)) as u32;
         let blocks = place.elements.div_ceil(block_elements);
-        let key = (kernel, access, place.params_buffer, place.grads_buffer);
+        let key = self.key(kernel, access, place);
         let has_room = |window: &Window| {
             self.fits(window, params, grads, quads)
                 && window.blocks.len() as u64 + blocks <= u64::from(self.geometry.dispatch_blocks)
@@ -314,7 +405,8 @@ impl<'a> Windows<'a> {
                     table + window.row_words + words <= self.geometry.binding_elements
                 })
         };
-        if !has_room(&Window::new(kernel, access, params, grads)) {
+        let alone = Window::new(kernel, access, params, grads);
+        if !has_room(&alone) || !binds(self.geometry, &alone, params, grads) {
             return Err((place.elements, self.geometry.binding_elements));
         }
         if self.newest.get(&key).is_some_and(|&index| !has_room(&self.filling[index].window)) {
@@ -333,11 +425,14 @@ impl<'a> Windows<'a> {
         elements: u64,
     ) {
         let place = &span.place;
-        let starts = (place.params_start + at, place.grads_start + at);
+        let starts = match self.geometry.movable {
+            true => (at, at),
+            false => (place.params_start + at, place.grads_start + at),
+        };
         let params = self.region(place.params_buffer, place.params, starts.0, elements);
         let grads = self.region(place.grads_buffer, place.grads, starts.1, elements);
         let quads = elements.next_multiple_of(u64::from(kernel.block_multiple())) as u32 / QUAD;
-        let key = (kernel, access, place.params_buffer, place.grads_buffer);
+        let key = self.key(kernel, access, place);
         let index = match self.newest.get(&key) {
             Some(&index) if self.fits(&self.filling[index].window, params, grads, quads) => index,
             _ => {
@@ -367,37 +462,45 @@ impl<'a> Windows<'a> {
         window.state_quads += quads;
     }
 
+    /// Windows are filled one buffer at a time, unless buffers may change.
+    fn key(&self, kernel: Kernel, access: Access, place: &Place) -> (Kernel, Access, usize, usize) {
+        match self.geometry.movable {
+            true => (kernel, access, 0, 0),
+            false => (kernel, access, place.params_buffer, place.grads_buffer),
+        }
+    }
+
     pub(super) fn region(&self, buffer: usize, element: Element, start: u64, elements: u64) -> Region {
-        // Alignment in elements of this type. The geometry counts in f32.
-        let alignment = self.geometry.binding_alignment * Element::F32.bytes() / element.bytes();
-        Region { buffer, element, start: start / alignment * alignment, end: start + elements }
+        region(self.geometry, buffer, element, start, elements)
     }
 
     pub(super) fn fits(&self, window: &Window, params: Region, grads: Region, quads: u32) -> bool {
         let limit = self.geometry.binding_elements;
         let vectors = u64::from(window.kernel.vectors_in_one_binding());
         let state_elements = (u64::from(window.state_quads) + u64::from(quads)) * u64::from(QUAD) * vectors;
-        union(window.params, params).elements() <= limit
-            && union(window.grads, grads).elements() <= limit
+        // Where the tensors are bound is decided later if they may move.
+        (self.geometry.movable || binds(self.geometry, window, params, grads))
             && state_elements <= limit
             && window.blocks.len() < self.geometry.dispatch_blocks as usize
     }
 
-    /// Makes the starts of the blocks relative to their window.
+    /// Returns the windows, whose regions are final.
     pub(super) fn finish(self) -> Vec<Window> {
-        self.filling
-            .into_iter()
-            .map(|FillingWindow { mut window, starts }| {
-                for (block, (params, grads)) in window.blocks.iter_mut().zip(starts) {
-                    block.params_start = (params - window.params.start) as u32;
-                    block.grads_start = (grads - window.grads.start) as u32;
-                }
-                for tensor in &mut window.limited {
-                    tensor.columns_first += window.room.rows as u32;
-                    tensor.means_first += (window.room.rows + window.room.columns) as u32;
-                }
-                window
-            })
-            .collect()
+        let movable = self.geometry.movable;
+        let windows = self.filling.into_iter().enumerate().map(|(memory, mut filling)| {
+            if movable {
+                // Starts that are relative to the tensors.
+                filling.window.params.start = 0;
+                filling.window.grads.start = 0;
+            }
+            let mut window = filling.settled();
+            window.memory = memory;
+            for tensor in &mut window.limited {
+                tensor.columns_first += window.room.rows as u32;
+                tensor.means_first += (window.room.rows + window.room.columns) as u32;
+            }
+            window
+        });
+        windows.collect()
     }
 }

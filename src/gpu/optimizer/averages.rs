@@ -11,7 +11,7 @@ use crate::group::TensorSlice;
 use crate::plan::{MemoryKind, Stretch, TensorInfo};
 
 /// Averages of one window's parameters.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct WindowAverages {
     /// The window's index in the plan.
     pub(super) window: usize,
@@ -26,7 +26,7 @@ pub(super) struct WindowAverages {
 }
 
 /// Dispatches for averages that are computed and not stored.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct ScheduleFree {
     /// Restores the parameters after an exchange.
     pub(super) back: Dispatch,

@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 
 use super::control::Presence;
-use super::sweeps::{Sweeps, Tables, WindowMemory, sweeps};
+use super::rebind::{Layout, Rebinding};
+use super::sweeps::{Passes, Sweeps, Tables, WindowMemory, sweeps};
 use super::*;
 use crate::error::{BuildError, Error, require};
 use crate::gpu::buffers::{filled, part, table_factors, whole, zeroed};
@@ -78,7 +79,7 @@ impl OptimizerBuilder<Tensor> {
         )?;
         let elements: u64 = groups.iter().flat_map(|group| group.tensors.iter().map(|one| one.tensor.elements)).sum();
         let geometry = Geometry {
-            apart: rebindable,
+            movable: rebindable,
             joins: !(rebindable || absent_gradients),
             one_access: !rebindable && elements <= whole_step::MOST_ELEMENTS,
             ..geometry(gpu, &limits)
@@ -192,7 +193,7 @@ pub(in crate::gpu) fn geometry(gpu: &Gpu, limits: &wgpu::Limits) -> Geometry {
         dispatch_blocks: limits.max_compute_workgroups_per_dimension,
         scope_partials: u64::from(gpu.tuning().finish_workgroup_size) * MOST_TRIPS,
         quads_need_alignment: true,
-        apart: false,
+        movable: false,
         joins: true,
         one_access: false,
     }
@@ -265,14 +266,15 @@ impl Optimizer {
         );
 
         let tables = Tables {
-            step_partials: &step_partials,
-            records: &records,
-            groups: &groups,
-            states: &states,
-            updates: &updates,
-            partials: &partials,
+            step_partials: step_partials.clone(),
+            records: records.clone(),
+            groups: groups.clone(),
+            states: states.clone(),
+            updates: updates.clone(),
+            partials: partials.clone(),
         };
-        let memories: Vec<WindowMemory> = plan.windows.iter().map(|window| WindowMemory::new(gpu, window)).collect();
+        let memories = plan.memory_windows().iter().map(|window| WindowMemory::new(gpu, &plan, window));
+        let memories: Vec<WindowMemory> = memories.collect();
         let loss = loss.map(|span| {
             let (region, at) = span.scalar_region(limits);
             (span.buffer, region, at)
@@ -297,12 +299,22 @@ impl Optimizer {
         let whole_step = whole_step.map(|kernel| (kernel.pipeline(gpu), &of_groups[..]));
         let kernels = plan.windows.iter().flat_map(|window| [Some(window.kernel), window.kernel.of_look()]);
         let kernels: Vec<Kernel> = kernels.flatten().collect();
+        let passes = Passes { gpu, rebindable };
         #[cfg(not(target_arch = "wasm32"))]
         if whole_step.is_none() {
-            ahead::compile_ahead(super::sweeps::Passes { gpu, rebindable }, &plan, &kernels, loss_at);
+            ahead::compile_ahead(passes, &plan, &kernels, loss_at);
         }
-        let Sweeps { reduce, update, averages, blocks, movables } =
-            sweeps(gpu, &plan, &buffers, &memories, tables, rebindable, whole_step.as_ref());
+        let sweeps = sweeps(passes, &plan.windows, &buffers, &memories, &tables, whole_step.as_ref());
+        let rebinding = rebindable.then(|| Rebinding {
+            layouts: vec![Layout {
+                buffers: buffers.clone(),
+                places: plan.places.clone(),
+                windows: plan.windows.clone(),
+                sweeps: sweeps.clone(),
+            }],
+            tables,
+        });
+        let Sweeps { reduce, update, averages, blocks } = sweeps;
 
         let mut scalar = Vec::new();
         if whole_step.is_none() {
@@ -369,8 +381,7 @@ impl Optimizer {
             tensor_records,
             cursor: RecordCursor::default(),
             undelivered: Records::default(),
-            rebindable,
-            movables,
+            rebinding,
             halted: None,
             kept: Kept { buffers, memories, updates },
         })

@@ -303,7 +303,7 @@ impl Optimizer {
                 bytes: (table.row_bytes() * table.rows(&self.plan)) as u64,
             });
         }
-        for (index, (window, memory)) in self.plan.windows.iter().zip(memories).enumerate() {
+        for (index, (window, memory)) in self.plan.memory_windows().iter().zip(memories).enumerate() {
             for kind in window.kernel.memories() {
                 let Some((buffer, start)) = memory.place_of(window, kind) else {
                     continue;
@@ -442,9 +442,10 @@ fn for_each_part(
     kind: MemoryKind,
     mut each: impl FnMut(usize, Range<usize>, Range<usize>),
 ) {
-    let slot_bytes = plan.windows[window].memory_bytes(kind) as usize / kind.slots() as usize;
+    let window = &plan.memory_windows()[window];
+    let slot_bytes = window.memory_bytes(kind) as usize / kind.slots() as usize;
     for (index, tensor) in plan.tensors.iter().enumerate() {
-        for stretch in plan.windows[window].stretches_of(kind, tensor) {
+        for stretch in window.stretches_of(kind, tensor) {
             // A value that several parameters share belongs to the first of them.
             let [here, there, bytes] = [stretch.in_memory, stretch.in_tensor, stretch.elements]
                 .map(|elements| kind.slot_bytes(elements) as usize);

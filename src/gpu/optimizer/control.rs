@@ -36,6 +36,17 @@ pub(super) struct Presence {
 
 impl Presence {
     pub(super) fn new(gpu: &Gpu, plan: &Plan, blocks: Vec<wgpu::Buffer>) -> Self {
+        let leads = Self::leads(plan);
+        Presence { leads, blocks, one: filled(gpu, "one", &[1u32]), absent: vec![false; plan.tensors.len()] }
+    }
+
+    /// Follows the blocks to other windows.
+    pub(super) fn move_to(&mut self, plan: &Plan, blocks: Vec<wgpu::Buffer>) {
+        self.leads = Self::leads(plan);
+        self.blocks = blocks;
+    }
+
+    fn leads(plan: &Plan) -> Vec<Lead> {
         let mut leads = Vec::new();
         for (window, of_window) in plan.windows.iter().enumerate() {
             for of_lead in of_window.blocks.chunk_by(|a, b| a.lead == b.lead) {
@@ -52,7 +63,7 @@ impl Presence {
             }
         }
         leads.sort_by_key(|lead| lead.tensor);
-        Presence { leads, blocks, one: filled(gpu, "one", &[1u32]), absent: vec![false; plan.tensors.len()] }
+        leads
     }
 
     fn leads_of(&self, tensor: usize) -> &[Lead] {

@@ -10,7 +10,7 @@ use crate::gpu::optimizer::sweeps::Passes;
 use crate::gpu::pass::CompiledKernel;
 #[cfg(feature = "checkpoint")]
 use crate::layout::{GroupConstants, GroupState};
-use crate::plan::Plan;
+use crate::plan::{Plan, Window};
 use crate::regime::Kernel;
 #[cfg(feature = "checkpoint")]
 use crate::regime::is_look_due;
@@ -28,12 +28,6 @@ pub(super) struct Looks {
 
 impl Looks {
     pub(super) fn new(gpu: &Gpu, plan: &Plan, tables: &[wgpu::BufferBinding]) -> Self {
-        let passes = Passes { gpu, rebindable: false };
-        let measured = plan.windows.iter().filter(|window| window.kernel.is_measured);
-        let reduce = measured.enumerate().filter_map(|(index, window)| {
-            let kernel = window.kernel.of_look()?;
-            Some((index, passes.reduce(kernel, window.access).pipeline))
-        });
         let kernels = Kernel::all().iter().filter(|kernel| {
             let mut groups = plan.groups.iter().zip(&plan.configs);
             groups.any(|(group, config)| config.regime.needs_looks() && group.regime == kernel.number())
@@ -47,7 +41,25 @@ impl Looks {
                 workgroups: (plan.groups.len() as u32).div_ceil(crate::gpu::learning_rate::WORKGROUP),
             }
         });
-        Looks { reduce: reduce.collect(), measure: measure.collect(), is_due: AtomicBool::new(false) }
+        Looks { reduce: Self::reduce(gpu, &plan.windows), measure: measure.collect(), is_due: AtomicBool::new(false) }
+    }
+
+    /// Returns pass 1 of a look over these windows.
+    fn reduce(gpu: &Gpu, windows: &[Window]) -> Vec<(usize, CompiledKernel)> {
+        let passes = Passes { gpu, rebindable: false };
+        let measured = windows.iter().filter(|window| window.kernel.is_measured);
+        let reduce = measured.enumerate().filter_map(|(index, window)| {
+            let kernel = window.kernel.of_look()?;
+            Some((index, passes.reduce(kernel, window.access).pipeline))
+        });
+        reduce.collect()
+    }
+
+    /// Follows the step to other windows.
+    pub(super) fn move_to(&mut self, gpu: &Gpu, windows: &[Window]) {
+        if !self.measure.is_empty() {
+            self.reduce = Self::reduce(gpu, windows);
+        }
     }
 
     /// Notes that a step was recorded.

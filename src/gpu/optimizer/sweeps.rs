@@ -5,7 +5,6 @@ use super::*;
 use crate::gpu::buffers::{filled, part, whole, zeroed};
 use crate::gpu::context::Gpu;
 use crate::gpu::factored::{self, FactorMemory};
-use crate::gpu::optimizer::rebind::Movable;
 use crate::gpu::orthogonalize::{self, MatrixMemory};
 use crate::gpu::pass::Pipeline;
 use crate::gpu::rows::{self, RowMemory};
@@ -14,26 +13,31 @@ use crate::gpu::{reduce_gradient, swap_averages, update_parameters};
 use crate::layout::Block;
 use crate::plan::{Access, Kernel, MemoryKind, Plan, Window};
 
-/// The buffers of whole optimizers that sweeps read or write.
-#[derive(Clone, Copy)]
-pub(super) struct Tables<'a> {
-    pub(super) step_partials: &'a wgpu::Buffer,
-    pub(super) records: &'a wgpu::Buffer,
-    pub(super) groups: &'a wgpu::Buffer,
-    pub(super) states: &'a wgpu::Buffer,
-    pub(super) updates: &'a wgpu::Buffer,
-    pub(super) partials: &'a wgpu::Buffer,
+/// Buffers of the whole optimizer that sweeps read or write.
+#[derive(Debug, Clone)]
+pub(super) struct Tables {
+    pub(super) step_partials: wgpu::Buffer,
+    pub(super) records: wgpu::Buffer,
+    pub(super) groups: wgpu::Buffer,
+    pub(super) states: wgpu::Buffer,
+    pub(super) updates: wgpu::Buffer,
+    pub(super) partials: wgpu::Buffer,
 }
 
-/// What is remembered of a window's parameters.
+/// Buffers of a window that do not depend on where its parameters are.
 #[derive(Debug)]
 pub(in crate::gpu) struct WindowMemory {
     /// A buffer of each kind that the window's kernel keeps, and one for all kinds of the rule.
     pub(in crate::gpu) kinds: Vec<(MemoryKind, wgpu::Buffer)>,
+    /// Buffers and tables of passes that the rule owns.
+    matrices: Option<MatrixMemory>,
+    factors: Option<FactorMemory>,
+    /// Factors and flags of rows.
+    rows: Option<RowMemory>,
 }
 
 impl WindowMemory {
-    pub(super) fn new(gpu: &Gpu, window: &Window) -> Self {
+    pub(super) fn new(gpu: &Gpu, plan: &Plan, window: &Window) -> Self {
         let kept = |kind: &MemoryKind| window.kernel.keeps(*kind);
         // Kinds of the rule lie one behind the other in the buffer of the first.
         let of_the_rule: Vec<MemoryKind> = MemoryKind::OF_THE_RULE.iter().copied().filter(kept).collect();
@@ -45,7 +49,12 @@ impl WindowMemory {
             let bytes = all.iter().map(|&kind| window.memory_bytes(kind)).sum::<u64>() + means;
             (kind, zeroed::<u8>(gpu, kind.name(), bytes))
         });
-        WindowMemory { kinds: kinds.collect() }
+        WindowMemory {
+            kinds: kinds.collect(),
+            matrices: MatrixMemory::new(gpu, window),
+            factors: FactorMemory::new(gpu, window),
+            rows: RowMemory::new(gpu, plan, window),
+        }
     }
 
     /// The first of these kinds that there is.
@@ -75,40 +84,36 @@ pub(super) fn no_memory(gpu: &Gpu) -> [wgpu::Buffer; 2] {
 /// The bind group of a sweep that has the window's own buffers.
 pub(super) const OWN_BUFFERS: usize = 1;
 
-/// What a sweep binds there beside parameters and gradients.
-#[derive(Debug)]
-pub(super) struct OwnBuffers {
-    pub(super) blocks: wgpu::Buffer,
-    pub(super) momentum: wgpu::Buffer,
+/// Buffers that a sweep binds there.
+struct OwnBuffers<'a> {
+    blocks: &'a wgpu::Buffer,
+    params: wgpu::BufferBinding<'a>,
+    grads: wgpu::BufferBinding<'a>,
+    momentum: &'a wgpu::Buffer,
     /// What pass 1 compares the gradient with: the next, or z of schedule-free training, which pass 4 has in a bind group of its own.
-    pub(super) compared: wgpu::Buffer,
-    pub(super) memory: wgpu::Buffer,
-    pub(super) remainders: wgpu::Buffer,
+    compared: &'a wgpu::Buffer,
+    memory: &'a wgpu::Buffer,
+    remainders: &'a wgpu::Buffer,
     /// Of a rule that owns passes over matrices: what the first of them writes.
-    pub(super) prepared: wgpu::Buffer,
+    prepared: &'a wgpu::Buffer,
     /// What the update reads of a rule's own passes: directions, or limited tensors, which those over elements read too.
-    pub(super) made: wgpu::Buffer,
+    made: &'a wgpu::Buffer,
     /// Factors of rows or columns, and flags of rows.
-    pub(super) rows: wgpu::Buffer,
+    rows: &'a wgpu::Buffer,
 }
 
-impl OwnBuffers {
-    /// Of the pass that measures, or of those that write.
-    pub(super) fn bindings<'a>(
-        &'a self,
-        sweep: Sweep,
-        params: wgpu::BufferBinding<'a>,
-        grads: wgpu::BufferBinding<'a>,
-    ) -> [wgpu::BufferBinding<'a>; 8] {
+impl<'a> OwnBuffers<'a> {
+    /// Returns the bindings of the pass that measures, or of those that write.
+    fn bindings(&self, sweep: Sweep) -> [wgpu::BufferBinding<'a>; 8] {
         [
-            whole(&self.blocks),
-            params,
-            grads,
-            whole(&self.momentum),
-            whole(if sweep == Sweep::Reduce { &self.compared } else { &self.memory }),
-            whole(&self.remainders),
-            whole(if sweep == Sweep::Prepare { &self.prepared } else { &self.made }),
-            whole(&self.rows),
+            whole(self.blocks),
+            self.params.clone(),
+            self.grads.clone(),
+            whole(self.momentum),
+            whole(if sweep == Sweep::Reduce { self.compared } else { self.memory }),
+            whole(self.remainders),
+            whole(if sweep == Sweep::Prepare { self.prepared } else { self.made }),
+            whole(self.rows),
         ]
     }
 }
@@ -117,7 +122,7 @@ impl OwnBuffers {
 pub(super) type WholeKernel<'a> = (Pipeline, &'a [wgpu::BufferBinding<'a>]);
 
 /// The dispatches of passes 1 and 4, and what belongs to their windows.
-#[derive(Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Sweeps {
     pub(super) reduce: Vec<Dispatch>,
     /// The passes that rules own, and pass 4; or the whole step.
@@ -125,120 +130,84 @@ pub(super) struct Sweeps {
     pub(super) averages: Vec<WindowAverages>,
     /// The blocks of each window.
     pub(super) blocks: Vec<wgpu::Buffer>,
-    /// Of an optimizer that can be rebound.
-    pub(super) movables: Vec<Movable>,
 }
 
 pub(super) fn sweeps(
-    gpu: &Gpu,
-    plan: &Plan,
+    passes: Passes,
+    windows: &[Window],
     buffers: &[wgpu::Buffer],
     memories: &[WindowMemory],
-    tables: Tables,
-    rebindable: bool,
+    tables: &Tables,
     whole_step: Option<&WholeKernel>,
 ) -> Sweeps {
-    let passes = Passes { gpu, rebindable };
+    let gpu = passes.gpu;
     let mut sweeps = Sweeps::default();
     let nothing = no_memory(gpu);
-    for (index, (window, memory)) in plan.windows.iter().zip(memories).enumerate() {
-        let momentum = memory.find(MemoryKind::OF_THE_RULE);
+    for (index, window) in windows.iter().enumerate() {
+        let WindowMemory { matrices, factors, rows, .. } = &memories[window.memory];
+        let memory = &memories[window.memory];
+        let momentum = memory.find(MemoryKind::OF_THE_RULE).unwrap_or(&nothing[0]);
         let regimes = memory.find(MemoryKind::OF_THE_REGIME).unwrap_or(&nothing[1]);
         let base_iterates =
             window.kernel.compares_iterates().then(|| memory.find(&[MemoryKind::BaseIterates])).flatten();
         let remainders = memory.find(&[MemoryKind::Remainders, MemoryKind::RemainderCodes]);
-        let matrices = MatrixMemory::new(gpu, window);
         let prepared = matrices.as_ref().map(|memory| memory.prepared(window.kernel.iterations));
         let directions = matrices.as_ref().map(|memory| &memory.directions);
-        let factors = FactorMemory::new(gpu, window);
-        let rows = RowMemory::new(gpu, plan, window);
         let made = directions.or(factors.as_ref().map(|memory| &memory.tensors));
-        let buffers_of_window = OwnBuffers {
-            prepared: prepared.unwrap_or(&nothing[0]).clone(),
-            made: made.unwrap_or(&nothing[0]).clone(),
-            rows: rows.as_ref().map_or(&nothing[0], |memory| &memory.table).clone(),
-            remainders: remainders.unwrap_or(&nothing[1]).clone(),
-            blocks: filled::<Block>(gpu, "blocks", &window.blocks),
-            momentum: momentum.unwrap_or(&nothing[0]).clone(),
-            compared: base_iterates.unwrap_or(regimes).clone(),
-            memory: regimes.clone(),
+        let blocks = filled::<Block>(gpu, "blocks", &window.blocks);
+        let own_buffers = OwnBuffers {
+            blocks: &blocks,
+            params: part(&buffers[window.params.buffer], window.params),
+            grads: part(&buffers[window.grads.buffer], window.grads),
+            momentum,
+            compared: base_iterates.unwrap_or(regimes),
+            memory: regimes,
+            remainders: remainders.unwrap_or(&nothing[1]),
+            prepared: prepared.unwrap_or(&nothing[0]),
+            made: made.unwrap_or(&nothing[0]),
+            rows: rows.as_ref().map_or(&nothing[0], |memory| &memory.table),
         };
-        let own_of = |sweep| {
-            buffers_of_window.bindings(
-                sweep,
-                part(&buffers[window.params.buffer], window.params),
-                part(&buffers[window.grads.buffer], window.grads),
-            )
-        };
-        sweeps.blocks.push(buffers_of_window.blocks.clone());
+        let own_of = |sweep| own_buffers.bindings(sweep);
+        sweeps.blocks.push(blocks.clone());
         let own = own_of(Sweep::Update);
         let averaged = memory.find(&[MemoryKind::Averages, MemoryKind::BaseIterates]);
         let averages = averaged.map(|buffer| passes.averages(index, window, tables, &own, buffer));
+        sweeps.averages.extend(averages);
         if let Some((pipeline, of_groups)) = whole_step {
-            sweeps.averages.extend(averages);
             let averaged: Vec<_> = averaged.map(whole).into_iter().collect();
             sweeps.update.push(bound(gpu, PassName::WholeStep, pipeline, &[of_groups, &own, &averaged], 1));
             continue;
         }
-        let measured = [whole(tables.groups), whole(tables.states), whole(tables.partials)];
+        let measured = [whole(&tables.groups), whole(&tables.states), whole(&tables.partials)];
         let reduce = window.kernel.measured();
         let reduce = reduce.map(|_| passes.dispatch(Sweep::Reduce, window, &[&measured, &own_of(Sweep::Reduce)]));
-        let update = passes.update(window, tables, &own, averaged);
-        let mut before_update = Vec::new();
-        let mut own_sweeps = Vec::new();
-        let updates = [whole(tables.updates)];
-        if let Some(memory) = &matrices {
-            own_sweeps.push(Sweep::Prepare);
+        sweeps.reduce.extend(reduce);
+        let update = &mut sweeps.update;
+        let updates = [whole(&tables.updates)];
+        if let Some(memory) = matrices {
             let groups: [&[_]; 3] = [&updates, &own_of(Sweep::Prepare), &[whole(&memory.squares)]];
-            before_update.push(passes.dispatch(Sweep::Prepare, window, &groups));
-            let blocks = &buffers_of_window.blocks;
-            before_update.extend(orthogonalize::dispatches(gpu, window, memory, tables.updates, blocks));
+            update.push(passes.dispatch(Sweep::Prepare, window, &groups));
+            update.extend(orthogonalize::dispatches(gpu, window, memory, &tables.updates, &blocks));
         }
-        if let Some(memory) = &factors {
-            let (blocks, moments) = (&buffers_of_window.blocks, &buffers_of_window.momentum);
-            let [between, after] = factored::dispatches(gpu, window, memory, tables.updates, blocks, moments);
+        if let Some(memory) = factors {
+            let [between, after] = factored::dispatches(gpu, window, memory, &tables.updates, &blocks, momentum);
             if memory.tiles.workgroups > 0 {
-                own_sweeps.push(Sweep::Sums);
-                let tables = [whole(tables.updates), whole(&memory.tiles.table)];
+                let tables = [whole(&tables.updates), whole(&memory.tiles.table)];
                 let groups: [&[_]; 3] = [&tables, &own_of(Sweep::Sums), &[whole(&memory.partials)]];
                 let sums = passes.dispatch(Sweep::Sums, window, &groups);
-                before_update.push(Dispatch { workgroups: memory.tiles.workgroups, ..sums });
+                update.push(Dispatch { workgroups: memory.tiles.workgroups, ..sums });
             }
-            before_update.extend(between);
-            own_sweeps.push(Sweep::Lengths);
+            update.extend(between);
             let groups: [&[_]; 3] = [&updates, &own_of(Sweep::Lengths), &[whole(&memory.squares)]];
-            before_update.push(passes.dispatch(Sweep::Lengths, window, &groups));
-            before_update.extend(after);
+            update.push(passes.dispatch(Sweep::Lengths, window, &groups));
+            update.extend(after);
         }
         if let Some(stretches) = rows.as_ref().and_then(|memory| memory.stretches.as_ref()) {
-            own_sweeps.push(Sweep::Mark);
-            let tables = [whole(tables.updates), whole(&stretches.table)];
+            let tables = [whole(&tables.updates), whole(&stretches.table)];
             let marks = passes.dispatch(Sweep::Mark, window, &[&tables, &own_of(Sweep::Mark)]);
-            before_update.push(Dispatch { workgroups: stretches.workgroups, ..marks });
+            update.push(Dispatch { workgroups: stretches.workgroups, ..marks });
         }
-        if rebindable {
-            let group = |dispatch: &Dispatch| dispatch.bind_groups[OWN_BUFFERS].clone();
-            let bound = rebind::Sweeps {
-                before_update: before_update.iter().filter(|one| one.pass == PassName::Prepare).map(group).collect(),
-                reduce: reduce.as_ref().map(group),
-                update: group(&update),
-                averages: averages.as_ref().map(|own| [group(&own.exchange), group(&own.settle)]),
-            };
-            let pipeline = |sweep| passes.compiled(sweep, window);
-            let pipelines = rebind::Sweeps {
-                before_update: own_sweeps.iter().map(|&sweep| pipeline(sweep)).collect(),
-                reduce: window.kernel.measured().map(|_| pipeline(Sweep::Reduce)),
-                update: pipeline(Sweep::Update),
-                averages: window.kernel.averages.then(|| [Sweep::Exchange, Sweep::Settle].map(pipeline)),
-            };
-            let own = buffers_of_window;
-            let movable = Movable::new(plan, window, buffers, own, own_sweeps, pipelines, bound);
-            sweeps.movables.push(movable);
-        }
-        sweeps.reduce.extend(reduce);
-        sweeps.update.extend(before_update);
-        sweeps.update.push(update);
-        sweeps.averages.extend(averages);
+        update.push(passes.update(window, tables, &own, averaged));
     }
     sweeps
 }
@@ -305,14 +274,14 @@ impl Passes<'_> {
     pub(super) fn update(
         self,
         window: &Window,
-        tables: Tables,
+        tables: &Tables,
         own: &[wgpu::BufferBinding],
         averages: Option<&wgpu::Buffer>,
     ) -> Dispatch {
-        let told = whole(if window.kernel.step_sums { tables.step_partials } else { tables.records });
+        let told = whole(if window.kernel.step_sums { &tables.step_partials } else { &tables.records });
         // Where there are no averages, nothing is bound in their place.
         let averages = averages.map_or(told.clone(), whole);
-        self.dispatch(Sweep::Update, window, &[&[whole(tables.updates)], own, &[averages, told]])
+        self.dispatch(Sweep::Update, window, &[&[whole(&tables.updates)], own, &[averages, told]])
     }
 
     /// The averages that a window keeps in this buffer.
@@ -320,11 +289,11 @@ impl Passes<'_> {
         self,
         index: usize,
         window: &Window,
-        tables: Tables,
+        tables: &Tables,
         own: &[wgpu::BufferBinding],
         buffer: &wgpu::Buffer,
     ) -> WindowAverages {
-        let updates = [whole(tables.updates)];
+        let updates = [whole(&tables.updates)];
         let memory = [whole(buffer)];
         let groups: [&[_]; 3] = [&updates, own, &memory];
         let exchange = self.dispatch(Sweep::Exchange, window, &groups);
