@@ -107,7 +107,7 @@ pub(crate) struct Plan {
     pub(crate) scopes: Vec<ScopeTable>,
     pub(crate) windows: Vec<Window>,
     /// What `windows` are cut from, where tensors may move to other buffers.
-    pub(crate) unplaced: Option<Unplaced>,
+    pub(crate) unplaced: Option<Box<Unplaced>>,
     pub(crate) tensors: Vec<TensorInfo>,
     /// Location of each tensor.
     pub(crate) places: Vec<Place>,
@@ -252,7 +252,7 @@ impl Plan {
         let (table, partials) = number_rows(&scopes, &scope_of_group, &mut windows, geometry)?;
         let units = units_of(&configs, &tensors, &windows);
         let (windows, unplaced) = if geometry.movable {
-            let unplaced = Unplaced { windows, geometry: *geometry };
+            let unplaced = Box::new(Unplaced { windows, geometry: *geometry });
             (unplaced.place(&tensors, &places), Some(unplaced))
         } else {
             (windows, None)
