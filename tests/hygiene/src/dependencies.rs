@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 use anyhow::Context;
-use cargo_metadata::{CargoOpt, DepKindInfo, DependencyKind, Metadata, MetadataCommand, Package, PackageId};
+use cargo_metadata::{
+    CargoOpt, DepKindInfo, Dependency, DependencyKind, Metadata, MetadataCommand, Node, NodeDep, Package, PackageId,
+};
 use spdx::{Expression, LicenseReq};
 
 use crate::root;
@@ -97,7 +99,7 @@ fn may_be_shipped(package: &Package) -> bool {
         .is_some_and(|expression| expression.evaluate(allowed))
 }
 
-/// Every package that the members depend on on some platform, through dependencies of the kinds that are wanted.
+/// Every package that the members depend on, through dependencies of the kinds that are wanted.
 fn reached(
     metadata: &Metadata,
     members: &[PackageId],
@@ -108,9 +110,8 @@ fn reached(
     let mut seen: HashSet<PackageId> = members.iter().cloned().collect();
     let mut next: VecDeque<&PackageId> = members.iter().collect();
     while let Some(id) = next.pop_front() {
-        for dependency in &nodes[id].deps {
-            let mut kinds = dependency.dep_kinds.iter().filter(|kind| !is_never_built(kind));
-            if kinds.any(&wanted) && seen.insert(dependency.pkg.clone()) {
+        for dependency in nodes[id].deps.iter().filter(|dependency| is_enabled(&metadata[id], nodes[id], dependency)) {
+            if dependency.dep_kinds.iter().any(&wanted) && seen.insert(dependency.pkg.clone()) {
                 next.push_back(&dependency.pkg);
             }
         }
@@ -118,7 +119,21 @@ fn reached(
     Ok(seen)
 }
 
-/// Returns true for a dependency on no platform. `nalgebra` names 18 versions of `glam` so, for crates that convert between both.
-fn is_never_built(kind: &DepKindInfo) -> bool {
-    kind.target.as_ref().is_some_and(|target| target.to_string() == "cfg(any())")
+/// Returns false for an optional dependency that no enabled feature of the package asks for. Cargo's metadata has those that a feature names
+/// with a question mark, such as the 18 versions of `glam` that `nalgebra` converts to on request.
+fn is_enabled(package: &Package, node: &Node, dependency: &NodeDep) -> bool {
+    let name_of = |one: &Dependency| one.rename.clone().unwrap_or_else(|| one.name.clone());
+    let mut declared =
+        package.dependencies.iter().filter(|one| name_of(one).replace('-', "_") == dependency.name).peekable();
+    let Some(first) = declared.peek() else {
+        // A library that is not called as its package.
+        return true;
+    };
+    let name = name_of(first);
+    let asks = |item: &String| *item == name || *item == format!("dep:{name}") || item.starts_with(&format!("{name}/"));
+    let mut features = node.features.iter().map(|feature| feature.to_string());
+    declared.any(|one| !one.optional)
+        || features.any(|feature| {
+            feature == name || package.features.get(&feature).is_some_and(|items| items.iter().any(asks))
+        })
 }
