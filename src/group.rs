@@ -539,7 +539,9 @@ impl<T> OptimizerBuilder<T> {
     /// the allocator of a framework; the CPU path is given its slices with every step anyway.
     ///
     /// A step has two dispatches for all tensors whose parameters lie in one buffer and whose gradients lie in one buffer, and two more if the
-    /// lengths of some are not multiples of 4. A step in one dispatch is not possible. Every tensor must start at a multiple of
+    /// lengths of some are not multiples of 4. Tensors that a rule processes as a whole ([`Muon`](crate::Muon), [`Adafactor`](crate::Adafactor)),
+    /// and those with [`rate_factors`](crate::Group::rate_factors) or [`lazy_rows`](crate::Group::lazy_rows), have dispatches of their own. A step
+    /// in one dispatch is not possible. Every tensor must start at a multiple of
     /// [`min_storage_buffer_offset_alignment`](wgpu::Limits::min_storage_buffer_offset_alignment) in both buffers.
     pub fn rebindable(mut self) -> Self {
         self.rebindable = true;

@@ -142,7 +142,7 @@ pub struct Optimizer {
     cursor: RecordCursor,
     /// Records that were fetched by a drain that then failed.
     undelivered: Records,
-    /// Of an optimizer whose buffers may change.
+    /// Data for other layouts of the tensors, if their buffers may change.
     rebinding: Option<Rebinding>,
     /// Why training has halted, once a record has told.
     halted: Option<Error>,

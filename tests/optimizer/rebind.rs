@@ -2,9 +2,8 @@
 //! wherever parameters and gradients come to lie; what cannot be bound is refused and leaves everything bound as it was; and a place
 //! that comes again is looked up.
 //!
-//! Faults tried once by hand, each failed its test: parameters of checkpoints where they were at first; layouts told apart by their
-//! parameters alone; a kernel that only reads the gradients; overlaps not looked for; words of absent tensors in the windows of before;
-//! looks of the windows of before; one lead for all tensors of a window; windows that are not cut where a binding ends.
+//! Faults tried once by hand, when each tensor still had windows of its own, each failed its test: parameters of checkpoints where they
+//! were at first; places told apart by their parameters alone; a kernel that only reads the gradients; overlaps not looked for.
 
 use wgpu_optim::gpu::Tensor;
 use wgpu_optim::internals::PassName;

@@ -39,7 +39,8 @@ impl Optimizer {
     /// recorded later (steps, exchanges of averages, checkpoints) uses the new ones.
     ///
     /// Tensors whose parameters lie in one buffer, and whose gradients lie in one buffer, share their dispatches. The tensors of a framework that
-    /// allocates from a few large buffers therefore take a few dispatches, and tensors in buffers of their own take a dispatch in each pass.
+    /// allocates from a few large buffers therefore take a few dispatches, and tensors in buffers of their own take a dispatch in each pass. The
+    /// exceptions are those of [`rebindable`](crate::OptimizerBuilder::rebindable).
     ///
     /// The bind groups of the last 8 layouts (locations of all tensors) are kept, together with their buffers, so that returning to one costs a
     /// look-up. For a new layout two or four bind groups and one small buffer are created for each pair of buffers.
