@@ -38,9 +38,9 @@
 //! have a gradient in the step. The others are left as they are.
 //!
 //! # Fusion
-//! With burn's feature `fusion` a tensor is a promise of operations that have not been chosen yet, and has no buffer. A step hands each
-//! parameter and its gradient to burn's stream as the inputs of an operation of its own, which runs where all that leads to them has run,
-//! takes their buffers, and hands the parameter's buffer back as its output. Nothing is copied, and nothing waits for the device. The
+//! With burn's feature `fusion` a tensor is a promise of operations that have not been chosen yet, and has no buffer. A step hands all
+//! parameters and their gradients to burn's stream as the inputs of one operation, which runs where all that leads to them has run,
+//! takes their buffers, and hands the parameters' buffers back as its outputs. Nothing is copied, and nothing waits for the device. The
 //! stream is drained at a step, so that burn fuses no operation before a step with one behind it.
 //!
 //! This crate has no feature for it: it works with whatever backend the features of the program's own `burn` make.

@@ -1,11 +1,12 @@
 //! The optimizer itself: a step for all parameters of a module at once.
 
-use std::collections::HashMap;
+use std::any::Any;
+use std::collections::{HashMap, VecDeque};
 
 use burn::backend::Cube;
-use burn::module::{Module, ModuleMapper, Param, ParamId};
+use burn::module::{Module, ModuleMapper, Param, ParamId, ParamMapper};
 use burn::optim::GradientsParams;
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{DType, Device, GradientCheckpointingStrategy, Tensor};
 use burn_cubecl::CubeDevice;
 use burn_cubecl::tensor::CubeTensor;
 use wgpu_optim::{Averaging, Controls, Element, Optimizer, Records, wgpu};
@@ -56,6 +57,8 @@ pub struct WgpuOptim {
 
 /// A tensor's parameters and gradients, once they have buffers.
 pub(crate) struct Site {
+    /// The parameter's.
+    index: usize,
     params: Held,
     /// `None` where the step has no gradient of it.
     grads: Option<Held>,
@@ -137,18 +140,33 @@ impl WgpuOptim {
             Ok(loss) => loss,
             Err(error) => return (module, Err(error)),
         };
-        let mut leases = Leases {
+        let mut collector = Collector {
             optim: self,
             path: Vec::new(),
             gradients: &mut gradients,
-            sites: self.parameters.iter().map(|_| None).collect(),
+            seen: vec![false; self.parameters.len()],
+            taken: Vec::with_capacity(self.parameters.len()),
             problem: None,
         };
-        let module = module.map(&mut leases);
-        let (sites, problem) = (leases.sites, leases.problem);
+        let module = module.map(&mut collector);
+        let problem = collector.problem.take().or_else(|| collector.missing());
+        let taken = collector.taken;
+        let mut shells = VecDeque::with_capacity(taken.len());
+        let mut pairs = Vec::with_capacity(taken.len());
+        for Taken { index, params, grads, shell } in taken {
+            shells.push_back(shell);
+            pairs.push((index, params, grads));
+        }
+        let (tensors, sites) = match &problem {
+            // The tensors go back as they came.
+            Some(_) => (pairs.into_iter().map(|(_, params, _)| params).collect(), Pending::new()),
+            None => self.exchange(pairs),
+        };
+        let mut returner = Returner { index: &self.index, shells, tensors: tensors.into_iter() };
+        let module = module.map(&mut returner);
         let stepped = match problem {
             Some(problem) => Err(problem),
-            None => self.finish(sites, loss),
+            None => self.finish(vec![sites], loss),
         };
         (module, stepped)
     }
@@ -174,31 +192,44 @@ impl WgpuOptim {
             // Copies start at any word.
             let (tensor, loss) = hold(tensors.swap_remove(0), Element::F32, false, 4);
             pending.set(loss);
-            tensor
+            vec![tensor]
         };
-        drop(Cube::with_buffers(vec![open(value).map_err(unusable)?], Box::new(work)));
+        drop(Cube::with_buffers(vec![open(value).map_err(unusable)?], 1, Box::new(work)));
         Ok(Some(held))
     }
 
-    /// Takes a parameter and its gradient out of burn's hands for a step. What comes back has the same values.
+    /// Finds the buffers of parameters and their gradients for a step, as one operation of burn's. Each parameter goes by its index. Returns tensors
+    /// with the same values that take the parameters' places.
     pub(crate) fn exchange(
         &self,
-        index: usize,
-        params: Primitive,
-        grads: Option<Primitive>,
-    ) -> (Primitive, Pending<Site>) {
-        let site = Pending::new();
-        let (pending, alignment, written) = (site.share(), self.alignment, grads.is_some());
-        let element = self.parameters[index].element;
+        pairs: Vec<(usize, Primitive, Option<Primitive>)>,
+    ) -> (Vec<Primitive>, Pending<Vec<Site>>) {
+        let (mut params, mut grads) = (Vec::with_capacity(2 * pairs.len()), Vec::with_capacity(pairs.len()));
+        let mut kinds = Vec::with_capacity(pairs.len());
+        for (index, param, grad) in pairs {
+            kinds.push((index, self.parameters[index].element, grad.is_some()));
+            params.push(param);
+            grads.extend(grad);
+        }
+        let (sites, replaced) = (Pending::new(), params.len());
+        let (pending, alignment) = (sites.share(), self.alignment);
         let work = move |tensors: Vec<CubeTensor>| {
-            let mut tensors = tensors.into_iter();
-            let (tensor, params) = hold(tensors.next().expect("the parameters"), element, written, alignment);
-            let grads = tensors.next().map(|gradient| hold(gradient, element, false, alignment).1);
-            pending.set(Site { params, grads });
-            tensor
+            let mut params = tensors;
+            let mut grads = params.split_off(kinds.len()).into_iter();
+            let mut sites = Vec::with_capacity(kinds.len());
+            let outputs = kinds.iter().zip(params).map(|(&(index, element, has_gradient), tensor)| {
+                let (tensor, params) = hold(tensor, element, has_gradient, alignment);
+                let gradient = if has_gradient { grads.next() } else { None };
+                let grads = gradient.map(|gradient| hold(gradient, element, false, alignment).1);
+                sites.push(Site { index, params, grads });
+                tensor
+            });
+            let outputs = outputs.collect();
+            pending.set(sites);
+            outputs
         };
-        let tensors = std::iter::once(params).chain(grads).collect();
-        (Cube::with_buffers(tensors, Box::new(work)), site)
+        params.append(&mut grads);
+        (Cube::with_buffers(params, replaced, Box::new(work)), sites)
     }
 
     /// A tensor of the same f32 values that nobody else has, and its buffer.
@@ -208,29 +239,26 @@ impl WgpuOptim {
         let work = move |mut tensors: Vec<CubeTensor>| {
             let (tensor, held) = hold(tensors.swap_remove(0), Element::F32, true, alignment);
             pending.set(held);
-            tensor
+            vec![tensor]
         };
-        (Cube::with_buffers(vec![tensor], Box::new(work)), held)
+        let mut copies = Cube::with_buffers(vec![tensor], 1, Box::new(work));
+        (copies.swap_remove(0), held)
     }
 
     /// The step itself, with the places of all tensors.
-    pub(crate) fn finish(
-        &mut self,
-        sites: Vec<Option<Pending<Site>>>,
-        loss: Option<Pending<Held>>,
-    ) -> Result<(), Error> {
+    pub(crate) fn finish(&mut self, sites: Vec<Pending<Vec<Site>>>, loss: Option<Pending<Held>>) -> Result<(), Error> {
         // What burn has recorded so far, the gradients above all, comes first.
         Cube::submit(&self.place)?;
         let client = self.place.client();
-        let mut held = Vec::with_capacity(2 * sites.len() + 1);
+        let mut places: Vec<Option<Site>> = self.parameters.iter().map(|_| None).collect();
+        for site in sites.iter().filter_map(Pending::take).flatten() {
+            let index = site.index;
+            places[index] = Some(site);
+        }
+        let mut held = Vec::with_capacity(2 * places.len() + 1);
         let mut absent = Vec::new();
-        for (tensor, (parameter, site)) in self.parameters.iter().zip(sites).enumerate() {
-            let site = site.ok_or_else(|| Error::ModuleDiffers {
-                parameter: parameter.name.clone(),
-                expected: parameter.elements,
-                actual: 0,
-            })?;
-            let Site { params, grads } = site.take().ok_or_else(|| Error::Failed { what: parameter.name.clone() })?;
+        for (tensor, (parameter, site)) in self.parameters.iter().zip(places).enumerate() {
+            let Site { params, grads, .. } = site.ok_or_else(|| Error::Failed { what: parameter.name.clone() })?;
             self.copies.parameters += u64::from(params.copied);
             held.push(params);
             held.push(grads.unwrap_or_else(|| {
@@ -377,13 +405,24 @@ impl WgpuOptim {
     }
 }
 
-/// Takes every parameter and its gradient out of burn's hands for a step; the module that comes of it has the same values.
-struct Leases<'a> {
+/// Takes every parameter out of a module, with its gradient, for a step. [`Returner`] puts them back.
+struct Collector<'a> {
     optim: &'a WgpuOptim,
     path: Vec<String>,
     gradients: &'a mut GradientsParams,
-    sites: Vec<Option<Pending<Site>>>,
+    /// Which parameters have come, by index.
+    seen: Vec<bool>,
+    taken: Vec<Taken>,
     problem: Option<Error>,
+}
+
+/// A parameter that was taken out of its module.
+struct Taken {
+    index: usize,
+    params: Primitive,
+    grads: Option<Primitive>,
+    /// A [`Shell`] of the parameter's number of dimensions.
+    shell: Box<dyn Any>,
 }
 
 impl WgpuOptim {
@@ -446,7 +485,7 @@ impl WgpuOptim {
     }
 }
 
-impl Leases<'_> {
+impl Collector<'_> {
     /// What a step needs of a parameter before it is taken out of the module: its index, and its gradient if there is one.
     fn prepare<const D: usize>(
         &mut self,
@@ -461,6 +500,9 @@ impl Leases<'_> {
             };
         };
         let parameter = &self.optim.parameters[index];
+        if std::mem::replace(&mut self.seen[index], true) {
+            return Err(Error::Tied { first: parameter.name.clone(), second: self.path.join(".") });
+        }
         self.optim.check(parameter, &value)?;
         let Some(gradient) = self.gradients.remove::<D>(param.id) else {
             return Ok(Some((index, None)));
@@ -469,9 +511,16 @@ impl Leases<'_> {
         let unusable = |reason| Error::Unusable { parameter: parameter.name.clone(), reason };
         Ok(Some((index, Some(open(gradient).map_err(unusable)?))))
     }
+
+    /// The problem of a module that lacks one of the parameters.
+    fn missing(&self) -> Option<Error> {
+        let missing = self.seen.iter().position(|&seen| !seen)?;
+        let parameter = &self.optim.parameters[missing];
+        Some(Error::ModuleDiffers { parameter: parameter.name.clone(), expected: parameter.elements, actual: 0 })
+    }
 }
 
-impl ModuleMapper for Leases<'_> {
+impl ModuleMapper for Collector<'_> {
     fn enter_module(&mut self, name: &str, _container_type: &str) {
         self.path.push(name.to_owned());
     }
@@ -485,16 +534,46 @@ impl ModuleMapper for Leases<'_> {
             return param;
         }
         match self.prepare(&param) {
-            Ok(Some((index, gradient))) => remake(param, |tensor| {
-                let (tensor, site) = self.optim.exchange(index, opened(tensor), gradient);
-                self.sites[index] = Some(site);
-                close(tensor)
-            }),
+            Ok(Some((index, grads))) => {
+                let (shell, tensor) = Shell::of(param);
+                let (id, device, trained, shape) = (shell.id, tensor.device(), shell.trained, tensor.shape());
+                self.taken.push(Taken { index, params: opened(tensor), grads, shell: Box::new(shell) });
+                Param::uninitialized(
+                    id,
+                    |_, _| unreachable!("the step puts the parameter back"),
+                    device,
+                    trained,
+                    shape,
+                )
+            }
             Ok(None) => param,
             Err(problem) => {
                 self.problem = Some(problem);
                 param
             }
+        }
+    }
+}
+
+/// Puts the parameters back into the module that a [`Collector`] took them from.
+struct Returner<'a> {
+    index: &'a HashMap<ParamId, usize>,
+    shells: VecDeque<Box<dyn Any>>,
+    tensors: std::vec::IntoIter<Primitive>,
+}
+
+impl ModuleMapper for Returner<'_> {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        if !self.index.contains_key(&param.id) {
+            return param;
+        }
+        match (self.shells.pop_front(), self.tensors.next()) {
+            (Some(shell), Some(tensor)) => {
+                let shell = shell.downcast::<Shell<D>>().expect("a module is mapped in the same order each time");
+                shell.put(close(tensor))
+            }
+            // Those behind a problem were not taken.
+            _ => param,
         }
     }
 }
@@ -543,25 +622,52 @@ impl ModuleMapper for Converter {
 
 /// The same parameter of another tensor, which is on the same device as that which it had.
 fn remake<const D: usize>(param: Param<Tensor<D>>, exchange: impl FnOnce(Tensor<D>) -> Tensor<D>) -> Param<Tensor<D>> {
-    let (id, tensor, mapper) = param.consume();
-    let (trained, distributed) = (tensor.is_require_grad(), tensor.is_distributed());
-    let checkpointing = tensor.gradient_checkpointing_strategy();
-    let lifted = tensor.is_autodiff();
-    let tensor = if lifted { tensor.inner() } else { tensor };
-    let mut tensor = exchange(tensor);
-    if lifted {
-        tensor = Tensor::from_inner(tensor);
+    let (shell, tensor) = Shell::of(param);
+    shell.put(exchange(tensor))
+}
+
+/// A parameter without its tensor.
+struct Shell<const D: usize> {
+    id: ParamId,
+    mapper: ParamMapper<Tensor<D>>,
+    trained: bool,
+    distributed: bool,
+    lifted: bool,
+    checkpointing: Option<GradientCheckpointingStrategy>,
+}
+
+impl<const D: usize> Shell<D> {
+    /// Takes a parameter apart. The tensor has no graph of autodiff.
+    fn of(param: Param<Tensor<D>>) -> (Self, Tensor<D>) {
+        let (id, tensor, mapper) = param.consume();
+        let shell = Shell {
+            id,
+            mapper,
+            trained: tensor.is_require_grad(),
+            distributed: tensor.is_distributed(),
+            lifted: tensor.is_autodiff(),
+            checkpointing: tensor.gradient_checkpointing_strategy(),
+        };
+        let tensor = if shell.lifted { tensor.inner() } else { tensor };
+        (shell, tensor)
     }
-    if let Some(strategy) = checkpointing {
-        tensor = tensor.with_gradient_checkpointing_strategy(strategy);
+
+    /// The parameter again, of this tensor.
+    fn put(self, mut tensor: Tensor<D>) -> Param<Tensor<D>> {
+        if self.lifted {
+            tensor = Tensor::from_inner(tensor);
+        }
+        if let Some(strategy) = self.checkpointing {
+            tensor = tensor.with_gradient_checkpointing_strategy(strategy);
+        }
+        if self.trained {
+            tensor = tensor.require_grad();
+        }
+        if self.distributed {
+            tensor = tensor.set_distributed(self.id);
+        }
+        Param::from_mapped_value(self.id, tensor, self.mapper)
     }
-    if trained {
-        tensor = tensor.require_grad();
-    }
-    if distributed {
-        tensor = tensor.set_distributed(id);
-    }
-    Param::from_mapped_value(id, tensor, mapper)
 }
 
 /// What lies under a tensor that was checked.

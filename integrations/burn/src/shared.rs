@@ -56,7 +56,7 @@ pub struct Shared(Arc<Mutex<Stepping>>);
 struct Stepping {
     optim: WgpuOptim,
     /// The step that is being taken: what has come so far, in the order of the optimizer's tensors.
-    sites: Vec<Option<Pending<Site>>>,
+    sites: Vec<Option<Pending<Vec<Site>>>>,
     arrived: usize,
     /// The rate of each group in this step.
     rates: Vec<Option<LearningRate>>,
@@ -154,7 +154,8 @@ impl Stepping {
             let group = self.optim.optimizer().groups()[group].name.clone();
             return Err(Error::SeveralRates { group, first: known, second: rate });
         }
-        let (params, site) = self.optim.exchange(index, params, Some(grads));
+        let (mut params, site) = self.optim.exchange(vec![(index, params, Some(grads))]);
+        let params = params.swap_remove(0);
         self.sites[index] = Some(site);
         self.arrived += 1;
         if self.arrived == self.sites.len() {
@@ -165,7 +166,7 @@ impl Stepping {
 
     fn finish(&mut self) -> Result<(), Error> {
         self.arrived = 0;
-        let sites = self.sites.iter_mut().map(Option::take).collect();
+        let sites = self.sites.iter_mut().filter_map(Option::take).collect();
         let loss = self.optim.lease_loss(None)?;
         for group in 0..self.rates.len() {
             let Some(rate) = self.rates[group].take() else { continue };

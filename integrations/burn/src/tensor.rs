@@ -23,14 +23,19 @@ use crate::error::Error;
 /// the operations that lead to it.
 pub(crate) type Primitive = <Cube as BackendTypes>::FloatTensorPrimitive;
 
-/// What is to be done with tensors once they have buffers. It returns what takes the place of the first of them.
-pub(crate) type Work = Box<dyn Fn(Vec<CubeTensor>) -> CubeTensor + Send + Sync>;
+/// What is to be done with tensors once they have buffers. It returns what takes the place of the first of them, in the same order.
+pub(crate) type Work = Box<dyn Fn(Vec<CubeTensor>) -> Vec<CubeTensor> + Send + Sync>;
 
 /// A backend whose tensors have buffers of wgpu, at once or later.
 pub(crate) trait Buffers: BackendTypes {
     /// Calls `work` with the tensors: at once where they have buffers, else behind the operations that burn has recorded so far, at the latest
-    /// in [`Buffers::submit`]. Copies nothing: a tensor that nobody else holds is given to `work` as one that may be written.
-    fn with_buffers(tensors: Vec<Self::FloatTensorPrimitive>, work: Work) -> Self::FloatTensorPrimitive;
+    /// in [`Buffers::submit`]. Returns what takes the place of the first `replaced` tensors, which have the same shapes and types.
+    /// Copies nothing: a tensor that nobody else holds is given to `work` as one that may be written.
+    fn with_buffers(
+        tensors: Vec<Self::FloatTensorPrimitive>,
+        replaced: usize,
+        work: Work,
+    ) -> Vec<Self::FloatTensorPrimitive>;
 
     /// Runs all that was recorded on this thread's stream, and submits it to the queue. Waits for the threads of burn that record commands,
     /// not for the device.
@@ -38,7 +43,7 @@ pub(crate) trait Buffers: BackendTypes {
 }
 
 impl Buffers for CubeBackend {
-    fn with_buffers(tensors: Vec<CubeTensor>, work: Work) -> CubeTensor {
+    fn with_buffers(tensors: Vec<CubeTensor>, _replaced: usize, work: Work) -> Vec<CubeTensor> {
         work(tensors)
     }
 
@@ -52,14 +57,18 @@ where
     R: FusionRuntime<FusionDevice = CubeDevice>,
     B: FusionBackend<FusionRuntime = R> + BackendTypes<FloatTensorPrimitive = CubeTensor>,
 {
-    fn with_buffers(tensors: Vec<FusionTensor<R>>, work: Work) -> FusionTensor<R> {
-        let (client, shape, dtype) = (tensors[0].client.clone(), tensors[0].shape.clone(), tensors[0].dtype);
+    fn with_buffers(tensors: Vec<FusionTensor<R>>, replaced: usize, work: Work) -> Vec<FusionTensor<R>> {
+        let Some(client) = tensors.first().map(|tensor| tensor.client.clone()) else {
+            return Vec::new();
+        };
+        let output = |tensor: &FusionTensor<R>| {
+            TensorIr::uninit(client.create_empty_handle(), tensor.shape.clone(), tensor.dtype)
+        };
+        let outputs: Vec<TensorIr> = tensors[..replaced].iter().map(output).collect();
         let inputs: Vec<TensorIr> = tensors.into_iter().map(FusionTensor::into_ir).collect();
-        let output = TensorIr::uninit(client.create_empty_handle(), shape, dtype);
-        let description = CustomOpIr::new("wgpu-optim", &inputs, std::slice::from_ref(&output));
-        let operation = WithBuffers::<B> { inputs, output, work, backend: std::marker::PhantomData };
-        let outputs = client.register(StreamId::current(), OperationIr::Custom(description), operation);
-        outputs.into_iter().next().expect("an operation has the outputs that it describes")
+        let description = CustomOpIr::new("wgpu-optim", &inputs, &outputs);
+        let operation = WithBuffers::<B> { inputs, outputs, work, backend: std::marker::PhantomData };
+        client.register(StreamId::current(), OperationIr::Custom(description), operation)
     }
 
     fn submit(device: &CubeDevice) -> Result<(), Error> {
@@ -73,7 +82,7 @@ where
 /// An operation of burn's stream that lets [`Work`] have the buffers.
 struct WithBuffers<B> {
     inputs: Vec<TensorIr>,
-    output: TensorIr,
+    outputs: Vec<TensorIr>,
     work: Work,
     backend: std::marker::PhantomData<fn() -> B>,
 }
@@ -82,7 +91,7 @@ impl<B> std::fmt::Debug for WithBuffers<B> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("WithBuffers")
             .field("inputs", &self.inputs)
-            .field("output", &self.output)
+            .field("outputs", &self.outputs)
             .finish_non_exhaustive()
     }
 }
@@ -94,8 +103,9 @@ where
 {
     fn execute(&self, handles: &mut HandleContainer<FusionHandle<R>>) -> Result<(), ExecutionError> {
         let tensors = self.inputs.iter().map(|input| handles.get_float_tensor::<B>(input)).collect();
-        let output = (self.work)(tensors);
-        handles.register_float_tensor::<B>(&self.output.id, output);
+        for (output, tensor) in self.outputs.iter().zip((self.work)(tensors)) {
+            handles.register_float_tensor::<B>(&output.id, tensor);
+        }
         Ok(())
     }
 }

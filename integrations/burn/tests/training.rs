@@ -355,6 +355,24 @@ fn what_does_not_fit_is_refused_and_the_module_comes_back() {
         assert!(text.contains("first.weight") && text.contains("4 elements instead of 130"), "{text}");
         assert_eq!(net.values(), before);
 
+        // The same in the last parameter, when all before it have been taken out of the module.
+        let mut gradients = net.gradients(0);
+        gradients
+            .register(net.second.bias.as_ref().expect("a bias").id, Tensor::<1>::zeros([7], &device.clone().inner()));
+        let (net, refused) = optim.try_step(net, gradients, None);
+        assert!(refused.expect_err("long").to_string().contains("second.bias"));
+        assert_eq!(net.values(), before);
+
+        // A module in which a parameter has come to be there twice.
+        let mut tied = net.clone();
+        tied.second.bias = tied.first.bias.clone();
+        let tied_before = tied.values();
+        let (tied, refused) = optim.try_step(tied, net.gradients(0), None);
+        let text = refused.expect_err("tied").to_string();
+        assert!(text.contains("\"first.bias\" and \"second.bias\""), "{text}");
+        assert_eq!(tied.values(), tied_before);
+        drop(tied);
+
         // Another module.
         let other = Net::new(device);
         let gradients = other.gradients(0);
