@@ -1,4 +1,4 @@
-//! What a burn user says before training: the optimizer's settings, and which parameters are in which group.
+//! Settings of an optimizer for a burn module, and the groups of its parameters.
 
 use std::collections::HashMap;
 
@@ -11,10 +11,10 @@ use crate::error::Error;
 use crate::optim::{Parameter, WgpuOptim};
 use crate::tensor::{Held, Lease, element_of, open, place_of};
 
-/// The name of the group of every parameter that no other group has.
+/// Name of the group of all parameters that are in no other group.
 pub const DEFAULT_GROUP: &str = "all";
 
-/// The settings of a [`WgpuOptim`]: an [`OptimizerBuilder`] without tensors, and groups of parameters by their paths in the module.
+/// Settings of a [`WgpuOptim`]: an [`OptimizerBuilder`] without tensors, and groups of parameters by their paths in the module.
 ///
 /// ```
 /// use burn::module::ParamGroup;
@@ -37,34 +37,34 @@ pub struct WgpuOptimConfig {
 }
 
 impl WgpuOptimConfig {
-    /// These settings for every parameter. All that an [`OptimizerBuilder`] can be told holds here; its
-    /// [`loss`](OptimizerBuilder::loss) is replaced, see [`WgpuOptim::step_with_loss`].
+    /// Uses the builder's settings for every parameter. Every setting of an [`OptimizerBuilder`] applies except its
+    /// [`loss`](OptimizerBuilder::loss), which is replaced: see [`WgpuOptim::step_with_loss`].
     pub fn new(builder: OptimizerBuilder<gpu::Tensor>) -> Self {
         WgpuOptimConfig { builder, default: Group::new(DEFAULT_GROUP), groups: Vec::new() }
     }
 
-    /// The settings of the parameters that no group added with [`with_group`](Self::with_group) has; without this they are the builder's
-    /// own, in a group named [`DEFAULT_GROUP`].
+    /// Sets the group of the parameters that no group added with [`with_group`](Self::with_group) matches. By default it is named
+    /// [`DEFAULT_GROUP`] and has the builder's settings.
     pub fn with_default_group(mut self, group: Group<gpu::Tensor>) -> Self {
         self.default = group;
         self
     }
 
-    /// Settings of their own for the parameters of a burn [`ParamGroup`]: by path, by a part of it, by regular expression, or by id. As in
-    /// burn, the last group that matches a parameter has it.
+    /// Adds a group with its own settings for the parameters of a burn [`ParamGroup`], which matches paths, parts of paths, regular expressions or
+    /// ids. If several groups match a parameter, the last one applies, as in burn.
     pub fn with_group(mut self, parameters: ParamGroup, group: Group<gpu::Tensor>) -> Self {
         self.groups.push((parameters, group));
         self
     }
 
-    /// Makes the optimizer of a module's parameters: of all that require a gradient now.
+    /// Creates the optimizer for all parameters of a module that require a gradient.
     ///
-    /// Tensors are named by their paths (`conv1.weight`), in records, messages and checkpoints. Beside what
-    /// [`OptimizerBuilder::build`] allocates, memory for parameters and gradients is taken out of burn's pool until the first step only.
+    /// Tensors are named by their paths (`conv1.weight`) in records, messages and checkpoints. Until the first step, memory of the size of
+    /// the parameters and gradients is taken from burn's pool, in addition to what [`OptimizerBuilder::build`] allocates.
     ///
     /// # Errors
-    /// [`Error::NoParameters`], [`Error::Tied`], [`Error::EmptyGroup`], [`Error::Unusable`]; [`Error::Optimizer`] with whatever
-    /// [`OptimizerBuilder::build`] refuses; [`Error::Runtime`].
+    /// [`Error::NoParameters`], [`Error::Tied`], [`Error::EmptyGroup`] or [`Error::Unusable`] if the module does not fit the settings,
+    /// [`Error::Optimizer`] with the errors of [`OptimizerBuilder::build`], or [`Error::Runtime`].
     pub fn init<M: Module>(&self, module: &M, gpu: &Gpu) -> Result<WgpuOptim, Error> {
         let mut found = Found::default();
         module.visit(&mut found);
@@ -76,7 +76,7 @@ impl WgpuOptimConfig {
         };
         let client = place.client();
 
-        // The default group first, then the others in their order; in each, parameters in the order of the module.
+        // The default group comes first, then the others in their order. Parameters are in the order of the module.
         let mut members: Vec<Vec<Parameter>> = vec![Vec::new(); self.groups.len() + 1];
         let names = found.parameters.iter().map(|one| format!("\"{}\"", one.name));
         let names = names.collect::<Vec<_>>().join(", ");
@@ -96,7 +96,7 @@ impl WgpuOptimConfig {
             }))
         })?;
         let mut builder = self.builder.clone().rebindable().loss(loss.slice(..4));
-        // Something to be built with, of the right lengths: where parameters and gradients are is told with each step.
+        // The optimizer is built with scratch memory of the right lengths. Each step binds the actual buffers.
         let scratch =
             |parameter: &Parameter| [(); 2].map(|()| Held::scratch(&client, parameter.element, parameter.elements));
         let held = Lease::all(&client, members.iter().flatten().flat_map(scratch).collect())?;
@@ -117,7 +117,7 @@ impl WgpuOptimConfig {
             builder = builder.group(group);
         }
         let optimizer = builder.build(gpu)?;
-        // The optimizer's own order is another where a group leaves tensors to a rule of their own (`OptimizerBuilder::other_tensors`).
+        // The optimizer's order differs if a group's rule leaves tensors to another rule (`OptimizerBuilder::other_tensors`).
         let tensors = optimizer.tensors().iter().zip(0..);
         let indices: HashMap<&str, usize> = tensors.map(|(tensor, index)| (tensor.name.as_str(), index)).collect();
         let mut parameters: Vec<Parameter> = members.into_iter().flatten().collect();
@@ -126,13 +126,13 @@ impl WgpuOptimConfig {
     }
 }
 
-/// The parameters of a module that can be trained.
+/// Visitor that collects the parameters of a module that can be trained.
 #[derive(Default)]
 struct Found {
     path: Vec<String>,
     parameters: Vec<Parameter>,
     known: HashMap<ParamId, usize>,
-    /// Where the first of them is.
+    /// Device of the first parameter.
     place: Option<(Device, CubeDevice)>,
     problem: Option<Error>,
 }

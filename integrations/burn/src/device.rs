@@ -1,4 +1,4 @@
-//! One device for both: burn's for us, or ours for burn.
+//! Sharing one wgpu device between burn and the optimizer.
 
 use burn::tensor::Device;
 use burn::tensor::wgpu::wgpu::{Adapter, Features, Instance};
@@ -7,7 +7,7 @@ use wgpu_optim::Gpu;
 
 use crate::error::Error;
 
-/// Brings up a device of burn's, and shares it: burn's tensors and the optimizer then use the same device and queue.
+/// Creates burn's device and shares it, so that burn's tensors and the optimizer use the same device and queue.
 ///
 /// ```no_run
 /// use burn::tensor::Device;
@@ -18,15 +18,15 @@ use crate::error::Error;
 /// ```
 ///
 /// # Errors
-/// [`Error::Device`] with burn's reason; it can bring up a device of one kind only once in a process.
+/// [`Error::Device`] with burn's reason. burn can create a device of one kind only once in a process.
 pub fn share_burns(options: WgpuOptions) -> Result<(Device, Gpu), Error> {
     let (device, setup) = options.init_with_setup()?;
     Ok((device, Gpu::from_parts(setup.device, setup.queue)))
 }
 
-/// What a device must be opened with, beside all limits of its adapter, so that [`share_ours`] can hand it to burn.
+/// Returns the features that a device needs for [`share_ours`], in addition to all limits of its adapter.
 pub fn features(adapter: &Adapter) -> Features {
-    // burn asks the adapter for these, and takes it that the device has them.
+    // burn tests the adapter for these features, and assumes that the device has them.
     let asked = Features::SHADER_INT64
         | Features::SHADER_F64
         | Features::SHADER_F16
@@ -36,10 +36,10 @@ pub fn features(adapter: &Adapter) -> Features {
     adapter.features() & asked
 }
 
-/// Hands a device that the caller opened to burn. To be called once for a device: each call makes another runtime in burn.
+/// Uses a device that the caller opened for burn. Call it once for each device, because each call creates another runtime in burn.
 ///
 /// # Errors
-/// [`Error::MissingFeatures`] where the device was opened with less than [`features`]; [`Error::Device`] with burn's reason.
+/// [`Error::MissingFeatures`] if the device was opened without some of [`features`], or [`Error::Device`] with burn's reason.
 pub fn share_ours(gpu: &Gpu, instance: Instance, adapter: Adapter) -> Result<Device, Error> {
     let missing = features(&adapter) - gpu.device().features();
     if !missing.is_empty() {

@@ -1,14 +1,14 @@
-//! Everything that can go wrong, in words that name the culprit and the way out.
+//! Errors of the integration.
 
-/// What this crate can refuse, and why. Messages are one line each, as those of [`wgpu_optim::Error`] are.
+/// Error of this crate. Each message is one line that names the cause and the way out.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The optimizer itself refuses.
+    /// Error of the optimizer.
     #[error(transparent)]
     Optimizer(#[from] wgpu_optim::Error),
 
-    /// burn could not bring up its device, or take ours.
+    /// burn could not create its device, or use the caller's.
     #[error("burn cannot use this device: {0}")]
     Device(#[from] burn::tensor::wgpu::WgpuInitError),
 
@@ -17,24 +17,24 @@ pub enum Error {
         "the device was opened without {missing:?}, which burn uses where an adapter has it: open it with the features that wgpu_optim_burn::features gives for the adapter"
     )]
     MissingFeatures {
-        /// Those of the adapter that the device was not given.
+        /// Features of the adapter that the device lacks.
         missing: burn::tensor::wgpu::wgpu::Features,
     },
 
-    /// Nothing in the module can be trained.
+    /// The module has no parameter that can be trained.
     #[error(
         "the module has no parameter that requires a gradient: build it on an autodiff device (Device::autodiff), and do not freeze all of it"
     )]
     NoParameters,
 
-    /// Two parameters of the module are one.
+    /// Two parameters of the module have the same id.
     #[error(
         "parameters \"{first}\" and \"{second}\" are the same one (they share a ParamId), so that a step would move it twice: give one of them a Param of its own, or freeze it"
     )]
     Tied {
-        /// Where it was found first.
+        /// Path of the first one.
         first: String,
-        /// And where again.
+        /// Path of the second one.
         second: String,
     },
 
@@ -45,16 +45,16 @@ pub enum Error {
     EmptyGroup {
         /// The group's name.
         group: String,
-        /// The names there are.
+        /// Names of all parameters.
         parameters: String,
     },
 
-    /// A parameter is not what this optimizer can step.
+    /// The optimizer does not support a parameter.
     #[error("parameter \"{parameter}\": {reason}")]
     Unusable {
         /// Its name.
         parameter: String,
-        /// Why, and what to do.
+        /// Reason and way out.
         reason: String,
     },
 

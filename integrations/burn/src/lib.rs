@@ -29,21 +29,21 @@
 //! ```
 //!
 //! # What happens in a step
-//! The kernels read burn's gradients and write burn's parameters where they lie in burn's pooled buffers
-//! ([`Optimizer::rebind`](wgpu_optim::Optimizer::rebind)). Whatever burn was asked for before is flushed first; what it is asked for later
-//! runs later, since there is one queue. A buffer that somebody else has too, as the clone of a module does, is never written: that
-//! parameter is copied first, and [`WgpuOptim::copies`] counts it.
+//! The kernels read the gradients and write the parameters in burn's own buffers ([`Optimizer::rebind`](wgpu_optim::Optimizer::rebind)). A
+//! step first submits the operations that burn has recorded. Operations that burn records later run after the step, because there is one
+//! queue. A buffer that other tensors share, such as those of a clone of the module, is never written: the parameter is copied first, and
+//! [`WgpuOptim::copies`] counts it.
 //!
-//! A norm is taken over all parameters of a group, or of all groups ([`OptimizerBuilder::global_norm`](wgpu_optim::OptimizerBuilder)), that
-//! have a gradient in the step. The others are left as they are.
+//! The norm is computed over all parameters of a group that have a gradient in the step, or over all groups with
+//! [`OptimizerBuilder::global_norm`](wgpu_optim::OptimizerBuilder). Parameters without a gradient are not changed.
 //!
 //! # Fusion
-//! With burn's feature `fusion` a tensor is a promise of operations that have not been chosen yet, and has no buffer. A step hands all
-//! parameters and their gradients to burn's stream as the inputs of one operation, which runs where all that leads to them has run,
-//! takes their buffers, and hands the parameters' buffers back as its outputs. Nothing is copied, and nothing waits for the device. The
-//! stream is drained at a step, so that burn fuses no operation before a step with one behind it.
+//! With burn's feature `fusion` a tensor has no buffer until burn runs the operations that compute it. A step registers one operation in burn's
+//! stream, whose inputs are all parameters and gradients. burn runs it after the operations that compute its inputs. It gets their buffers
+//! and returns the parameters' buffers as its outputs. It copies nothing and does not wait for the device. A step runs all operations in the
+//! stream, so that burn cannot fuse operations across it.
 //!
-//! This crate has no feature for it: it works with whatever backend the features of the program's own `burn` make.
+//! This crate has no feature for fusion. It uses the backend that the program's features of `burn` select.
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 

@@ -25,42 +25,42 @@ pub(crate) struct Parameter {
     pub(crate) element: Element,
 }
 
-/// Tensors that had to be copied on the device before a step could use them, since the optimizer was made.
+/// Number of tensors that were copied on the device before a step could use them, since the optimizer was made.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Copies {
-    /// Parameters that somebody else had too (a clone of the module that is still there, say), that had gaps, or that lay where no
-    /// binding can start. What is trained is then the copy, which is nobody else's.
+    /// Parameters whose buffer was shared (with a clone of the module, for example), that were strided, or that were not aligned for a
+    /// binding. The copy is trained from then on, and its buffer is not shared.
     pub parameters: u64,
-    /// Gradients that had gaps, as those of transposed weights have, or that lay where no binding can start.
+    /// Gradients that were strided, as those of transposed weights are, or that were not aligned for a binding.
     pub gradients: u64,
 }
 
-/// An optimizer for burn modules. Made by [`WgpuOptimConfig::init`](crate::WgpuOptimConfig::init).
+/// Optimizer for burn modules, created by [`WgpuOptimConfig::init`](crate::WgpuOptimConfig::init).
 ///
-/// A step writes into the parameters' own buffers, from the gradients' own buffers: nothing is copied, nothing returns to the host, and
-/// no learning rate is given. Buffers that somebody else has too are never written: see [`Copies`].
+/// A step reads the gradients' buffers and writes the parameters' buffers. It copies nothing, reads nothing back to the host, and takes no
+/// learning rate. A buffer that other tensors share is copied first and never written: see [`Copies`].
 pub struct WgpuOptim {
     optimizer: Optimizer,
     /// In the order of the optimizer's tensors.
     parameters: Vec<Parameter>,
     index: HashMap<ParamId, usize>,
-    /// The same tensors in the order of the module.
+    /// Indices of the optimizer's tensors in the order of the module.
     order: Vec<usize>,
-    /// Where burn has the module.
+    /// Device of the module.
     device: Device,
     place: CubeDevice,
-    /// What a binding's start is a multiple of, in bytes.
+    /// Alignment of a binding's start in bytes.
     alignment: u64,
     loss: wgpu::Buffer,
     copies: Copies,
 }
 
-/// A tensor's parameters and gradients, once they have buffers.
+/// Buffers of a tensor's parameters and gradients.
 pub(crate) struct Site {
-    /// The parameter's.
+    /// Index of the parameter.
     index: usize,
     params: Held,
-    /// `None` where the step has no gradient of it.
+    /// Gradients, or `None` if the step has no gradient for the parameter.
     grads: Option<Held>,
 }
 
@@ -100,21 +100,24 @@ impl WgpuOptim {
         }
     }
 
-    /// One step, on the device's queue behind everything that burn has been asked for so far and ahead of everything that it will be.
+    /// Takes one step and returns the module with updated parameters. The step is submitted to the device's queue after all operations that
+    /// burn has recorded so far.
     ///
-    /// The module that comes back is the one that went in, with its parameters moved. A parameter without a gradient in `gradients` is left as
-    /// it is, as in PyTorch and burn, and has no part in the norm: see [`Optimizer::encode_step_without`].
+    /// A parameter without a gradient in `gradients` is not changed, as in PyTorch and burn, and does not contribute to the norm: see
+    /// [`Optimizer::encode_step_without`].
     ///
     /// # Errors
-    /// [`Error::UnknownParameter`], [`Error::ModuleDiffers`], [`Error::Unusable`] or [`Error::MissingLoss`] where module and gradients are
-    /// not those of this optimizer; [`Error::Failed`], [`Error::Optimizer`], [`Error::Runtime`]. The module is gone then;
-    /// [`WgpuOptim::try_step`] gives it back.
+    /// - [`Error::UnknownParameter`], [`Error::ModuleDiffers`], [`Error::Tied`], [`Error::Unusable`] or [`Error::MissingLoss`] if the module
+    ///   or the gradients do not fit the optimizer.
+    /// - [`Error::Failed`], [`Error::Optimizer`] or [`Error::Runtime`] if the step failed.
+    ///
+    /// The module is dropped after an error. [`WgpuOptim::try_step`] returns it.
     pub fn step<M: Module>(&mut self, module: M, gradients: GradientsParams) -> Result<M, Error> {
         let (module, stepped) = self.try_step(module, gradients, None);
         stepped.map(|()| module)
     }
 
-    /// As [`WgpuOptim::step`], for regimes that go by the loss: a tensor of one element.
+    /// Takes one step as [`WgpuOptim::step`] does, for regimes that use the loss. The loss has one element.
     ///
     /// # Errors
     /// As [`WgpuOptim::step`].
@@ -128,8 +131,8 @@ impl WgpuOptim {
         stepped.map(|()| module)
     }
 
-    /// As [`WgpuOptim::step`] or [`WgpuOptim::step_with_loss`], but the module comes back in any case: after an error with the values
-    /// that it had.
+    /// Takes one step as [`WgpuOptim::step`] or [`WgpuOptim::step_with_loss`] do, and returns the module in any case. After an error the
+    /// parameters have their former values.
     pub fn try_step<M: Module>(
         &mut self,
         module: M,
@@ -171,7 +174,7 @@ impl WgpuOptim {
         (module, stepped)
     }
 
-    /// The loss, where a regime goes by it.
+    /// Returns the loss if a regime uses it.
     pub(crate) fn lease_loss(&self, loss: Option<&Tensor<1>>) -> Result<Option<Pending<Held>>, Error> {
         let mut groups = self.optimizer.groups().iter();
         let Some(group) = groups.find(|group| group.regime.needs_loss()) else {
@@ -198,8 +201,8 @@ impl WgpuOptim {
         Ok(Some(held))
     }
 
-    /// Finds the buffers of parameters and their gradients for a step, as one operation of burn's. Each parameter goes by its index. Returns tensors
-    /// with the same values that take the parameters' places.
+    /// Gets the buffers of parameters and gradients for a step in one operation of burn. Each parameter comes with its index. Returns tensors with
+    /// the same values that replace the parameters.
     pub(crate) fn exchange(
         &self,
         pairs: Vec<(usize, Primitive, Option<Primitive>)>,
@@ -232,7 +235,7 @@ impl WgpuOptim {
         (Cube::with_buffers(params, replaced, Box::new(work)), sites)
     }
 
-    /// A tensor of the same f32 values that nobody else has, and its buffer.
+    /// Returns a tensor with the same f32 values whose buffer is not shared, and the buffer.
     fn room(&self, tensor: Primitive) -> (Primitive, Pending<Held>) {
         let held = Pending::new();
         let (pending, alignment) = (held.share(), self.alignment);
@@ -245,9 +248,9 @@ impl WgpuOptim {
         (copies.swap_remove(0), held)
     }
 
-    /// The step itself, with the places of all tensors.
+    /// Takes the step with the buffers of all tensors.
     pub(crate) fn finish(&mut self, sites: Vec<Pending<Vec<Site>>>, loss: Option<Pending<Held>>) -> Result<(), Error> {
-        // What burn has recorded so far, the gradients above all, comes first.
+        // The operations that burn has recorded, which compute the gradients, run first.
         Cube::submit(&self.place)?;
         let client = self.place.client();
         let mut places: Vec<Option<Site>> = self.parameters.iter().map(|_| None).collect();
@@ -263,7 +266,7 @@ impl WgpuOptim {
             held.push(params);
             held.push(grads.unwrap_or_else(|| {
                 absent.push(tensor);
-                // Something that can be bound. Nothing reads it.
+                // A buffer to bind, which no kernel reads.
                 Held::scratch(&client, parameter.element, parameter.elements)
             }));
             self.copies.gradients += held.last().map_or(0, |grads| u64::from(grads.copied));
@@ -307,12 +310,12 @@ impl WgpuOptim {
         Ok(self.optimizer.control_all(change)?)
     }
 
-    /// What had to be copied so far.
+    /// Returns the number of tensors that were copied so far.
     pub fn copies(&self) -> Copies {
         self.copies
     }
 
-    /// The optimizer underneath: its tensors by name, its groups, the learning rates on the device.
+    /// Returns the underlying optimizer, which has the tensors by name, the groups, and the learning rates on the device.
     pub fn optimizer(&self) -> &Optimizer {
         &self.optimizer
     }
@@ -405,23 +408,23 @@ impl WgpuOptim {
     }
 }
 
-/// Takes every parameter out of a module, with its gradient, for a step. [`Returner`] puts them back.
+/// Mapper that takes every parameter and its gradient out of a module for a step. [`Returner`] puts the parameters back.
 struct Collector<'a> {
     optim: &'a WgpuOptim,
     path: Vec<String>,
     gradients: &'a mut GradientsParams,
-    /// Which parameters have come, by index.
+    /// For each parameter, true if the module has it.
     seen: Vec<bool>,
     taken: Vec<Taken>,
     problem: Option<Error>,
 }
 
-/// A parameter that was taken out of its module.
+/// Parameter that was taken out of its module.
 struct Taken {
     index: usize,
     params: Primitive,
     grads: Option<Primitive>,
-    /// A [`Shell`] of the parameter's number of dimensions.
+    /// [`Shell`] with the parameter's number of dimensions.
     shell: Box<dyn Any>,
 }
 
@@ -434,7 +437,7 @@ impl WgpuOptim {
         &self.parameters
     }
 
-    /// Refuses a parameter that is not as it was when the optimizer was made.
+    /// Returns an error if a parameter differs from the one that the optimizer was made for.
     pub(crate) fn check<const D: usize>(&self, parameter: &Parameter, value: &Tensor<D>) -> Result<(), Error> {
         let actual = value.shape().num_elements();
         if actual != parameter.elements {
@@ -448,7 +451,7 @@ impl WgpuOptim {
             .map_err(|reason| Error::Unusable { parameter: parameter.name.clone(), reason })
     }
 
-    /// Its gradient, which must be of the same kind.
+    /// Returns an error if a gradient differs from its parameter in device, length or element type.
     pub(crate) fn check_gradient<const D: usize>(
         &self,
         parameter: &Parameter,
@@ -486,7 +489,8 @@ impl WgpuOptim {
 }
 
 impl Collector<'_> {
-    /// What a step needs of a parameter before it is taken out of the module: its index, and its gradient if there is one.
+    /// Checks a parameter and its gradient. Returns the parameter's index and its gradient if there is one, or `None` for a parameter that
+    /// the optimizer does not have.
     fn prepare<const D: usize>(
         &mut self,
         param: &Param<Tensor<D>>,
@@ -512,7 +516,7 @@ impl Collector<'_> {
         Ok(Some((index, Some(open(gradient).map_err(unusable)?))))
     }
 
-    /// The problem of a module that lacks one of the parameters.
+    /// Returns an error if the module lacks one of the parameters.
     fn missing(&self) -> Option<Error> {
         let missing = self.seen.iter().position(|&seen| !seen)?;
         let parameter = &self.optim.parameters[missing];
@@ -555,7 +559,7 @@ impl ModuleMapper for Collector<'_> {
     }
 }
 
-/// Puts the parameters back into the module that a [`Collector`] took them from.
+/// Mapper that puts the parameters back into the module that a [`Collector`] took them from.
 struct Returner<'a> {
     index: &'a HashMap<ParamId, usize>,
     shells: VecDeque<Box<dyn Any>>,
@@ -572,16 +576,16 @@ impl ModuleMapper for Returner<'_> {
                 let shell = shell.downcast::<Shell<D>>().expect("a module is mapped in the same order each time");
                 shell.put(close(tensor))
             }
-            // Those behind a problem were not taken.
+            // Parameters after one that was refused were not taken.
             _ => param,
         }
     }
 }
 
-/// Makes room for the averages of every parameter that has some.
+/// Allocates a tensor for the averages of every parameter that has averages.
 struct Copier<'a> {
     optim: &'a WgpuOptim,
-    /// What the parameters are.
+    /// Element types of the parameters.
     dtypes: HashMap<ParamId, DType>,
     copied: Vec<(usize, Pending<Held>)>,
 }
@@ -606,7 +610,7 @@ impl ModuleMapper for Copier<'_> {
     }
 }
 
-/// Gives parameters the type that they had.
+/// Converts parameters to their former element types.
 struct Converter {
     dtypes: HashMap<ParamId, DType>,
 }
@@ -620,13 +624,13 @@ impl ModuleMapper for Converter {
     }
 }
 
-/// The same parameter of another tensor, which is on the same device as that which it had.
+/// Replaces a parameter's tensor with another one on the same device.
 fn remake<const D: usize>(param: Param<Tensor<D>>, exchange: impl FnOnce(Tensor<D>) -> Tensor<D>) -> Param<Tensor<D>> {
     let (shell, tensor) = Shell::of(param);
     shell.put(exchange(tensor))
 }
 
-/// A parameter without its tensor.
+/// Settings of a parameter, without its tensor.
 struct Shell<const D: usize> {
     id: ParamId,
     mapper: ParamMapper<Tensor<D>>,
@@ -637,7 +641,7 @@ struct Shell<const D: usize> {
 }
 
 impl<const D: usize> Shell<D> {
-    /// Takes a parameter apart. The tensor has no graph of autodiff.
+    /// Splits a parameter into its settings and its tensor, which is detached from autodiff.
     fn of(param: Param<Tensor<D>>) -> (Self, Tensor<D>) {
         let (id, tensor, mapper) = param.consume();
         let shell = Shell {
@@ -652,7 +656,7 @@ impl<const D: usize> Shell<D> {
         (shell, tensor)
     }
 
-    /// The parameter again, of this tensor.
+    /// Creates the parameter from a tensor.
     fn put(self, mut tensor: Tensor<D>) -> Param<Tensor<D>> {
         if self.lifted {
             tensor = Tensor::from_inner(tensor);
@@ -670,7 +674,7 @@ impl<const D: usize> Shell<D> {
     }
 }
 
-/// What lies under a tensor that was checked.
+/// Returns the primitive of a tensor that was checked.
 fn opened<const D: usize>(tensor: Tensor<D>) -> Primitive {
     open(tensor).expect("the device is the optimizer's, and so is the backend")
 }

@@ -1,5 +1,5 @@
-//! The optimizer behind burn's own trait, for code that holds a [`ModuleOptimizer`](burn::optim::ModuleOptimizer): burn's `Learner`, and loops that
-//! pass a learning rate.
+//! Implementation of burn's trait `Optimizer`, for code that uses a [`ModuleOptimizer`](burn::optim::ModuleOptimizer): burn's `Learner`, and
+//! loops that pass a learning rate.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -11,7 +11,7 @@ use crate::error::Error;
 use crate::optim::{Site, WgpuOptim};
 use crate::tensor::{Pending, close, open};
 
-/// A [`WgpuOptim`] as an optimizer of burn's: [`ModuleOptimizer::from`](burn::optim::ModuleOptimizer) takes it, and so `Learner::new` does.
+/// A [`WgpuOptim`] that implements burn's trait `Optimizer`. [`ModuleOptimizer::from`](burn::optim::ModuleOptimizer) and `Learner::new` take it.
 ///
 /// ```no_run
 /// # use burn::nn::LinearConfig;
@@ -33,29 +33,29 @@ use crate::tensor::{Pending, close, open};
 /// ```
 ///
 /// # Learning rates
-/// The rate of the call is a factor of the group's rate ([`Controls::learning_rate_factor`](wgpu_optim::Controls)). With
-/// [`Regime::fixed`](wgpu_optim::Regime::fixed) of 1 it is the rate itself, so that burn's schedulers mean what they say. With a regime that
-/// finds its rate, such as Seesaw, pass 1: its schedule belongs into [`OptimizerBuilder::schedule`](wgpu_optim::OptimizerBuilder), because
-/// the regime takes back what a factor from outside changes.
+/// The rate that is passed to a step multiplies the group's rate ([`Controls::learning_rate_factor`](wgpu_optim::Controls)). With
+/// [`Regime::fixed`](wgpu_optim::Regime::fixed) of 1 it is the rate, so that burn's schedulers can be used. With a regime that computes its
+/// rate, such as Seesaw, pass 1 and set a schedule in [`OptimizerBuilder::schedule`](wgpu_optim::OptimizerBuilder), because the regime
+/// compensates for a factor from outside.
 ///
 /// # Records
-/// `ModuleOptimizer::to_record`, and so a checkpoint of `Learner`, contains all that the optimizer remembers, as one tensor of bytes: a
-/// checkpoint of [`wgpu_optim`]. It waits for the device. What is loaded is taken over in the next step.
+/// `ModuleOptimizer::to_record`, and therefore a checkpoint of `Learner`, contains the whole state of the optimizer as one tensor of bytes, which
+/// is a checkpoint of [`wgpu_optim`]. It waits for the device. A record that is loaded is restored at the next step.
 ///
 /// # Limits
-/// - Every parameter must get a gradient in every step, since burn does not tell its optimizers where a step ends: see
+/// - Every parameter needs a gradient in every step, because burn does not tell its optimizers where a step ends: see
 ///   [`Error::MissingGradient`]. [`WgpuOptim::step`] has no such limit.
-/// - The trait has no errors, so that what [`WgpuOptim::step`] returns is a panic here, with the same text.
-/// - Regimes that go by the loss are refused, since no loss is passed.
-/// - `Learner` keeps the old module during a step, so that every parameter is copied on the device in every step, and momentum is not:
-///   [`Copies::parameters`](crate::Copies).
-/// - Clones are the same optimizer.
+/// - The trait's methods return no errors. An error that [`WgpuOptim::step`] would return is a panic with the same text.
+/// - Regimes that use the loss are refused, because the trait passes no loss.
+/// - `Learner` keeps the old module during a step. Every parameter is therefore copied on the device in every step
+///   ([`Copies::parameters`](crate::Copies)). The optimizer's state is not copied.
+/// - Clones share one optimizer.
 #[derive(Debug, Clone)]
 pub struct Shared(Arc<Mutex<Stepping>>);
 
 struct Stepping {
     optim: WgpuOptim,
-    /// The step that is being taken: what has come so far, in the order of the optimizer's tensors.
+    /// Parameters of the current step that have arrived, in the order of the optimizer's tensors.
     sites: Vec<Option<Pending<Vec<Site>>>>,
     arrived: usize,
     /// The rate of each group in this step.
@@ -68,10 +68,10 @@ impl std::fmt::Debug for Stepping {
     }
 }
 
-/// What burn keeps for each parameter: which one it is.
+/// State that burn keeps for each parameter: the parameter's position in the module.
 #[derive(Clone)]
 pub struct SharedState {
-    /// In the order of the module.
+    /// Position in the order of the module.
     position: usize,
     origin: Origin,
 }
@@ -79,7 +79,7 @@ pub struct SharedState {
 #[derive(Clone)]
 enum Origin {
     Stepped(Shared),
-    /// Of a record, with the checkpoint if it is the first parameter.
+    /// Loaded from a record. The first parameter has the checkpoint.
     Loaded(Option<Arc<Vec<u8>>>),
 }
 
@@ -87,14 +87,14 @@ const CHECKPOINT: &str = "wgpu_optim";
 const POSITION: &str = "position";
 
 impl Shared {
-    /// Of an optimizer that was made for the module that is stepped.
+    /// Wraps an optimizer that was made for the module.
     pub fn new(optim: WgpuOptim) -> Self {
         let sites = optim.parameters().iter().map(|_| None).collect();
         let rates = vec![None; optim.optimizer().groups().len()];
         Shared(Arc::new(Mutex::new(Stepping { optim, sites, arrived: 0, rates })))
     }
 
-    /// The optimizer underneath, for its records, controls and averages. No step can be taken while the guard lives.
+    /// Locks the underlying optimizer, for its records, controls and averages. A step waits until the guard is dropped.
     pub fn lock(&self) -> SharedGuard<'_> {
         SharedGuard(self.stepping())
     }
@@ -104,7 +104,7 @@ impl Shared {
     }
 }
 
-/// A [`WgpuOptim`] that is shared, for as long as this lives.
+/// Guard of a locked [`WgpuOptim`], returned by [`Shared::lock`].
 #[derive(Debug)]
 pub struct SharedGuard<'a>(MutexGuard<'a, Stepping>);
 
@@ -139,7 +139,7 @@ impl Stepping {
             return Err(Error::UnknownParameter { parameter: format!("parameter {position} of the module") });
         };
         if self.sites[index].is_some() {
-            // The step before has not come to its end.
+            // The previous step is not complete.
             let missing = order.iter().find(|&&index| self.sites[index].is_none()).copied().unwrap_or(index);
             return Err(Error::MissingGradient { parameter: self.optim.parameters()[missing].name.clone() });
         }

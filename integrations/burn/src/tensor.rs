@@ -1,5 +1,5 @@
-//! What lies under burn's tensors: their buffers on the device, with burn's feature `fusion` and without it. Everything that depends on burn's
-//! backend, and so on its version, is in this file.
+//! Access to the buffers of burn's tensors, with burn's feature `fusion` and without it. All code that depends on the internals of burn's
+//! backend, and therefore on its version, is in this file.
 
 use std::any::Any;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,26 +19,26 @@ use wgpu_optim::{Element, gpu, wgpu};
 
 use crate::error::Error;
 
-/// A float tensor of burn's backend for wgpu: a [`CubeTensor`], or with `fusion` a [`FusionTensor`], which has no buffer before burn has run
-/// the operations that lead to it.
+/// Float tensor of burn's wgpu backend: a [`CubeTensor`], or with `fusion` a [`FusionTensor`], which has no buffer until burn has run the
+/// operations that compute it.
 pub(crate) type Primitive = <Cube as BackendTypes>::FloatTensorPrimitive;
 
-/// What is to be done with tensors once they have buffers. It returns what takes the place of the first of them, in the same order.
+/// Function that is called with tensors when they have buffers. It returns the tensors that replace the first ones, in the same order.
 pub(crate) type Work = Box<dyn Fn(Vec<CubeTensor>) -> Vec<CubeTensor> + Send + Sync>;
 
-/// A backend whose tensors have buffers of wgpu, at once or later.
+/// Backend whose tensors have wgpu buffers, at once or later.
 pub(crate) trait Buffers: BackendTypes {
-    /// Calls `work` with the tensors: at once where they have buffers, else behind the operations that burn has recorded so far, at the latest
-    /// in [`Buffers::submit`]. Returns what takes the place of the first `replaced` tensors, which have the same shapes and types.
-    /// Copies nothing: a tensor that nobody else holds is given to `work` as one that may be written.
+    /// Calls `work` with the tensors: at once if they have buffers, otherwise after the operations that burn has recorded so far, at the
+    /// latest in [`Buffers::submit`]. Returns tensors that replace the first `replaced` ones and have their shapes and element types.
+    /// Copies nothing: `work` may write a tensor that has no other owner.
     fn with_buffers(
         tensors: Vec<Self::FloatTensorPrimitive>,
         replaced: usize,
         work: Work,
     ) -> Vec<Self::FloatTensorPrimitive>;
 
-    /// Runs all that was recorded on this thread's stream, and submits it to the queue. Waits for the threads of burn that record commands,
-    /// not for the device.
+    /// Runs the operations that were recorded on this thread's stream, and submits them to the queue. Waits for the threads of burn that
+    /// record commands, not for the device.
     fn submit(device: &CubeDevice) -> Result<(), Error>;
 }
 
@@ -79,7 +79,7 @@ where
     }
 }
 
-/// An operation of burn's stream that lets [`Work`] have the buffers.
+/// Operation of burn's stream that calls [`Work`].
 struct WithBuffers<B> {
     inputs: Vec<TensorIr>,
     outputs: Vec<TensorIr>,
@@ -110,23 +110,23 @@ where
     }
 }
 
-/// Takes a tensor apart.
+/// Returns the primitive of a tensor.
 pub(crate) fn open<const D: usize>(tensor: Tensor<D>) -> Result<Primitive, String> {
     let opened = tensor.try_into_primitive::<Cube>();
     opened.map_err(|error| format!("it is not on burn's wgpu backend ({error:?})"))
 }
 
-/// Puts it together again.
+/// Creates a tensor from its primitive.
 pub(crate) fn close<const D: usize>(tensor: Primitive) -> Tensor<D> {
     Tensor::from_primitive::<Cube>(tensor)
 }
 
-/// Where a tensor is, as burn's backend says it.
+/// Returns the device of a tensor in burn's backend.
 pub(crate) fn place_of(tensor: &Primitive) -> CubeDevice {
     tensor.device()
 }
 
-/// Something that arrives when a tensor has its buffer.
+/// Value that is set when tensors have their buffers.
 pub(crate) struct Pending<T>(Arc<Mutex<Option<T>>>);
 
 impl<T> Pending<T> {
@@ -134,7 +134,7 @@ impl<T> Pending<T> {
         Pending(Arc::default())
     }
 
-    /// Another handle of the same thing.
+    /// Returns another handle of the same value.
     pub(crate) fn share(&self) -> Self {
         Pending(self.0.clone())
     }
@@ -143,23 +143,23 @@ impl<T> Pending<T> {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(value);
     }
 
-    /// What has arrived, if it has.
+    /// Takes the value if it was set.
     pub(crate) fn take(&self) -> Option<T> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
-/// Elements of one tensor of burn's without gaps, which nobody frees for as long as this lives. It is not known where they are.
+/// Contiguous tensor of burn that is kept alive. Its buffer and offset are not known yet: see [`Lease`].
 pub(crate) struct Held {
     handle: Handle,
     element: Element,
     elements: usize,
-    /// Whether the tensor had to be copied.
+    /// True if the tensor was copied.
     pub(crate) copied: bool,
 }
 
 impl Held {
-    /// New memory out of burn's pool, with any contents.
+    /// Allocates memory from burn's pool. Its contents are undefined.
     pub(crate) fn scratch(client: &Client, element: Element, elements: usize) -> Self {
         // Two elements of 16 bits share a word of 4 bytes.
         let bytes = (element.bytes() as usize * elements).next_multiple_of(4);
@@ -167,13 +167,12 @@ impl Held {
     }
 }
 
-/// A tensor's elements in the order of its shape, without gaps, where a binding can start. A tensor that is to be `written` must also be nobody
-/// else's.
+/// Makes a tensor contiguous and aligned for a binding, and not shared if it is `written`. Copies it if necessary.
 pub(crate) fn hold(tensor: CubeTensor, element: Element, written: bool, alignment: u64) -> (CubeTensor, Held) {
     let elements = tensor.meta.shape().num_elements();
     let mut copied = tensor.meta.is_tiled() || !tensor.is_contiguous();
     let mut tensor = into_contiguous(tensor);
-    // burn's allocations start where a binding can start, but a view may begin in the midst of one.
+    // burn's allocations are aligned for a binding, but a view may start within one.
     let aligned = tensor.handle.offset_start.unwrap_or(0).is_multiple_of(alignment);
     if !aligned || !copied && written && !tensor.can_mut() {
         tensor = tensor.copy();
@@ -183,18 +182,18 @@ pub(crate) fn hold(tensor: CubeTensor, element: Element, written: bool, alignmen
     (tensor, held)
 }
 
-/// Elements of one tensor in a buffer of burn's, which stay where they are for as long as this lives.
+/// Tensor in a buffer of burn. The tensor is neither moved nor freed while the lease exists.
 pub(crate) struct Lease {
     buffer: wgpu::Buffer,
     element: Element,
     start: u64,
     bytes: u64,
-    /// What burn counts to know that somebody uses them.
+    /// Reference that burn counts.
     _held: Box<dyn Any + Send>,
 }
 
 impl Lease {
-    /// Asks burn where all of these are, in one go: each question would wait for the thread that has the memory.
+    /// Gets the buffers and offsets of all tensors in one call, because each call waits for the thread that owns the memory.
     pub(crate) fn all(client: &Client, held: Vec<Held>) -> Result<Vec<Self>, Error> {
         let lease = |Held { handle, element, elements, .. }| {
             let bytes = element.bytes() * elements as u64;
@@ -211,13 +210,16 @@ impl Lease {
         self.buffer.slice(self.start..self.start + self.bytes)
     }
 
-    /// The same with the type of its elements.
+    /// Returns the slice with its element type.
     pub(crate) fn elements(&self) -> gpu::ElementSlice<'_> {
         self.element.of(self.slice())
     }
 }
 
-/// The type of a tensor's elements, where the optimizer can step it.
+/// Returns the element type of a tensor.
+///
+/// # Errors
+/// Returns the reason and the way out for a type that the optimizer does not support.
 pub(crate) fn element_of(dtype: DType) -> Result<Element, String> {
     match dtype {
         DType::F32 | DType::Flex32 => Ok(Element::F32),
