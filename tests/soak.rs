@@ -4,8 +4,10 @@
 //! The suite runs a short form. `WGPU_OPTIM_SOAK=full cargo test --release --test soak` is the long one: 1,000,000 steps on the CPU
 //! path, 100,000 on every adapter, and 2^24 + 1000 of a small model for the counters.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use wgpu_optim::{CpuOptimizer, Gpu, Group, Hypergradient, Optimizer, OptimizerBuilder, Record, Records, Regime, Rule};
-use wgpu_optim_conformance::run::{alone, devices};
+use wgpu_optim_conformance::run::devices;
 use wgpu_optim_conformance::{Kernel, Numbers, drain, submit, upload};
 
 const LEN: usize = 1001;
@@ -14,6 +16,12 @@ const CHUNK: u64 = 256;
 const SEED: u64 = 9;
 /// Growth of the resident memory that is no growth: allocators and drivers keep some pages more.
 const SLACK_BYTES: u64 = 6 << 20;
+
+/// Returns a lock, since the memory of the process is that of all its tests.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 fn full() -> bool {
     match std::env::var("WGPU_OPTIM_SOAK").as_deref() {
@@ -108,7 +116,6 @@ fn groups() -> [(&'static str, Rule); 2] {
 
 #[test]
 fn the_cpu_path_runs_long() {
-    // The memory of the process is of all its tests.
     let _alone = alone();
     let steps = if full() { 1_000_000 } else { 30_000 };
     for (name, rule) in groups() {

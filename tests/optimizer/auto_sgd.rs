@@ -2,7 +2,7 @@
 //! winner's parameters in the caller's buffer; what is not finite loses a stream and nothing else; all groups agree. On every path.
 
 use wgpu_optim::{AutoSgd, Flags, LossScaler, NonFinitePolicy, Outcome, Record, Regime, Rule, Stream};
-use wgpu_optim_conformance::run::{Run, Setup, Spec, alone, bits, every_path, every_path_with, gpu_run_with};
+use wgpu_optim_conformance::run::{Run, Setup, Spec, bits, every_path, every_path_with, gpu_run_with};
 use wgpu_optim_conformance::{Numbers, assert_close, assert_says, small_bindings, tensors, times};
 
 use crate::helpers::at_odd_places;
@@ -73,7 +73,6 @@ const STREAMS: [Stream; 3] = [Stream::Middle, Stream::Slower, Stream::Faster];
 
 #[test]
 fn streams_that_take_turns_are_three_optimizers_bit_for_bit() {
-    let _alone = alone();
     for rule in [Rule::sgd(), Rule::sign_sgd()] {
         let spec = spec(rule, AutoSgd { certainty: 1e9, ..regime() });
         for mut run in paths(&spec) {
@@ -101,7 +100,6 @@ fn loss_of(round: usize, slower: f32, faster: f32) -> [f32; 3] {
 
 #[test]
 fn an_episode_ends_with_the_winners_parameters() {
-    let _alone = alone();
     // Losses of the slower and the faster stream, the rounds it takes, who wins, and the rate's factor.
     let cases = [
         (1.2, 0.8, 5, Outcome::Won(Stream::Faster), 2.0),
@@ -161,7 +159,6 @@ fn an_episode_ends_with_the_winners_parameters() {
 /// What is not finite: at a stream's first step nothing comes of it, later the stream is lost.
 #[test]
 fn what_is_not_finite_loses_a_stream_and_nothing_else() {
-    let _alone = alone();
     // Which streams, and how the episode ends.
     let cases = [
         (vec![2], Outcome::Won(Stream::Middle)),
@@ -226,7 +223,6 @@ fn what_is_not_finite_loses_a_stream_and_nothing_else() {
 /// Skipped steps anywhere: turns pass, streams that have not moved are at the start, those that have are lost.
 #[test]
 fn skips_in_any_order_leave_every_stream_where_it_was() {
-    let _alone = alone();
     let spec = spec(Rule::sgd(), AutoSgd { certainty: 1e9, ..regime() });
     // How episodes ended: with the middle one, with the slower, taken back; and with a winner that had not moved.
     let mut ends = [0; 3];
@@ -275,7 +271,6 @@ fn skips_in_any_order_leave_every_stream_where_it_was() {
 /// However long the gradients are not finite before anything has moved: parameters, rate and episode stay.
 #[test]
 fn a_start_that_is_not_finite_waits() {
-    let _alone = alone();
     let spec = spec(Rule::sgd(), regime());
     for mut run in paths(&spec) {
         let mut bad = gradients(&mut Numbers(3));
@@ -295,7 +290,6 @@ fn a_start_that_is_not_finite_waits() {
 /// The test compares losses by their ratio, and the first rate comes from the gradient: a power of two on the loss changes no bit.
 #[test]
 fn the_scale_of_the_loss_changes_no_bit() {
-    let _alone = alone();
     let run_at = |run: &mut dyn Run, scale: f32| {
         let mut numbers = Numbers(11);
         let mut outcomes = Vec::new();
@@ -317,7 +311,6 @@ fn the_scale_of_the_loss_changes_no_bit() {
 
 #[test]
 fn all_groups_walk_in_step_whatever_their_rates() {
-    let _alone = alone();
     let regime = Regime::AutoSgd(AutoSgd { certainty: 1.0, rounds: 8, ..AutoSgd::default() });
     let spec = |name: &str, rule, seed, lengths: &[usize]| Spec::new(rule, regime, tensors(seed, lengths)).named(name);
     let specs = [
@@ -368,7 +361,6 @@ fn all_groups_walk_in_step_whatever_their_rates() {
 /// After a halt no turn passes; the steps that led to it lost their streams as any do.
 #[test]
 fn a_halt_holds_every_stream() {
-    let _alone = alone();
     let spec = spec(Rule::sgd(), regime());
     let setup = Setup { policy: NonFinitePolicy::Error { after: 2 }, ..Setup::default() };
     for mut run in every_path_with(std::slice::from_ref(&spec), setup) {
@@ -404,7 +396,6 @@ fn a_halt_holds_every_stream() {
 /// A scale of the loss that was too large is no stream's fault.
 #[test]
 fn a_loss_scale_that_falls_loses_no_stream() {
-    let _alone = alone();
     let spec = spec(Rule::sgd(), regime());
     let setup = Setup { scaler: Some(LossScaler { initial_scale: 2.0, ..LossScaler::default() }), ..Setup::default() };
     for mut run in every_path_with(std::slice::from_ref(&spec), setup) {
@@ -429,7 +420,6 @@ fn a_loss_scale_that_falls_loses_no_stream() {
 /// The memory that `build` states: 12 bytes per parameter, in bindings that the device can have, whatever the block.
 #[test]
 fn a_tensor_whose_streams_do_not_fit_one_binding_is_cut() {
-    let _alone = alone();
     let [w, g] = [5, 6].map(|seed| dyadic(&mut Numbers(seed), 12_000));
     let regime = Regime::AutoSgd(AutoSgd { rounds: 4, ..regime() });
     let specs = [Spec::new(Rule::sgd(), regime, vec![w.clone()])];

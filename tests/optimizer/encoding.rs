@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use wgpu_optim::{AutoSgd, Averaging, Gpu, Group, OptimizerBuilder, Records, Regime, Rule, wgpu};
 use wgpu_optim_conformance::run::{
-    CpuRun, GpuRun, Run, Setup, Spec, alone, bits, devices, every_path_with, gpu_run_with, packed,
+    CpuRun, GpuRun, Run, Setup, Spec, bits, devices, every_path_with, gpu_run_with, packed,
 };
 use wgpu_optim_conformance::{Kernel, Numbers, download, drain, filled, noise, submit, submit_pass, tensors, upload};
 
@@ -25,7 +25,6 @@ fn spec(len: usize) -> Spec {
 /// measures what the one before left, and where streams take turns.
 #[test]
 fn steps_in_one_submit_are_steps() {
-    let _alone = alone();
     let momentum = Spec::new(Rule::sgdm(0.9), Regime::seesaw(), tensors(7, &[64])).named("momentum");
     let watched = Spec::new(Rule::sgd(), Regime::fixed(1.0), tensors(8, &[513]));
     let streams = AutoSgd { initial_rate: Some(0.25), rounds: 4, ..AutoSgd::default() };
@@ -283,7 +282,6 @@ fn try_drain_delivers_without_waiting() {
 /// A drain that waits for the device leaves the thread to other futures and wakes its own; one that is dropped on the way loses nothing.
 #[test]
 fn a_drain_that_waits_holds_up_no_other_future() {
-    let _alone = alone();
     // OpenGL does its work while it is submitted.
     let vulkan = |gpu: &&Gpu| gpu.device().adapter_info().backend == wgpu::Backend::Vulkan;
     let gpus = devices();

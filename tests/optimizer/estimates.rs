@@ -2,7 +2,7 @@
 //! what they keep is in checkpoints, and records say what a rate follows from. `golden_trace` and `regimes` have the formulas.
 
 use wgpu_optim::{AdamW, Estimate, Mechanic, Prodigy, Record, Regime, Rule, Term, WeightDecay};
-use wgpu_optim_conformance::run::{Spec, alone, bits, every_path};
+use wgpu_optim_conformance::run::{Spec, bits, every_path};
 use wgpu_optim_conformance::{Numbers, assert_close, tensors, times};
 
 use crate::helpers::{assert_alike, pairs, raw_tensor};
@@ -22,7 +22,6 @@ fn gradients(step: usize) -> Vec<Vec<f32>> {
 /// d and s are of the gradients' own scale: a loss times a power of two changes no bit of the steps, of AdamW with an ε that is far below.
 #[test]
 fn a_rescaled_loss_changes_no_bit_under_prodigy() {
-    let _alone = alone();
     let adamw = Rule::AdamW(AdamW { beta1: 0.9, beta2: 0.999, epsilon: 1e-30 });
     let specs = [Rule::sign_sgd(), Rule::signum(0.9), Rule::lion(), adamw].map(|rule| spec(rule, Regime::prodigy(), 3));
     let repeated = |grads: &[Vec<f32>]| specs.iter().flat_map(|_| grads.to_vec()).collect::<Vec<_>>();
@@ -42,7 +41,6 @@ fn a_rescaled_loss_changes_no_bit_under_prodigy() {
 /// decay looks at the parameters, the scale is that of parameters of 0, bit for bit, and they move as far.
 #[test]
 fn mechanic_loses_no_step_in_large_parameters() {
-    let _alone = alone();
     let regime = Regime::Mechanic(Mechanic { decay: 0.0, ..Mechanic::default() });
     let of = |value: f32| {
         let tensors = LENGTHS.map(|len| vec![value; len]).into();
@@ -75,7 +73,6 @@ fn mechanic_loses_no_step_in_large_parameters() {
 /// The rate is γ d or γ S, and the terms are what moved it.
 #[test]
 fn records_say_what_the_rate_follows_from() {
-    let _alone = alone();
     let prodigy = Regime::Prodigy(Prodigy { learning_rate: 0.5, ..Prodigy::default() });
     let mechanic = Regime::Mechanic(Mechanic { learning_rate: 2.0, ..Mechanic::default() });
     let specs = [spec(Rule::adamw(), prodigy, 5), spec(Rule::sgdm(0.9), mechanic, 6)];
@@ -129,7 +126,6 @@ fn records_say_what_the_rate_follows_from() {
 /// Nothing that is kept becomes infinite: not by gradients whose sum f32 cannot hold, and not after they have gone.
 #[test]
 fn gradients_of_any_size_leave_all_finite() {
-    let _alone = alone();
     for (rule, regime) in [
         (Rule::adamw(), Regime::prodigy()),
         (Rule::signum(0.9), Regime::prodigy()),
@@ -160,7 +156,6 @@ fn gradients_of_any_size_leave_all_finite() {
 /// The way back: where every gradient turns about, Mechanic's scale falls and the parameters come home.
 #[test]
 fn parameters_go_back_with_mechanics_scale() {
-    let _alone = alone();
     let spec = Spec { decay: WeightDecay::Coupled(0.0), ..spec(Rule::sgd(), Regime::mechanic(), 8) };
     for mut run in every_path(std::slice::from_ref(&spec)) {
         let (mut farthest, mut far) = (0f32, 0f32);

@@ -10,7 +10,7 @@ use wgpu_optim::{
     WeightDecay,
 };
 use wgpu_optim_conformance::run::{
-    GpuRun, Place, Run, Setup, Spec, alone, bits, devices, every_path, every_path_with, gpu_run_with,
+    GpuRun, Place, Run, Setup, Spec, bits, devices, every_path, every_path_with, gpu_run_with,
 };
 use wgpu_optim_conformance::{assert_close, assert_refused, noise, submit, tensors};
 
@@ -45,7 +45,6 @@ fn looks(records: &[Record]) -> Vec<Option<Look>> {
 /// The gradients of two batches differ by much more than those of one batch at two points.
 #[test]
 fn one_look_finds_the_curvature_whatever_the_noise_of_batches() {
-    let _alone = alone();
     let fitting: Vec<Rule> = Rule::all().into_iter().filter(|rule| !rule.owns_passes()).collect();
     for rules in fitting.chunks(6) {
         let pairs = rules.iter().flat_map(|&rule| FORMS.map(|form| (rule, form)));
@@ -211,7 +210,6 @@ fn a_look_leaves_out_what_the_step_has_left_out() {
 /// Steps and looks in one submit are those in many. With coupled decay the gradient changes with the step although the buffer does not.
 #[test]
 fn looks_in_one_submit_are_looks() {
-    let _alone = alone();
     let specs = [Rule::sgd(), Rule::sgdm(0.9), Rule::adamw()].map(|rule| {
         let decay = WeightDecay::Coupled(0.5);
         Spec { decay, telemetry: true, ..spec(rule, CurvatureForm::Short) }

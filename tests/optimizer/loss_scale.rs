@@ -6,7 +6,7 @@
 
 use wgpu_optim::internals::layout::GroupState;
 use wgpu_optim::{LossScaler, Regime, Rule, WeightDecay};
-use wgpu_optim_conformance::run::{Run, Setup, Spec, alone, bits, devices, every_path_with, gpu_run_with};
+use wgpu_optim_conformance::run::{Run, Setup, Spec, bits, devices, every_path_with, gpu_run_with};
 use wgpu_optim_conformance::{Kernel, Numbers, assert_close, noise, submit_pass, tensors, times, upload};
 
 use crate::helpers::{pairs_with, rules_and_regimes};
@@ -32,7 +32,6 @@ fn without_scale(states: Vec<GroupState>) -> Vec<GroupState> {
 
 #[test]
 fn with_any_scale_the_bits_are_those_without() {
-    let _alone = alone();
     let all = specs();
     // One that changes between the steps, one far beyond.
     let growing = LossScaler { initial_scale: 1.0, growth_interval: 2, ..LossScaler::default() };
@@ -69,7 +68,6 @@ fn with_any_scale_the_bits_are_those_without() {
 /// Scaled gradients from the smallest normal f32 to the largest; the true norm may be far below what f32 can hold.
 #[test]
 fn the_norm_is_right_for_scaled_gradients_of_any_size() {
-    let _alone = alone();
     let decayed = Spec {
         decay: WeightDecay::Coupled(0.5),
         ..Spec::new(Rule::sgdm(0.9), Regime::fixed(0.1), vec![vec![0.0; 200]]).named("decayed")
@@ -140,7 +138,6 @@ impl Model {
 
 #[test]
 fn it_grows_and_falls_as_a_grad_scaler() {
-    let _alone = alone();
     let specs = [
         Spec::new(Rule::sgd(), Regime::seesaw(), vec![vec![1.0; 33]]).named("first"),
         Spec::new(Rule::sgdm(0.5), Regime::fixed(0.1), vec![vec![1.0; 5]]).named("second"),
@@ -193,7 +190,6 @@ const BACKWARD: &str = "
 /// Forty steps in one submit, the scale falling and rising between them and nobody on the host to look: the same bits as without one.
 #[test]
 fn within_one_submit_gradients_meet_the_scale_they_were_made_with() {
-    let _alone = alone();
     for gpu in &devices() {
         let w = vec![5.0; 64];
         let specs = [Spec::new(Rule::sgdm(0.5), Regime::seesaw(), vec![w.clone()])];

@@ -10,7 +10,7 @@ use wgpu_optim::internals::PassName;
 use wgpu_optim::{
     Averaging, CurvatureForm, Element, Error, Gpu, Group, Optimizer, OptimizerBuilder, Regime, Rule, SecantForm, wgpu,
 };
-use wgpu_optim_conformance::run::{GpuRun, Place, Run, Spec, alone, bits, devices, lengths, separate};
+use wgpu_optim_conformance::run::{GpuRun, Place, Run, Spec, bits, devices, lengths, separate};
 use wgpu_optim_conformance::{Numbers, assert_says, download, noise, small_bindings, storage, submit, tensors, upload};
 
 use crate::halves::kept;
@@ -123,7 +123,6 @@ fn assert_same(moving: &mut GpuRun, staying: &mut GpuRun, when: &str) {
 
 #[test]
 fn buffers_that_move_have_the_bits_of_buffers_that_stay() {
-    let _alone = alone();
     let (f32, f16, bf16) = (Element::F32, Element::F16, Element::Bf16);
     for (what, specs) in [
         ("every rule", cases()),

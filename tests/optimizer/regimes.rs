@@ -8,7 +8,7 @@ use wgpu_optim::{
     Regime, Rule, Schedule, ScheduleFreePlus, SecantForm, Sgdm, Term, WeightDecay,
 };
 use wgpu_optim_conformance::oracle::Oracle;
-use wgpu_optim_conformance::run::{Spec, alone, devices, every_path};
+use wgpu_optim_conformance::run::{Spec, devices, every_path};
 use wgpu_optim_conformance::schedule::{factor_at, schedules};
 use wgpu_optim_conformance::{Numbers, assert_close, noise, tensors};
 
@@ -145,7 +145,6 @@ fn follow_the_oracle(specs: &[Spec], mut see: impl FnMut(usize, &Record)) {
 
 #[test]
 fn every_formula_follows_the_oracle() {
-    let _alone = alone();
     let mut numbers = Numbers(1);
     let (mut clamped, mut clipped) = (0, 0);
     for some_rules in rules().chunks(6) {
@@ -176,7 +175,6 @@ fn every_formula_follows_the_oracle() {
 /// In an optimizer of its own: streams take turns in all of it.
 #[test]
 fn streams_follow_the_oracle() {
-    let _alone = alone();
     for (name, regime) in streams() {
         for maximize in [false, true] {
             let mut specs = Vec::new();
@@ -205,7 +203,6 @@ fn streams_follow_the_oracle() {
 
 #[test]
 fn every_schedule_multiplies_every_kind_of_regime() {
-    let _alone = alone();
     let regimes =
         [Regime::fixed(0.1), Regime::seesaw(), Regime::polyak(), Regime::barzilai_borwein(SecantForm::Geometric)];
     let spec = |(schedule, regime): (Schedule, Regime)| {
@@ -227,7 +224,6 @@ fn every_schedule_multiplies_every_kind_of_regime() {
 /// moved.
 #[test]
 fn the_trust_ratio_is_the_oracles() {
-    let _alone = alone();
     let regimes = [
         Regime::seesaw(),
         Regime::norm_ratio(),
@@ -272,7 +268,6 @@ fn the_trust_ratio_is_the_oracles() {
 /// A group with a rate per tensor is as many groups of one tensor each, bit for bit, in no more dispatches.
 #[test]
 fn per_tensor_is_a_group_for_each_tensor() {
-    let _alone = alone();
     let tensors = tensors(4, &[7, 300, 1, 64]);
     for regime in [Regime::seesaw(), Regime::dowg(), Regime::adgd()] {
         let together = Spec { per_tensor: true, ..Spec::new(Rule::sgd(), regime, tensors.clone()) };

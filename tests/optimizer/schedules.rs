@@ -6,7 +6,7 @@ use std::iter::once;
 use wgpu_optim::internals::layout::{GroupConstants, TABLE_FACTORS};
 use wgpu_optim::internals::schedule::{constants, schedule_factor};
 use wgpu_optim::{DecayShape, ErrorKind, Group, OptimizerBuilder, Regime, Rule, Schedule, bytemuck};
-use wgpu_optim_conformance::run::{Spec, alone, devices, every_path};
+use wgpu_optim_conformance::run::{Spec, devices, every_path};
 use wgpu_optim_conformance::schedule::{factor_at, schedules};
 use wgpu_optim_conformance::{
     Kernel, assert_close, assert_refused, download, filled, noise, submit_pass, tensors, ulps, upload,
@@ -113,7 +113,6 @@ fn check(cases: &[Case], factors: &[f32], most_ulps: f64) {
 
 #[test]
 fn the_factors_are_those_of_pytorch() {
-    let _alone = alone();
     let golden: Vec<&str> = include_str!("../golden/schedules.csv").lines().skip(2).collect();
     let (names, schedules): (Vec<&str>, Vec<Schedule>) = golden_schedules().into_iter().unzip();
     assert_eq!(golden.len(), names.len());
@@ -133,7 +132,6 @@ fn the_factors_are_those_of_pytorch() {
 /// At the ends of warm-ups, falls and cycles, and of what can be counted.
 #[test]
 fn the_factors_are_right_at_any_step() {
-    let _alone = alone();
     let mut all: Vec<Schedule> = golden_schedules().into_iter().map(|(_, schedule)| schedule).collect();
     for steps in [1, 6, 1000, 123_457, u32::MAX] {
         all.extend(if steps < 6 { Schedule::all(steps) } else { schedules(steps) });
@@ -163,7 +161,6 @@ fn the_factors_are_right_at_any_step() {
 /// Beside groups without a table, and with the same one.
 #[test]
 fn every_group_follows_its_own_table() {
-    let _alone = alone();
     let table = |factors: &[f32], every| Schedule::Table { factors: factors.into(), every };
     let schedules = [
         Schedule::Constant,
@@ -240,7 +237,6 @@ fn tables_that_do_not_fit_are_refused() {
 /// without a warm-up, and not by both.
 #[test]
 fn a_warm_up_under_seesaw_does_not_overshoot() {
-    let _alone = alone();
     const WARMUP: u32 = 20;
     let regimes = [Regime::seesaw(), Regime::hypergradient()];
     for (rule, regime) in

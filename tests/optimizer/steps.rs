@@ -13,7 +13,7 @@ use wgpu_optim::{
     WeightDecay,
 };
 use wgpu_optim_conformance::oracle::{Oracle, Outcome};
-use wgpu_optim_conformance::run::{Run, Spec, alone, every_path};
+use wgpu_optim_conformance::run::{Run, Spec, every_path};
 use wgpu_optim_conformance::{Numbers, assert_close, upload};
 
 use crate::regimes::rules;
@@ -111,7 +111,6 @@ fn compare(what: &str, record: &Record, out: &Outcome, oracle: &Oracle) {
 
 #[test]
 fn twenty_steps_of_every_combination_follow_the_oracle() {
-    let _alone = alone();
     let specs = every_case();
     assert_eq!(specs.len(), 8 * 6 * 3 * 2 * 2);
     for mut run in every_path(&specs) {

@@ -8,7 +8,7 @@
 use wgpu_optim::internals::PassName;
 use wgpu_optim::{Averaging, Regime, Rule, TensorRecord, Term, WeightDecay};
 use wgpu_optim_conformance::run::{
-    GpuRun, Run, Setup, Spec, alone, bits, devices, every_path, every_path_and_kind, gpu_run_with, packed, separate,
+    GpuRun, Run, Setup, Spec, bits, devices, every_path, every_path_and_kind, gpu_run_with, packed, separate,
 };
 use wgpu_optim_conformance::{Numbers, assert_close, noise, tensors, times, ulps};
 
@@ -79,7 +79,6 @@ const LENGTHS: [usize; 12] = [1, 3, 4, 5, 63, 64, 65, 2047, 4096, 4097, 9001, 0]
 
 #[test]
 fn every_tensor_has_its_norms() {
-    let _alone = alone();
     let specs = Rule::all().into_iter().enumerate().map(|(i, rule)| Spec {
         telemetry: i != 1,
         decay: [WeightDecay::Decoupled(0.1), WeightDecay::Coupled(0.01)][i % 2],
@@ -95,7 +94,6 @@ fn every_tensor_has_its_norms() {
 
 #[test]
 fn parameters_and_steps_of_any_size_have_norms() {
-    let _alone = alone();
     for exponent in [-30, 0, 30] {
         let scale = 10f32.powi(exponent);
         let spec = Spec::new(Rule::sgd(), Regime::fixed(1.0), times(scale, &tensors(5, &LENGTHS)));
@@ -108,7 +106,6 @@ fn parameters_and_steps_of_any_size_have_norms() {
 /// invocations meet one, some the other, and their sums must meet.
 #[test]
 fn tensors_of_two_sizes_have_norms() {
-    let _alone = alone();
     let sizes = [1e-30, 2f32.powi(-41), 2f32.powi(-40), 1.0, 2f32.powi(40), 1e19, 1e30];
     let mut specs = Vec::new();
     for (most, some) in sizes.into_iter().flat_map(|most| sizes.map(|some| (most, some))) {
@@ -124,7 +121,6 @@ fn tensors_of_two_sizes_have_norms() {
 /// Of tensors longer than the stretches that threads take, and of tensors in buffers of their own.
 #[test]
 fn long_tensors_and_separate_ones_have_norms() {
-    let _alone = alone();
     let spec = Spec::new(Rule::sgd(), Regime::seesaw(), tensors(2, &[140_001, 8192, 70_000]));
     let specs = [Spec { telemetry: true, ..spec }];
     let mut runs = every_path(&specs);
@@ -137,7 +133,6 @@ fn long_tensors_and_separate_ones_have_norms() {
 /// Neighbours in one buffer stay one dispatch, and pass 5 is one for all of them; who does not ask has none.
 #[test]
 fn measuring_is_one_dispatch_more() {
-    let _alone = alone();
     let names = |spec: &Spec, gpu| -> Vec<PassName> {
         let setup = Setup { separate_passes: true, ..Setup::default() };
         let run = gpu_run_with(gpu, std::slice::from_ref(spec), setup);
@@ -159,7 +154,6 @@ fn measuring_is_one_dispatch_more() {
 
 #[test]
 fn what_is_not_finite_is_not_hidden() {
-    let _alone = alone();
     // A step leaves nothing that is not finite, but the caller's parameters may be so.
     let spec = Spec::new(Rule::sgd(), Regime::fixed(0.1), vec![vec![f32::INFINITY; 9], vec![1.0; 5]]);
     for mut run in every_path(&[Spec { telemetry: true, ..spec }]) {
@@ -173,7 +167,6 @@ fn what_is_not_finite_is_not_hidden() {
 
 #[test]
 fn a_skipped_step_moves_nothing_and_keeps_the_norm() {
-    let _alone = alone();
     let spec = Spec::new(Rule::sgdm(0.9), Regime::seesaw(), vec![vec![0.5; 33], vec![2.0; 7]]);
     for mut run in every_path(&[Spec { telemetry: true, ..spec }]) {
         let good = vec![vec![1.0; 33], vec![-1.0; 7]];
@@ -199,7 +192,6 @@ fn a_skipped_step_moves_nothing_and_keeps_the_norm() {
 /// Telemetry looks and does not touch: same parameters, same rates, bit for bit, and the same blocks where tensors are not neighbours.
 #[test]
 fn telemetry_changes_no_bit() {
-    let _alone = alone();
     let rules = Rule::all().into_iter().enumerate();
     let spec = |(i, rule)| Spec::new(rule, Regime::seesaw(), tensors(11 + i as u64, &[777, 31])).named(format!("{i}"));
     let plain: Vec<Spec> = rules.map(spec).collect();
@@ -227,7 +219,6 @@ fn assert_quotient(what: &str, got: f32, expected: f64) {
 /// Coefficient · ‖w‖/‖g + λ w‖ of every layer by itself, whatever its size, for every rule.
 #[test]
 fn trust_ratios_go_by_each_tensors_own_parameters() {
-    let _alone = alone();
     let mut numbers = Numbers(10);
     let sizes = [1e-30f32, 1e-3, 1.0, 1e10, 1e30];
     let of_sizes = |numbers: &mut Numbers| -> Vec<Vec<f32>> {
@@ -269,7 +260,6 @@ fn trust_ratios_go_by_each_tensors_own_parameters() {
 /// One factor for a group of several tensors, of all their parameters and all their gradients; a group beside it has none.
 #[test]
 fn a_group_of_several_tensors_has_one_trust_ratio() {
-    let _alone = alone();
     let mut numbers = Numbers(11);
     let tensors = tensors(11, &[5000, 3, 64]);
     let trusting = Spec { trust: Some(0.1), ..Spec::new(Rule::sgdm(0.9), Regime::fixed(1.0), tensors.clone()) };
@@ -295,7 +285,6 @@ fn a_group_of_several_tensors_has_one_trust_ratio() {
 /// Rescaling the loss by a power of two changes no bit of the steps.
 #[test]
 fn the_scale_of_the_loss_changes_no_bit_with_a_trust_ratio() {
-    let _alone = alone();
     let specs = [Spec { trust: Some(0.02), ..Spec::new(Rule::sgdm(0.9), Regime::seesaw(), tensors(14, &[77])) }];
     assert_alike("2^10", pairs(&specs, &specs), 6, |t, _| {
         let grads = noise(&specs, 15 + t);
@@ -306,7 +295,6 @@ fn the_scale_of_the_loss_changes_no_bit_with_a_trust_ratio() {
 /// Layer by layer, in one optimizer, against an independent form.
 #[test]
 fn it_is_lars() {
-    let _alone = alone();
     let numbers = |line: &str| line.split(',').map(|x| x.parse::<f64>().expect("a number")).collect::<Vec<_>>();
     let rows: Vec<Vec<f64>> = include_str!("../golden/trust.csv").lines().skip(1).map(numbers).collect();
     assert_eq!(rows.len(), 30);
@@ -350,7 +338,6 @@ fn across(w: &[f32]) -> Vec<f32> {
 /// are equal after one step, and ten with a spread of 10⁴ after four.
 #[test]
 fn effective_rates_of_scale_invariant_tensors_come_together() {
-    let _alone = alone();
     for tensors in [2, 10] {
         // From e = 1 to e = 1e-4.
         let sizes = (0..tensors).map(|i| 10f64.powf(2.0 * i as f64 / (tensors - 1) as f64));

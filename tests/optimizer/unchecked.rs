@@ -9,9 +9,7 @@ use wgpu_optim::{
     Averaging, Controls, Curvature, CurvatureForm, Differences, ErrorKind, LossScaler, NonFinitePolicy, NormOutliers,
     Regime, Rule, Schedule, ShardSums, WeightDecay,
 };
-use wgpu_optim_conformance::run::{
-    GpuRun, Run, Setup, Spec, alone, bits, devices, every_path_with, gpu_run_with, separate,
-};
+use wgpu_optim_conformance::run::{GpuRun, Run, Setup, Spec, bits, devices, every_path_with, gpu_run_with, separate};
 use wgpu_optim_conformance::{assert_refused, assert_says, noise, submit, tensors};
 
 use crate::helpers::{assert_alike, assert_same_bits, pairs_with};
@@ -48,7 +46,6 @@ fn measuring(run: &GpuRun) -> [usize; 2] {
 
 #[test]
 fn finite_gradients_move_the_parameters_to_the_same_bits() {
-    let _alone = alone();
     let rules = [Rule::sgd(), Rule::sgdm(0.9), Rule::sign_sgd(), Rule::adamw(), Rule::adafactor(), Rule::muon()];
     let mut specs = rules.map(fixed);
     specs[0].schedule = Schedule::all(20)[2].clone();

@@ -7,7 +7,7 @@ use wgpu_optim::{
     Averaging, CurvatureForm, Element, Gpu, Group, LossScaler, NormOutliers, Optimizer, OptimizerBuilder, Regime,
     Rounding, Rule, Schedule, State, WeightDecay, gpu, wgpu,
 };
-use wgpu_optim_conformance::run::{self, GpuRun, Place, Run, Setup, Spec, alone, bits, packed, separate};
+use wgpu_optim_conformance::run::{self, GpuRun, Place, Run, Setup, Spec, bits, packed, separate};
 use wgpu_optim_conformance::{kinds_of_partials, limited_devices, noise, tensors, upload};
 
 use crate::helpers::rules_and_regimes;
@@ -101,7 +101,6 @@ fn varied(number: usize, spec: Spec) -> (Vec<Spec>, Setup) {
 /// sample on the others, since kernels take their time to compile.
 #[test]
 fn one_dispatch_has_the_bits_of_four() {
-    let _alone = alone();
     let mut pairs: Vec<(Rule, Regime)> = rules_and_regimes().into_iter().step_by(3).collect();
     pairs.extend(Regime::all().into_iter().map(|regime| (Rule::sgd(), regime)));
     pairs.push((Rule::adamw_without_momentum(), Regime::seesaw()));

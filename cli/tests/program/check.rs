@@ -5,7 +5,7 @@ use crate::command::{assert_refused, json_of, wgpu_optim};
 use serde_json::Value;
 use wgpu_optim_conformance::run::devices;
 
-const FAMILIES: [&str; 12] = [
+const FAMILIES: [&str; 14] = [
     "steps",
     "passes",
     "windows",
@@ -13,6 +13,8 @@ const FAMILIES: [&str; 12] = [
     "nonfinite",
     "repeats",
     "groups",
+    "controls",
+    "matrices",
     "averages",
     "trust",
     "shards",
@@ -37,7 +39,7 @@ fn rows(report: &Value) -> &[Value] {
 /// A sample of the cases: `tests/drivers` runs them all.
 #[test]
 fn every_family_passes_on_every_adapter() {
-    let (code, report) = check(None, &["--sample", "4"]);
+    let (code, report) = check(None, &["--sample", "16"]);
     for row in rows(&report) {
         assert_eq!(row["failed"], 0, "{row}");
         assert!(row["values"].as_u64() > Some(100), "{row}");
@@ -51,12 +53,13 @@ fn every_family_passes_on_every_adapter() {
     }
 }
 
-/// The fault is in every parameter that is read, and larger each time.
+/// The fault is in every parameter that is read, and larger each time. A sample of the cases: the unit tests of `check` find the smallest fault that
+/// each family tells.
 #[test]
 fn a_seeded_fault_is_told_by_every_family_with_its_smallest_case() {
     let info = devices()[0].device().adapter_info();
     let backend = info.backend.to_string();
-    let (code, report) = check(Some(&backend), &["--adapter", &info.name, "--seed-fault"]);
+    let (code, report) = check(Some(&backend), &["--adapter", &info.name, "--seed-fault", "--sample", "16"]);
     assert_eq!(code, Some(1));
     for family in FAMILIES {
         let row = rows(&report).iter().find(|row| row["family"] == family);

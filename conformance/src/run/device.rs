@@ -1,6 +1,6 @@
 //! Runs of a case on a device, and on every path.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use super::{CpuRun, Run, Setup};
 use crate::spec::{Place, Spec, packed};
@@ -49,13 +49,6 @@ pub fn devices() -> Vec<Gpu> {
         static DEVICES: Lent = Lent::take();
     }
     DEVICES.with(|lent| lent.devices.clone())
-}
-
-/// Returns a lock for tests of a binary that must not run at the same time as another test. They compile hundreds of
-/// kernels, in which case wgpu's OpenGL device may lose its context to another thread, or they measure the process.
-pub fn alone() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Word that fills the space around tensors in their buffers: a NaN in every element type, so that a kernel that reads

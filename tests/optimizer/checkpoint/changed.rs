@@ -6,7 +6,7 @@ use wgpu_optim::{
     Averaging, Checkpoint, Difference, Differences, ErrorKind, Gpu, Group, LossScaler, NonFinitePolicy, Optimizer,
     OptimizerBuilder, Regime, Rule, Schedule, WeightDecay, gpu,
 };
-use wgpu_optim_conformance::run::{CpuRun, Run, Setup, Spec, alone, bits, devices, every_path, every_path_with};
+use wgpu_optim_conformance::run::{CpuRun, Run, Setup, Spec, bits, devices, every_path, every_path_with};
 use wgpu_optim_conformance::{Numbers, assert_refused, download, noise, step, tensors, upload};
 
 use super::plain;
@@ -84,7 +84,6 @@ fn memory(checkpoint: &Checkpoint, name: &str) -> Vec<f32> {
 /// Reordered, some removed, some added, some renamed: the others go on as in the original, and the new ones as in an optimizer of their own.
 #[test]
 fn groups_that_stay_go_on_bit_for_bit() {
-    let _alone = alone();
     let before = several();
     let mut after = several();
     after.swap(0, 4);
@@ -135,7 +134,6 @@ fn groups_that_stay_go_on_bit_for_bit() {
 /// A group of another name with the same tensors is the one that is gone.
 #[test]
 fn a_renamed_group_goes_on() {
-    let _alone = alone();
     let build = |name: &str| {
         let (w, g) = (vec![1.0f32; 8], vec![0.5f32; 8]);
         let group = Group::new(name).tensor("w", &w, &g);
@@ -160,7 +158,6 @@ fn a_renamed_group_goes_on() {
 /// Momentum goes on where both rules keep the same, and starts anew where they do not, with the bias corrections of a first step.
 #[test]
 fn moments_go_into_rules_that_have_them() {
-    let _alone = alone();
     for (rule, other, goes_on) in [
         (Rule::sgdm(0.9), Rule::nesterov(0.9), true),
         (Rule::signum(0.9), Rule::lion(), true),
@@ -212,7 +209,6 @@ fn moments_go_into_rules_that_have_them() {
 /// Under another regime the rate starts anew, and momentum does not; what a regime keeps of each parameter starts with the parameters of now.
 #[test]
 fn another_regime_starts_with_the_parameters_of_now() {
-    let _alone = alone();
     for (rule, regime) in [
         (Rule::sgdm(0.9), Regime::norm_ratio()),
         (Rule::sgdm(0.9), Regime::fixed(0.1)),
@@ -250,7 +246,6 @@ fn another_regime_starts_with_the_parameters_of_now() {
 /// follows the number of the step.
 #[test]
 fn other_settings_hold_from_the_next_step() {
-    let _alone = alone();
     let plain = || Spec::new(Rule::sgd(), Regime::fixed(0.1), tensors(3, &[5, 40]));
     for changed in [
         Spec { decay: WeightDecay::Decoupled(0.1), ..plain() },
@@ -289,7 +284,6 @@ fn other_settings_hold_from_the_next_step() {
 /// Rules with bias corrections count the steps of a group: a new tensor has its own group.
 #[test]
 fn a_tensor_of_another_age_needs_a_group_of_its_own() {
-    let _alone = alone();
     let spec =
         |name: &str, lengths: &[usize]| Spec::new(Rule::adamw(), Regime::seesaw(), tensors(3, lengths)).named(name);
     let before = [spec("a", &[5])];
@@ -322,7 +316,6 @@ fn a_tensor_of_another_age_needs_a_group_of_its_own() {
 /// Tensors move to other groups with what is kept of them, and the parameters of new ones are the caller's.
 #[test]
 fn tensors_move_with_their_momentum() {
-    let _alone = alone();
     let build = |groups: &[(&str, &[&str])]| {
         let mut builder = OptimizerBuilder::new(Rule::sgdm(0.9));
         for (name, tensors) in groups {
@@ -357,7 +350,6 @@ fn tensors_move_with_their_momentum() {
 /// A new average starts at its start, or from the parameters; one that is kept goes on.
 #[test]
 fn averages_start_from_the_parameters() {
-    let _alone = alone();
     let spec = |averaging| [Spec { averaging, ..Spec::new(Rule::sgd(), Regime::seesaw(), tensors(3, &[5, 40])) }];
     let exponential = Averaging::Exponential { decay: 0.5, start: 0 };
     let before = spec(Averaging::Off);
@@ -392,7 +384,6 @@ fn averages_start_from_the_parameters() {
 /// What was set between steps stays, unless it is built otherwise.
 #[test]
 fn controls_stay_where_they_are_not_built_otherwise() {
-    let _alone = alone();
     let before = plain();
     for mut old in every_path(&before) {
         old.control("weights", &|group| (group.weight_decay, group.learning_rate_factor) = (0.5, 0.25));
@@ -419,7 +410,6 @@ fn controls_stay_where_they_are_not_built_otherwise() {
 /// A loss scale is brought within its new limits, and a halt names the element where it is now.
 #[test]
 fn scales_and_halts_go_on() {
-    let _alone = alone();
     let policy = NonFinitePolicy::Error { after: 2 };
     let scaler =
         |most| Some(LossScaler { initial_scale: 8.0, max_scale: most, growth_interval: 2, ..LossScaler::default() });
@@ -547,7 +537,6 @@ fn any_change_is_refused_or_goes_on() {
 /// One call adds a group on the device and on the host. The optimizer before and the parameters stay as they were.
 #[test]
 fn an_optimizer_is_rebuilt_in_one_call() {
-    let _alone = alone();
     let words = "group \"adapter\": nothing in the checkpoint, group 1 here";
     let (w, a, g) = (vec![1.0f32; 8], vec![1.0f32; 4], vec![0.5f32; 8]);
     let build = |adapter: bool, average| {
@@ -610,7 +599,6 @@ fn an_optimizer_is_rebuilt_in_one_call() {
 #[test]
 #[ignore = "a measurement"]
 fn how_long_a_rebuild_takes() {
-    let _alone = alone();
     let (elements, names) = (1usize << 22, ["a", "b", "c", "d"]);
     let (w, g) = (vec![1.0f32; elements], vec![0.5f32; elements]);
     for rule in [Rule::sgdm(0.9), Rule::adamw()] {

@@ -6,7 +6,7 @@ use wgpu_optim::{
     Averaging, Checkpoint, Differences, ErrorKind, Group, LossScaler, NonFinitePolicy, Notes, Optimizer,
     OptimizerBuilder, Parameters, Regime, Rule, Schedule, Seesaw, WeightDecay, wgpu,
 };
-use wgpu_optim_conformance::run::{CpuRun, Run, Setup, Spec, alone, devices};
+use wgpu_optim_conformance::run::{CpuRun, Run, Setup, Spec, devices};
 use wgpu_optim_conformance::{assert_refused, noise, step, storage, upload};
 
 use crate::helpers::raw_tensor;
@@ -308,7 +308,6 @@ fn files_that_cannot_be_read_or_written_are_named() {
 /// On the device: what a step needs of the caller's buffers and of the caller.
 #[test]
 fn a_device_says_what_keeps_it_from_saving_and_loading() {
-    let _alone = alone();
     for gpu in &devices() {
         let gradients = upload(gpu, &[1.0; 16]);
         let build = |params: &wgpu::Buffer, rule| {

@@ -6,7 +6,7 @@ use wgpu_optim::{
     Averaging, Checkpoint, Element, ErrorKind, LossScaler, NonFinitePolicy, Notes, Parameters, Regime, Rule, Schedule,
 };
 use wgpu_optim_conformance::run::{
-    CpuRun, GpuRun, Place, Run, Setup, Spec, alone, bits, devices, every_path_with, gpu_run_with, packed,
+    CpuRun, GpuRun, Place, Run, Setup, Spec, bits, devices, every_path_with, gpu_run_with, packed,
 };
 use wgpu_optim_conformance::stored::half_ulp;
 use wgpu_optim_conformance::{Numbers, assert_close, assert_refused, filled, noise, tensors};
@@ -103,7 +103,6 @@ fn setup() -> Setup {
 /// After an even and an odd number of steps; schedule-free while y is z, when they have just parted, and later.
 #[test]
 fn a_resumed_run_has_the_bits_of_one_that_was_not_interrupted() {
-    let _alone = alone();
     for (what, specs, interrupted) in [
         ("every rule", cases(), &[4, 7][..]),
         ("streams", streams(), &[4, 7]),
@@ -168,7 +167,6 @@ fn scattered(specs: &[Spec], index: usize) -> GpuRun {
 /// From each path to each other, in any geometry: the bytes are the same, and the run goes on as on the first within rounding.
 #[test]
 fn a_checkpoint_is_the_same_on_every_path_and_in_every_geometry() {
-    let _alone = alone();
     for specs in [few(), streams(), kept(Element::F16), kept(Element::Bf16)] {
         let element = specs[0].params;
         for (steps, first) in [3, 4].into_iter().flat_map(|steps| (0..=devices().len()).map(move |i| (steps, i))) {
@@ -209,7 +207,6 @@ fn a_checkpoint_is_the_same_on_every_path_and_in_every_geometry() {
 /// A halt is kept, and so is what it takes to go on; on every path.
 #[test]
 fn a_halted_run_is_halted_until_it_is_resumed() {
-    let _alone = alone();
     let halting = Setup { policy: NonFinitePolicy::Error { after: 2 }, ..Setup::default() };
     let specs = plain();
     let (good, bad) = (filled(&specs, 1.0), filled(&specs, f32::NAN));
@@ -234,7 +231,6 @@ fn a_halted_run_is_halted_until_it_is_resumed() {
 /// While averages are swapped in, the parameters are elsewhere.
 #[test]
 fn swapped_averages_are_neither_saved_nor_restored() {
-    let _alone = alone();
     for averaging in [Averaging::Running { start: 0 }, Averaging::ScheduleFree] {
         let mut specs = plain();
         specs[1].averaging = averaging;
@@ -264,7 +260,6 @@ fn swapped_averages_are_neither_saved_nor_restored() {
 /// Records from before do not come back, not even those that are on their way.
 #[test]
 fn records_of_another_time_are_gone() {
-    let _alone = alone();
     let specs = plain();
     for gpu in &devices() {
         let mut run = gpu_run_with(gpu, &specs, Setup::default());

@@ -5,7 +5,7 @@ use wgpu_optim::{
     Averaging, Element, ErrorKind, LossScaler, NonFinitePolicy, Regime, Rounding, Rule, SecantForm, ShardSums,
     WeightDecay,
 };
-use wgpu_optim_conformance::run::{GpuRun, Place, Run, Setup, Spec, alone, bits, devices, lengths, packed};
+use wgpu_optim_conformance::run::{GpuRun, Place, Run, Setup, Spec, bits, devices, lengths, packed};
 use wgpu_optim_conformance::{assert_all_close, tensors, times, ulps};
 
 use crate::helpers::assert_same_bits;
@@ -31,7 +31,6 @@ fn gradient_users() -> Vec<Spec> {
 /// Of k micro-batches: the bits of their mean, where k is a power of two.
 #[test]
 fn a_sum_of_micro_batches_is_a_step_along_their_mean() {
-    let _alone = alone();
     let scaler = Some(LossScaler { initial_scale: 16.0, growth_interval: 3, ..LossScaler::default() });
     let mut cases = Vec::new();
     for setup in [Setup::default(), Setup { scaler, ..Setup::default() }] {
@@ -93,7 +92,6 @@ fn cleared(element: Element) -> Vec<Spec> {
 
 #[test]
 fn gradients_are_cleared_whatever_became_of_the_step() {
-    let _alone = alone();
     let policy = NonFinitePolicy::Error { after: 2 };
     for element in [Element::F32, Element::F16, Element::Bf16] {
         let specs = cleared(element);
@@ -140,7 +138,6 @@ fn gradients_are_cleared_whatever_became_of_the_step() {
 
 #[test]
 fn streams_and_ranks_clear_gradients_too() {
-    let _alone = alone();
     let streams = Spec::new(Rule::sgd(), Regime::auto_sgd(), tensors(12, &LENGTHS));
     let streams = [streams.stored(Element::Bf16, Element::Bf16, Rounding::Masters)];
     let ranks = kept(Element::F16);

@@ -4,7 +4,7 @@ use super::paths;
 use std::io::Read;
 use std::ops::Range;
 use wgpu_optim::{Element, Regime, Rounding, Rule, State};
-use wgpu_optim_conformance::run::{Run, Spec, alone};
+use wgpu_optim_conformance::run::{Run, Spec};
 
 const TRAINED: usize = 1400;
 const BATCH: usize = 35;
@@ -59,7 +59,6 @@ impl Digits {
 
 #[test]
 fn digits_are_learned_in_halves_as_in_f32() {
-    let _alone = alone();
     let digits = Digits::new();
     assert_eq!(digits.0.len(), 1797);
     let accuracies = |params, grads, rounding, state| -> Vec<f64> {

@@ -7,7 +7,7 @@ use wgpu_optim::{
     wgpu,
 };
 use wgpu_optim_conformance as conformance;
-use wgpu_optim_conformance::run::{CpuRun, GpuRun, Place, Run, Spec, alone, bits, devices, lengths, packed, separate};
+use wgpu_optim_conformance::run::{CpuRun, GpuRun, Place, Run, Spec, bits, devices, lengths, packed, separate};
 use wgpu_optim_conformance::stored::{Stored, half_ulp};
 use wgpu_optim_conformance::{assert_close, step, tensors};
 
@@ -15,7 +15,6 @@ use crate::helpers::Pair;
 
 #[test]
 fn parameters_and_gradients_may_share_a_buffer() {
-    let _alone = alone();
     for element in HALVES {
         let specs = kept(element);
         let end: usize = lengths(&specs).map(|len| len + 4).sum::<usize>() / 2 * 2 + 2;
@@ -50,7 +49,6 @@ fn parameters_and_gradients_may_share_a_buffer() {
 
 #[test]
 fn groups_of_different_elements_share_a_norm() {
-    let _alone = alone();
     let spec = |rule, seed, name: &str, params, grads, rounding| {
         let spec = Spec::new(rule, Regime::seesaw(), tensors(seed, &LENGTHS)).named(name).sharing("all");
         spec.stored(params, grads, rounding)
@@ -117,7 +115,6 @@ fn save_device(optimizer: &Optimizer) -> Checkpoint {
 /// Tensors of every element in one group, on the device and on the host, and from one to the other.
 #[test]
 fn a_group_may_have_tensors_of_different_elements() {
-    let _alone = alone();
     let (params, grads) = (stored(|kind| kind.0, 41), stored(|kind| kind.1, 42));
     let on_host = || {
         let (builder, mut group) = mixed();

@@ -7,13 +7,12 @@ use super::{
 use half::{bf16, f16};
 use wgpu_optim::gpu::Tuning;
 use wgpu_optim::{Averaging, Element, Gpu, Regime, Rounding, Rule, SecantForm, WeightDecay};
-use wgpu_optim_conformance::run::{CpuRun, GpuRun, Run, Setup, Spec, alone, bits, devices, gpu_run_with, packed};
+use wgpu_optim_conformance::run::{CpuRun, GpuRun, Run, Setup, Spec, bits, devices, gpu_run_with, packed};
 use wgpu_optim_conformance::stored::{half_ulp, rounded};
 use wgpu_optim_conformance::{assert_close, filled, kinds_of_partials, small_bindings, step, tensors, ulps};
 
 #[test]
 fn masters_take_the_steps_of_f32() {
-    let _alone = alone();
     for element in HALVES {
         let decay = WeightDecay::Decoupled(0.1);
         let sgdm = Spec::new(Rule::sgdm(0.9), Regime::seesaw(), tensors(1, &LENGTHS)).named("sgdm");
@@ -47,7 +46,6 @@ fn masters_take_the_steps_of_f32() {
 
 #[test]
 fn small_steps_arrive_or_stay() {
-    let _alone = alone();
     for element in HALVES {
         let arrived = |w: &f32| w - SMALL_STEPS as f32 * SMALL;
         for rounding in [Rounding::Masters, Rounding::Nearest] {
@@ -106,7 +104,6 @@ fn geometries(gpu: &Gpu) -> Vec<Gpu> {
 
 #[test]
 fn codes_are_the_same_in_every_geometry() {
-    let _alone = alone();
     for element in HALVES {
         for rounding in ROUNDINGS {
             let specs = small_steps(element, rounding, &LENGTHS);
@@ -132,7 +129,6 @@ fn codes_are_the_same_in_every_geometry() {
 /// Longer than a binding, and than what one thread of the CPU path takes.
 #[test]
 fn long_tensors_have_the_codes_of_short_ones() {
-    let _alone = alone();
     const LEN: usize = 300_001;
     for element in HALVES {
         for rounding in ROUNDINGS {
@@ -186,7 +182,6 @@ fn the_nearest_is_that_of_the_half_crate() {
 /// Every regime, and a rule of each kind of memory.
 #[test]
 fn every_regime_goes_by_masters_as_by_parameters_of_f32() {
-    let _alone = alone();
     let regimes = [
         Regime::seesaw(),
         Regime::norm_ratio(),
@@ -297,7 +292,6 @@ fn masters_follow_parameters_that_are_written() {
 /// Averages of every kind beside masters are of f32; exchanged, what is stored is their rounding; and a run goes on from its masters.
 #[test]
 fn averages_beside_masters_are_of_f32_and_come_and_go() {
-    let _alone = alone();
     let spec = |rule: Rule, regime: Regime, averaging: Averaging| {
         let spec = Spec::new(rule, regime, tensors(9, &LENGTHS));
         Spec { averaging, ..spec.named(format!("{}, {averaging:?}", rule.name())) }

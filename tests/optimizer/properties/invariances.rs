@@ -3,7 +3,7 @@
 use super::{assert_terms_add_up, every_rule, group_per_rule, repeated, scale_free_rules, seesaw};
 use wgpu_optim::gpu::Partials;
 use wgpu_optim::{AdamW, Gpu, Record, Regime, Rule};
-use wgpu_optim_conformance::run::{CpuRun, Run, alone, bits, devices, every_path, every_path_and_kind};
+use wgpu_optim_conformance::run::{CpuRun, Run, bits, devices, every_path, every_path_and_kind};
 use wgpu_optim_conformance::{Numbers, tensors, times, ulps};
 
 use crate::helpers::{assert_alike, pairs};
@@ -102,7 +102,6 @@ fn the_terms_add_up_to_the_change_of_ln_eta() {
 /// The order of additions is the adapter's own and its geometry's, but always the same.
 #[test]
 fn repeats_have_the_same_bits() {
-    let _alone = alone();
     let with_subgroups = |gpu: &Gpu| Partials::Subgroup.is_supported(gpu.device().features());
     assert!(devices().iter().any(with_subgroups), "no adapter with subgroups: a part of this is not tested");
     let lengths = [9000, 31];

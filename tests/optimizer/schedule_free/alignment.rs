@@ -2,7 +2,7 @@
 
 use super::{free, gradients, of_group, rules};
 use wgpu_optim::{Averaging, Element, Regime, Rounding, Rule, Term, WeightDecay};
-use wgpu_optim_conformance::run::{CpuRun, GpuRun, Run, Spec, alone, every_path, packed};
+use wgpu_optim_conformance::run::{CpuRun, GpuRun, Run, Spec, every_path, packed};
 use wgpu_optim_conformance::stored::rounded;
 use wgpu_optim_conformance::{assert_close, small_bindings, tensors};
 
@@ -79,7 +79,6 @@ fn watch_alignment(run: &mut dyn Run, specs: &[Spec], iterates: bool, steps: u64
 
 #[test]
 fn what_is_compared_with_the_gradient_depends_on_who_shares_the_norm() {
-    let _alone = alone();
     let of =
         |rule, seed, name: &str| free(rule, Regime::seesaw(), tensors(seed, &[33, 6, 130])).named(name).sharing("both");
     let decayed = |spec: Spec| Spec { decay: WeightDecay::Coupled(0.1), ..spec };
@@ -108,7 +107,6 @@ fn what_is_compared_with_the_gradient_depends_on_who_shares_the_norm() {
 /// Masters of 16-bit parameters, gradients of 16 bits, and tensors that need windows and threads of their own.
 #[test]
 fn the_way_back_is_of_masters_and_of_every_window() {
-    let _alone = alone();
     for (params, grads) in [(Element::F16, Element::F16), (Element::Bf16, Element::Bf16), (Element::F32, Element::Bf16)]
     {
         for rule in [Rule::sgd(), Rule::sign_sgd()] {

@@ -2,7 +2,7 @@
 
 use super::{few_cases, free, gradients, rules};
 use wgpu_optim::{Regime, Rule};
-use wgpu_optim_conformance::run::{alone, bits, every_path};
+use wgpu_optim_conformance::run::{bits, every_path};
 use wgpu_optim_conformance::{filled, ulps};
 
 use crate::helpers::raw_tensor;
@@ -10,7 +10,6 @@ use crate::helpers::raw_tensor;
 /// Gradients of zero give Seesaw no rate: nothing moves and nothing counts, and the parameters are their average.
 #[test]
 fn nothing_moves_before_there_is_a_rate() {
-    let _alone = alone();
     let values = vec![-0.0, 0.0, f32::MAX, 1e-45, 0.1, -3e-39, 7.5];
     let spec = |rule: Rule| free(rule, Regime::seesaw(), vec![values.clone()]).named(rule.name());
     let specs = rules().map(spec);
@@ -35,7 +34,6 @@ fn nothing_moves_before_there_is_a_rate() {
 /// An exchange, a copy and a checkpoint give the same x, and the parameters come back, bit for bit.
 #[test]
 fn the_average_is_what_is_evaluated_and_saved() {
-    let _alone = alone();
     let specs = few_cases(&[70, 9]);
     for mut run in every_path(&specs) {
         for step in 0..20 {

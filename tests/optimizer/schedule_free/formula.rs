@@ -2,7 +2,7 @@
 
 use super::{STEPS, every_case, free, gradients, of_group, rules};
 use wgpu_optim::{AdamW, Regime, Rule, Term, WeightDecay};
-use wgpu_optim_conformance::run::{CpuRun, GpuRun, Run, Spec, alone, bits, devices, every_path, packed};
+use wgpu_optim_conformance::run::{CpuRun, GpuRun, Run, Spec, bits, devices, every_path, packed};
 use wgpu_optim_conformance::{Numbers, assert_all_close, assert_close, small_bindings, tensors, ulps_of_largest};
 
 /// z, x and y in f64, as the documentation has them, by the rates that the optimizer records.
@@ -94,7 +94,6 @@ fn check(run: &mut dyn Run, specs: &[Spec]) {
 
 #[test]
 fn the_iterates_are_those_of_the_formula() {
-    let _alone = alone();
     let specs = every_case(&[1, 37, 4]);
     check(&mut CpuRun::new(&specs), &specs);
     for gpu in &devices() {
@@ -107,7 +106,6 @@ fn the_iterates_are_those_of_the_formula() {
 /// A tensor that needs several windows, and blocks of the host that go to several threads.
 #[test]
 fn large_tensors_too() {
-    let _alone = alone();
     let specs = [free(Rule::adamw_without_momentum(), Regime::seesaw(), tensors(3, &[140_001, 3]))];
     check(&mut CpuRun::new(&specs), &specs);
     for gpu in small_bindings(128 << 10) {
@@ -118,7 +116,6 @@ fn large_tensors_too() {
 /// Settings that change what is measured of the step.
 #[test]
 fn with_telemetry_trust_and_shared_norms() {
-    let _alone = alone();
     let specs = rules().into_iter().flat_map(|rule| {
         let trusting = free(rule, Regime::seesaw(), tensors(4, &[33, 6])).named(rule.name());
         let shared = free(rule, Regime::fixed(0.05), tensors(5, &[33])).named(format!("{} shared", rule.name()));
@@ -134,7 +131,6 @@ fn with_telemetry_trust_and_shared_norms() {
 /// Of a group that `Alignment::Iterates` is for: record, y and x are those of the oracle, with each kind of decay, clip and direction of climb.
 #[test]
 fn comparing_with_the_way_back_follows_the_oracle() {
-    let _alone = alone();
     let mut specs = Vec::new();
     for rule in [Rule::sgd(), Rule::sign_sgd()] {
         for regime in [Regime::seesaw(), Regime::hypergradient()] {
@@ -192,7 +188,6 @@ fn comparing_with_the_way_back_follows_the_oracle() {
 /// x is recovered from y at every step: what that costs over many steps, on the CPU path, against f64. `WGPU_OPTIM_SOAK=full` takes a million.
 #[test]
 fn many_steps_stay_close() {
-    let _alone = alone();
     let steps: u64 = match std::env::var("WGPU_OPTIM_SOAK").as_deref() {
         Ok("full") => 1_000_000,
         _ => 100_000,

@@ -2,7 +2,7 @@
 
 use super::{STEPS, few_cases, free, gradients};
 use wgpu_optim::{AdamW, Averaging, Group, LossScaler, OptimizerBuilder, Regime, Rule};
-use wgpu_optim_conformance::run::{Setup, Spec, alone};
+use wgpu_optim_conformance::run::{Setup, Spec};
 use wgpu_optim_conformance::{filled, tensors, times, ulps};
 
 use crate::helpers::{assert_alike, assert_same_bits, bytes_of, pairs, pairs_with};
@@ -10,7 +10,6 @@ use crate::helpers::{assert_alike, assert_same_bits, bytes_of, pairs, pairs_with
 /// A loss times a power of two: the rate has the inverse in it, and nothing else changes, however far the weights' sum moves.
 #[test]
 fn a_rescaled_loss_changes_no_bit() {
-    let _alone = alone();
     let spec = |regime: Regime| free(Rule::sgd(), regime, tensors(8, &[65])).named(regime.name());
     let specs = [Regime::seesaw(), Regime::norm_ratio()].map(spec);
     for exponent in [-60i32, -7, 1, 60] {
@@ -28,7 +27,6 @@ fn a_rescaled_loss_changes_no_bit() {
 /// ScheduleFree+ takes the loss too, which is then as much larger as the gradients are.
 #[test]
 fn a_rescaled_loss_changes_no_bit_of_schedule_free_plus() {
-    let _alone = alone();
     let specs = [Rule::sgd(), Rule::sign_sgd()]
         .map(|rule| free(rule, Regime::schedule_free_plus(), tensors(8, &[65])).named(rule.name()));
     for exponent in [-60i32, -7, 1, 60] {
@@ -51,7 +49,6 @@ fn a_rescaled_loss_changes_no_bit_of_schedule_free_plus() {
 /// Climbing on the negative is descending, and a clip above every norm is none.
 #[test]
 fn climbing_is_descending_and_a_wide_clip_is_none() {
-    let _alone = alone();
     let down = free(Rule::sgd(), Regime::seesaw(), tensors(6, &[33]));
     for (other, factor) in [(Spec { maximize: true, ..down.clone() }, -1.0), (Spec { clip: 1e6, ..down.clone() }, 1.0)]
     {
@@ -66,7 +63,6 @@ fn climbing_is_descending_and_a_wide_clip_is_none() {
 /// The scale is divided out before, and a gradient that it made too large is skipped as any other.
 #[test]
 fn a_loss_scaler_changes_no_bit() {
-    let _alone = alone();
     let specs = few_cases(&[9]);
     let setup = Setup { scaler: Some(LossScaler::default()), ..Setup::default() };
     for (mut plain, mut scaled) in pairs_with((&specs, Setup::default()), (&specs, setup)) {
@@ -85,7 +81,6 @@ fn a_loss_scaler_changes_no_bit() {
 /// AdamW with β₁ = 0 keeps v alone, and takes the steps of one whose β₁ is as good as 0.
 #[test]
 fn adamw_without_momentum_keeps_one_vector() {
-    let _alone = alone();
     let rule = Rule::adamw_without_momentum();
     assert!(!rule.has_momentum() && rule.has_second_moment() && rule.is_scale_free());
     let with = |beta1| Rule::AdamW(AdamW { beta1, beta2: 0.999, epsilon: 1e-8 });
@@ -111,7 +106,6 @@ fn adamw_without_momentum_keeps_one_vector() {
 /// and so is z; under Seesaw AdamW is compared with a byte of direction memory, and schedule-free SGD and SIGNSGD with y - z instead.
 #[test]
 fn averages_take_four_bytes_per_parameter() {
-    let _alone = alone();
     let (fixed, seesaw) = (Regime::fixed(0.1), Regime::seesaw());
     let (running, free) = (Averaging::Running { start: 0 }, Averaging::ScheduleFree);
     let adamw = Rule::adamw_without_momentum();

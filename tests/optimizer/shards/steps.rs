@@ -6,7 +6,7 @@ use wgpu_optim::{
     NormOutliers, Prodigy, RankNonFinite, Record, Regime, Rounding, Rule, Schedule, SecantForm, ShardSums, State,
     WeightDecay,
 };
-use wgpu_optim_conformance::run::{Setup, Spec, alone, bits};
+use wgpu_optim_conformance::run::{Setup, Spec, bits};
 use wgpu_optim_conformance::stored::half_ulp;
 use wgpu_optim_conformance::{
     Numbers, assert_close, assert_refused, assert_says, filled, noise, tensors, times, ulps_of_largest,
@@ -67,7 +67,6 @@ fn assert_near(what: &str, got: &[Vec<f32>], expected: &[Vec<f32>]) {
 
 #[test]
 fn ranks_together_take_the_steps_of_one() {
-    let _alone = alone();
     let every = [(1, Deal::Pieces), (2, Deal::Pieces), (3, Deal::Tensors), (4, Deal::Pieces), (4, Deal::Last)];
     let some = [(2, Deal::Pieces), (2, Deal::Tensors), (3, Deal::Pieces)];
     for kinds in kinds() {
@@ -129,7 +128,6 @@ fn follow_one(what: &str, kinds: &[Kind], count: usize, deal: Deal, specs: &[Spe
 
 #[test]
 fn streams_take_their_turns_together() {
-    let _alone = alone();
     let streams = Regime::AutoSgd(AutoSgd { rounds: 4, ..AutoSgd::default() });
     let specs = [Spec::new(Rule::sgd(), streams, vec![Numbers(3).vec(50), Numbers(4).vec(7)])];
     for kinds in kinds() {
