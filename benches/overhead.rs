@@ -1,5 +1,5 @@
-//! What a step costs beside its arithmetic: many small tensors against one flat tensor of the same size, next to nothing at all, and
-//! the recording. `cargo bench --bench overhead`.
+//! Overhead of a step: many small tensors compared with one flat tensor of the same size, a step over four elements, and the recording
+//! of a step. `cargo bench --bench overhead`.
 
 mod common;
 

@@ -1,7 +1,7 @@
-//! The time and the host memory that it takes to build an optimizer of 1, 200 and 2,000 tensors. `cargo bench --bench set_up`.
+//! Time and host memory for building an optimizer of 1, 200 and 2,000 tensors. `cargo bench --bench set_up`.
 //!
-//! `first` builds on a device that has compiled nothing, `second` on one that keeps the pipelines of an optimizer of the same kind. `packed`
-//! tensors share two buffers, `separate` tensors have two buffers each, as in most frameworks.
+//! `first` builds on a device that has compiled nothing. `second` builds on one that has the pipelines of an optimizer of the same kind.
+//! `packed` tensors share two buffers. `separate` tensors have two buffers each, as in most frameworks.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ const ELEMENTS: usize = 256;
 const BYTES: u64 = 4 * ELEMENTS as u64;
 const GROUPS: usize = 4;
 
-/// An optimizer of so many tensors in four groups, each added by `add`.
+/// Returns a builder with `tensors` tensors in four groups, each added by `add`.
 fn builder<T>(tensors: usize, add: impl Fn(Group<T>, usize) -> Group<T>) -> OptimizerBuilder<T> {
     let builder = OptimizerBuilder::new(Rule::sgdm(0.9));
     (0..GROUPS).fold(builder, |builder, group| {
@@ -23,7 +23,7 @@ fn builder<T>(tensors: usize, add: impl Fn(Group<T>, usize) -> Group<T>) -> Opti
     })
 }
 
-/// Parameters and gradients of every tensor, in one buffer each or in two for all.
+/// Buffers of parameters and gradients: two for each tensor, or two for all tensors.
 struct Buffers(Vec<[wgpu::Buffer; 2]>);
 
 impl Buffers {
@@ -87,7 +87,7 @@ fn set_up(c: &mut Criterion) {
                     let optimizer = buffers.build(gpu, tensors);
                     let taken = start.elapsed();
                     drop((optimizer, buffers));
-                    // What was dropped is freed when the device is polled, which belongs to no build.
+                    // Dropped objects are freed when the device is polled. This is not part of a build.
                     gpu.device().poll(wgpu::PollType::wait_indefinitely()).expect("the device lives");
                     taken
                 });
@@ -96,7 +96,7 @@ fn set_up(c: &mut Criterion) {
             group.bench_function(BenchmarkId::new(format!("first-{place}"), tensors), |b| {
                 b.iter_custom(|count| (0..count).map(|_| build(&open(), 1)).sum());
             });
-            // The pipelines are compiled by now.
+            // This compiles the pipelines.
             build(&known, 1);
             group.bench_function(BenchmarkId::new(format!("second-{place}"), tensors), |b| {
                 b.iter_custom(|count| build(&known, count));
@@ -108,7 +108,7 @@ fn set_up(c: &mut Criterion) {
     }
 }
 
-/// Prints the heap that an optimizer holds, wgpu's part of it included.
+/// Prints the heap memory that an optimizer holds, including that of wgpu.
 fn tell_memory<T>(what: &str, tensors: usize, build: impl FnOnce() -> T) {
     let mut built = None;
     let info = allocation_counter::measure(|| built = Some(build()));

@@ -1,6 +1,6 @@
-//! Small models: a step in one dispatch against the same step in four, in turn, so that whatever else the machine does hits both alike. For each a
-//! step among 64 in one submit, a step in a submit of its own with the wait for it, and the time of `build` on a new device. Medians of the
-//! rounds. `cargo bench --bench small_models`; the driver is chosen by wgpu's variables (docs/performance.md).
+//! Small models: a step in one dispatch compared with the same step in four. They take turns, so that other load on the machine affects both. The
+//! table has the time of a step among 64 in one submit, of a step in its own submit including the wait for it, and of `build` on a new device.
+//! Times are medians of the rounds. `cargo bench --bench small_models`. wgpu's variables choose the driver (docs/performance.md).
 
 use std::time::{Duration, Instant};
 
@@ -16,12 +16,12 @@ const ROUNDS: usize = 15;
 const STEPS: usize = 64;
 
 fn main() {
-    // `cargo bench -- --test` is for seeing that it runs.
+    // `cargo bench -- --test` only checks that the benchmark runs.
     let is_test = std::env::args().any(|argument| argument == "--test");
     let (powers, rounds) = if is_test { (&POWERS[..1], 1) } else { (&POWERS[..], ROUNDS) };
     for adapter in pollster::block_on(Gpu::adapters(None)) {
         let open = || pollster::block_on(Gpu::open(&adapter)).expect("an adapter opens");
-        // The geometry of the device, and that of every device in a browser.
+        // The benchmark runs with the device's geometry, and with the geometry of every device in a browser.
         let in_browsers = Tuning {
             workgroup_size: 256,
             quads_per_invocation: 4,
@@ -58,7 +58,7 @@ fn of_device(open: impl Fn() -> Gpu + Copy, powers: &[u32], rounds: usize) {
     }
 }
 
-/// One row of the table: four dispatches and one, in turn.
+/// Measures four dispatches and one in turn, and prints one row of the table.
 fn row(gpu: &Gpu, open: impl Fn() -> Gpu, name: &str, size: &str, spec: &Spec, rounds: usize) {
     let elements = spec.tensors.iter().flatten().sum();
     let mut memory = Device::new(gpu, elements).expect("room on the device");
@@ -67,7 +67,7 @@ fn row(gpu: &Gpu, open: impl Fn() -> Gpu, name: &str, size: &str, spec: &Spec, r
     let mut alone: Vec<DeviceJob> =
         specs.iter().map(|spec| memory.lone_step(spec).expect("builds").expect("steps are submitted")).collect();
     if !matches!(&jobs[1], DeviceJob::Step(optimizer) if optimizer.dispatches().len() == 1) {
-        // Too large for one dispatch: `MOST_ELEMENTS` in src/gpu/whole_step.rs.
+        // The model is too large for one dispatch: see `MOST_ELEMENTS` in src/gpu/whole_step.rs.
         return;
     }
     let mut times = [(); 6].map(|()| Vec::new());

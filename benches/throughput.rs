@@ -1,4 +1,4 @@
-//! Throughput of a step, every rule, regime and mode: `cargo bench --bench throughput`. The binary's `bench` sets it against copy
+//! Throughput of a step with every rule, regime and mode: `cargo bench --bench throughput`. `wgpu-optim bench` compares it with copy
 //! and triad.
 
 mod common;
@@ -13,7 +13,7 @@ use wgpu_optim_conformance::bench::workload::{MODES, Spec, regimes, rules};
 fn throughput(c: &mut Criterion) {
     over(c, "CPU path", 26, Host::new);
     for gpu in common::devices() {
-        // Software drivers take seconds where others take milliseconds.
+        // Software drivers take seconds for what GPUs do in milliseconds.
         let largest = if gpu.device().adapter_info().device_type == DeviceType::Cpu { 22 } else { 26 };
         over(c, &gpu.describe(), largest, |elements| Device::new(&gpu, elements).expect("room on the device"));
     }

@@ -1,12 +1,12 @@
 //! Completes a matrix of low rank from a part of its elements, with *nuclear decay*: weight decay whose gradient is that
-//! of the nuclear norm, the sum of the singular values. It shrinks the singular values and leaves the number of those
-//! that matter small, where the usual weight decay shrinks the elements and fills nothing in.
+//! of the nuclear norm, the sum of the singular values. It shrinks the singular values, so that only few of them remain
+//! large. The usual weight decay shrinks the elements and does not fill in missing ones.
 //!
 //! The gradient of the nuclear norm of W = U Σ Vᵀ is U Vᵀ, the orthogonal matrix nearest to W. `Muon` computes that
-//! matrix without an SVD. So a second optimizer takes the parameters themselves as its gradients: without a momentum
+//! matrix without an SVD. A second optimizer therefore uses the parameters themselves as its gradients. Without momentum
 //! and with the cubic Newton–Schulz iteration `X ← 1.5 X - 0.5 X Xᵀ X`, which converges to U Vᵀ, its step is
-//! `W ← W - η λ U Vᵀ`. Li et al. 2025 (arXiv:2505.15407) regularize with functions of the singular values without an SVD
-//! too, by random vectors and a series. The decay here is this project's own form.
+//! `W ← W - η λ U Vᵀ`. Li et al. 2025 (arXiv:2505.15407) also regularize with functions of the singular values without
+//! an SVD, with random vectors and a series. The form of the decay in this example is this project's own.
 //!
 //! ```sh
 //! cargo run --release --example low_rank
@@ -23,10 +23,10 @@ const RANK: usize = 3;
 const SEEN: f64 = 0.4;
 const NOISE: f64 = 0.1;
 const STEPS: usize = 600;
-/// Learning rate of the squared errors of the elements that are seen.
+/// Learning rate for the squared errors of the observed elements.
 const RATE: f32 = 1.0;
 
-/// A matrix of low rank, and the elements of it that are seen, with noise.
+/// Matrix of low rank, and its observed elements, with noise.
 struct Problem {
     truth: Vec<f32>,
     seen: Vec<Option<f32>>,
@@ -47,7 +47,7 @@ impl Problem {
         Problem { seen: truth.iter().map(see).collect(), truth: truth.iter().map(|&value| value as f32).collect() }
     }
 
-    /// Returns the distance from the truth over the elements that were not seen, relative to their norm.
+    /// Returns the distance from the true matrix over the elements that were not observed, relative to their norm.
     fn error(&self, w: &[f32]) -> f64 {
         let unseen = self.seen.iter().zip(w.iter().zip(&self.truth)).filter(|(seen, _)| seen.is_none());
         let square = |x: f32| f64::from(x).powi(2);
@@ -56,7 +56,7 @@ impl Problem {
         (distance / norm).sqrt()
     }
 
-    /// Descends on the squared errors of the elements that are seen, and lets `decay` change the matrix after each step.
+    /// Minimizes the squared errors of the observed elements, and calls `decay` with the matrix after each step.
     fn complete(&self, mut decay: impl FnMut(&mut Vec<f32>) -> Result<(), Error>) -> Result<Vec<f32>, Error> {
         let mut w = vec![0f32; SIDE * SIDE];
         let mut gradient = w.clone();
@@ -75,14 +75,14 @@ impl Problem {
     }
 }
 
-/// Returns an optimizer whose step along the parameters themselves is nuclear decay.
+/// Returns an optimizer whose step is nuclear decay if its gradients are the parameters.
 fn nuclear_decay(lambda: f32) -> Result<CpuOptimizer, Error> {
     let polar = Muon {
         momentum: 0.0,
         nesterov: false,
         coefficients: [1.5, -0.5, 0.0],
         iterations: 12,
-        // A factor of 1 for a square matrix.
+        // The factor is 1 for a square matrix.
         scale: MuonScale::Original,
         ..Muon::default()
     };
@@ -94,8 +94,8 @@ fn nuclear_decay(lambda: f32) -> Result<CpuOptimizer, Error> {
         .build_cpu()
 }
 
-/// Returns the singular values, the largest first: the norms of the rows after rotations of Jacobi have made them
-/// orthogonal.
+/// Returns the singular values, the largest first. They are the norms of the rows after Jacobi rotations have made the
+/// rows orthogonal.
 fn singular_values(w: &[f32]) -> Vec<f64> {
     let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
     let mut rows: Vec<Vec<f64>> = w.chunks(SIDE).map(|row| row.iter().map(|&x| f64::from(x)).collect()).collect();
@@ -129,7 +129,8 @@ fn rank(w: &[f32]) -> usize {
     values.iter().filter(|&&value| value > 0.1 * values[0]).count()
 }
 
-/// Relative error on the elements that were not seen, and rank: with nuclear decay, with the usual one, without a decay.
+/// Returns the relative error on the elements that were not observed, and the rank: with nuclear decay, with weight
+/// decay, without decay.
 fn results(problem: &Problem) -> Result<[(&'static str, f64, usize); 3], Error> {
     let mut nuclear = nuclear_decay(0.3)?;
     let with_nuclear = problem.complete(|w| {
@@ -165,7 +166,7 @@ fn nuclear_decay_finds_the_rank() {
 
 #[test]
 fn singular_values_of_a_product() {
-    // A diagonal matrix between two reflections has its diagonal as singular values.
+    // The singular values of a diagonal matrix between two reflections are its diagonal.
     let mut w = vec![0f64; SIDE * SIDE];
     (0..SIDE).for_each(|i| w[i * SIDE + i] = 1.0 + i as f64);
     let reflect = |w: &mut [f64], stride: [usize; 2]| {

@@ -1,8 +1,8 @@
-//! Promise: a run of many steps takes no more memory than a run of few, its records leave nothing out and drift nowhere, and changes of
-//! ln η that an f32 sum would lose are kept.
+//! Tests of long runs: a run of many steps takes no more memory than a short one, its records are complete and do not drift, and changes of ln η that
+//! an f32 sum would lose are kept.
 //!
-//! The suite runs a short form. `WGPU_OPTIM_SOAK=full cargo test --release --test soak` is the long one: 1,000,000 steps on the CPU
-//! path, 100,000 on every adapter, and 2^24 + 1000 of a small model for the counters.
+//! The test suite runs a short form. `WGPU_OPTIM_SOAK=full cargo test --release --test soak` runs the long one: 1,000,000 steps on the CPU path,
+//! 100,000 on every adapter, and 2^24 + 1000 of a small model for the counters.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -11,13 +11,13 @@ use wgpu_optim_conformance::run::devices;
 use wgpu_optim_conformance::{Kernel, Numbers, drain, submit, upload};
 
 const LEN: usize = 1001;
-/// Steps whose records are drained at once.
+/// The number of steps between two drains of the records.
 const CHUNK: u64 = 256;
 const SEED: u64 = 9;
-/// Growth of the resident memory that is no growth: allocators and drivers keep some pages more.
+/// The growth of the resident memory that is allowed, since allocators and drivers keep some more pages.
 const SLACK_BYTES: u64 = 6 << 20;
 
-/// Returns a lock, since the memory of the process is that of all its tests.
+/// Returns a lock that lets one test run at a time, since they share the memory of the process.
 fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
@@ -31,21 +31,21 @@ fn full() -> bool {
     }
 }
 
-/// Resident bytes of this process, where the system tells.
+/// Returns the resident bytes of this process, where the system reports them.
 fn resident() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
     Some(1024 * line.split_whitespace().nth(1)?.parse::<u64>().ok()?)
 }
 
-/// What every record of a long run must fulfil.
+/// Checks the records of a long run.
 #[derive(Default)]
 struct Ledger {
     next: u64,
     skipped: u32,
     /// ln η so far, from the first rate and the terms.
     sum_of_terms: f64,
-    /// Sum of the terms' magnitudes: what their rounding goes with.
+    /// The sum of the terms' magnitudes, which bounds their rounding errors.
     magnitude: f64,
     last: f64,
     resident_after_a_tenth: Option<u64>,
@@ -76,7 +76,7 @@ impl Ledger {
         self.sum_of_terms += record.change();
         let terms = record.terms();
         self.magnitude += terms.map(|(_, term)| f64::from(term.abs())).sum::<f64>();
-        // The rate itself is the exponential of the exact sum, at every step alike.
+        // The rate is the exponential of the exact sum at every step.
         let rate = f64::from(record.learning_rate).ln();
         assert!((rate - record.ln_rate).abs() <= 1e-6, "step {}: {rate} is not {}", record.step, record.ln_rate);
         self.last = record.ln_rate;
@@ -84,7 +84,7 @@ impl Ledger {
 
     fn close(&self, what: &str, steps: u64) {
         assert_eq!(self.next, steps, "{what}");
-        // Each term is an f32: half a unit of the last place, at most.
+        // Each term is an f32, with an error of at most half an ulp.
         let allowed = self.magnitude * f64::from(f32::EPSILON) + steps as f64 * 2f64.powi(-32);
         let drift = (self.sum_of_terms - self.last).abs();
         assert!(drift <= allowed, "{what}: the terms add up to {}, and ln η is {}", self.sum_of_terms, self.last);
@@ -106,10 +106,10 @@ fn curvature(i: usize) -> f32 {
     10f32.powf(-2.0 * i as f32 / LEN as f32)
 }
 
-/// Every so many steps a gradient is not finite.
+/// The number of steps from one gradient that is not finite to the next.
 const BAD_EVERY: u64 = 997;
 
-/// SGD and SGDM on a noisy quadratic, side by side.
+/// Returns SGD and SGDM on a noisy quadratic.
 fn groups() -> [(&'static str, Rule); 2] {
     [("sgd", Rule::sgd()), ("sgdm", Rule::sgdm(0.9))]
 }
@@ -143,7 +143,7 @@ fn the_cpu_path_runs_long() {
     }
 }
 
-/// The gradient of the same quadratic, on the device: the noise is a hash of element and step.
+/// The gradient of the same quadratic on the device, with noise from a hash of element and step.
 const GRADIENT: &str = "
 @group(0) @binding(0) var<storage, read> w: array<f32>;
 @group(0) @binding(1) var<storage, read_write> g: array<f32>;
@@ -223,8 +223,7 @@ fn every_adapter_runs_long() {
     }
 }
 
-/// One constant gradient: it agrees with its past at every step, so that ln η rises by the gain. Beside ln η an f32 would round such a
-/// change away.
+/// A constant gradient agrees with its past at every step, so that ln η rises by the gain. In f32 such a change of ln η would be rounded away.
 #[test]
 fn changes_below_the_rounding_of_f32_are_kept() {
     let _alone = alone();
@@ -255,7 +254,7 @@ fn changes_below_the_rounding_of_f32_are_kept() {
     let risen = last.ln_rate - first;
     let expected = (steps - 1) as f64 * f64::from(gain);
     assert!((risen - expected).abs() <= 1e-3 * expected, "ln η has risen by {risen}, not {expected}");
-    // What a sum in f32 makes of the same changes.
+    // The sum of the same changes in f32.
     let lost = (1..steps).fold(first as f32, |sum, _| sum + gain);
     assert_eq!(lost, first as f32, "such changes would have been lost");
 }

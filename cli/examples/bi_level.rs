@@ -1,5 +1,5 @@
 //! Weight decay that is trained on validation data ([`CpuBiLevel`]), in the setting of docs/beyond.md: softmax regression on 100 rows of the
-//! digits, validated by 300 others, from three first decays. Prints what was aimed at beside what is reached.
+//! digits, validated on 300 others, from three initial decays. Prints the expected results and the measured ones.
 //!
 //! ```sh
 //! cargo run --release -p wgpu-optim-cli --example bi_level
@@ -16,8 +16,8 @@ const EPOCHS: usize = 400;
 const SEEDS: u64 = 3;
 const RATE: f32 = 1.0;
 
-/// The first decay, and what a sketch in numpy has reached from it: the loss on test rows with a constant and with a trained decay, the
-/// accuracies, and the last decay, as far as they were noted.
+/// Initial decay, and the results of a numpy program: the loss on test rows with a constant and with a trained decay, and, where known,
+/// the accuracies and the last decay.
 const CASES: [(f32, &str); 3] =
     [(1e-1, "1.463 -> 0.470, 68.4 -> 85.1 %, decay 4e-5"), (1e-3, "0.477 -> 0.452"), (1e-6, "0.454 -> 0.452")];
 
@@ -27,13 +27,13 @@ struct Reached {
     decay: f64,
 }
 
-/// Trains with the whole training rows in each step.
+/// Trains with all training rows in each step.
 fn run(dataset: &Dataset, seed: u64, first: f32, is_trained: bool) -> Reached {
     let model = Model::new(ModelKind::Softmax, dataset.features, dataset.classes, 1);
     let mut cpu = CpuModel::new(&model, VALIDATION);
     let mut params = model.initial_parameters(seed);
     let mut grads = vec![0.0; params.len()];
-    // The rows of a set are shuffled already: each seed takes others.
+    // The rows of a data set are already shuffled. Each seed uses different rows.
     let start = seed as usize * (TRAINING + VALIDATION);
     let rows = |first: usize, count: usize| (first as u32..(first + count) as u32).collect::<Vec<u32>>();
     let (training, validation) = (rows(start, TRAINING), rows(start + TRAINING, VALIDATION));

@@ -1,5 +1,5 @@
-//! Test accuracy of models with bf16 parameters and gradients, by what is kept beside them: master weights of 32 and of 24 bits, and rounding
-//! at random without master weights, with state in f32 and in 8 bits. Prints a table for docs/results.md.
+//! Test accuracy of models with bf16 parameters and gradients: with master weights of 32 and of 24 bits, and with stochastic rounding without
+//! master weights, with state in f32 and in 8 bits. Prints a table for docs/results.md.
 //!
 //! ```sh
 //! cargo run --release -p wgpu-optim-cli --example masters              # all rules
@@ -21,7 +21,7 @@ const SEEDS: u64 = 3;
 const BATCH: usize = 64;
 const HIDDEN: usize = 128;
 
-/// What is kept of a parameter.
+/// Storage of the parameters and the state.
 #[derive(Clone, Copy)]
 struct Kept {
     name: &'static str,
@@ -44,13 +44,13 @@ const KEPT: [Kept; 5] = [
     },
 ];
 
-/// A rule, and the grid of rates of which each set takes the best.
+/// Rule with a grid of rates. Each data set uses the best one.
 struct Case {
     rule: Rule,
     rates: [f32; 3],
 }
 
-/// The percentage of test rows that are right at the end of a run.
+/// Trains a model and returns its test accuracy in percent.
 fn run(dataset: &Dataset, epochs: u32, seed: u64, kept: Kept, rule: Rule, regime: Regime, schedule: Schedule) -> f64 {
     let model = Model::new(ModelKind::Mlp, dataset.features, dataset.classes, HIDDEN);
     let mut cpu = CpuModel::new(&model, BATCH);
@@ -93,7 +93,7 @@ fn main() {
         Case { rule: Rule::adamw(), rates: [1e-3, 3e-3, 1e-2] },
         Case { rule: Rule::lion(), rates: [3e-4, 1e-3, 3e-3] },
     ];
-    // The mean over seeds of a setting, by set.
+    // Returns the mean over the seeds for each data set.
     let means = |kept: Kept, rule: Rule, regime: Regime, is_cosine: bool| -> Vec<f64> {
         let jobs: Vec<(usize, u64)> = (0..sets.len()).flat_map(|set| (0..SEEDS).map(move |seed| (set, seed))).collect();
         let results: Vec<f64> = jobs

@@ -8,8 +8,8 @@
 //! ```
 //!
 //! Every few batches the policy takes one step against the gradient of the loss of meta rows after the model's step,
-//! `w' = w - γ out g`: ∂L_meta(w')/∂θ = -γ (g_meta · g) ∂out/∂θ. The cell's h and c of before are constants, so that
-//! one cell is differentiated, on the host.
+//! `w' = w - γ out g`: ∂L_meta(w')/∂θ = -γ (g_meta · g) ∂out/∂θ. The previous h and c of the cell are constants, so
+//! that only one cell is differentiated, on the host.
 
 use std::ops::Range;
 
@@ -45,7 +45,7 @@ const NAMES: [&str; 5] = ["layer1.fc_i2h.0", "layer1.fc_i2h.2", "layer1.fc_h2h.0
 /// Outputs and inputs of the layers.
 const LAYERS: [[usize; 2]; 5] = [[HIDDEN, 1], [4 * CELL, HIDDEN], [HIDDEN, CELL], [4 * CELL, HIDDEN], [1, CELL]];
 
-/// What a step of the cell leaves for its gradient.
+/// Values of a step of the cell that its gradient needs.
 struct Trace {
     loss: f64,
     from_loss: Vec<f64>,
@@ -62,7 +62,7 @@ fn sigmoid(x: f64) -> f64 {
 }
 
 impl Cell {
-    /// PyTorch's initial weights: uniform within one over the root of the number of inputs.
+    /// Returns PyTorch's initial weights: uniform within one over the root of the number of inputs.
     fn new(seed: u64) -> Fallible<Self> {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let mut weights = Vec::new();
@@ -153,7 +153,7 @@ impl Cell {
     }
 }
 
-/// γ of the paper for a first loss.
+/// Returns γ of the paper for the first loss.
 fn scale_at(loss: f64, classes: usize) -> f64 {
     let classes = classes as f64;
     (loss.sqrt() * (loss * classes).ln() / classes.powf(0.25) / 4.0).abs()
@@ -228,7 +228,7 @@ fn meta_train(dataset: &Dataset) -> Fallible<Cell> {
     for (name, weights) in names.iter().zip(&cell.weights) {
         group = group.tensor(name, weights, weights);
     }
-    // Adam with the decay added to the gradient, as PyTorch's Adam has it.
+    // Adam with the decay added to the gradient, as in PyTorch's Adam.
     let adam = OptimizerBuilder::new(Rule::adamw()).regime(Regime::fixed(1e-3)).weight_decay(1e-4);
     let mut adam = adam.group(group).build_cpu()?;
     for run in 0..RUNS {
@@ -251,7 +251,7 @@ fn meta_train(dataset: &Dataset) -> Fallible<Cell> {
                 if batches % EVERY != 0 {
                     continue;
                 }
-                // The model has just taken the step of which the policy is to hear.
+                // The policy learns from the gradient at meta rows after the model's step.
                 let of_batch = meta.partial_shuffle(&mut training.rng, BATCH).0.to_vec();
                 let _ = training.backward(&of_batch);
                 let products =
@@ -275,11 +275,11 @@ enum Rate<'a> {
     Fixed(f32),
     Cosine(f32),
     Seesaw,
-    /// Policies that follow one another, each for an equal part of the run.
+    /// Policies for consecutive parts of the run, all of the same length.
     Learned(&'a [SchedulePolicy]),
 }
 
-/// Test accuracy at the end of a run.
+/// Trains a model and returns its test accuracy in percent.
 fn run(dataset: &Dataset, model: &Model, batch: usize, seed: u64, rate: &Rate) -> Fallible<f64> {
     let rows = dataset.train.rows();
     let steps = EPOCHS * rows.div_ceil(batch) as u32;
@@ -372,7 +372,7 @@ fn main() -> Fallible<()> {
 mod tests {
     use super::*;
 
-    /// The gradient of one cell is that of differences, for every tensor, and the library computes the same output.
+    /// Compares the gradient of one cell with finite differences for every tensor, and its output with that of the library.
     #[test]
     fn the_gradient_is_that_of_differences() {
         let mut cell = Cell::new(3).expect("weights");

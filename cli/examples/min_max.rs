@@ -1,8 +1,8 @@
 //! Extragradient and variance reduction on the CPU path, for docs/beyond.md:
 //!
-//! - logistic regression that is robust against a Wasserstein ball of distributions, as a game (arXiv:2104.13326), with extragradient and
-//!   with simultaneous steps;
-//! - softmax regression of the digits with SGD, SVRG and SARAH at the same fixed rate.
+//! - Logistic regression that is robust against a Wasserstein ball of distributions, as a game (arXiv:2104.13326), with extragradient and
+//!   with simultaneous steps.
+//! - Softmax regression of the digits with SGD, SVRG and SARAH at the same fixed rate.
 //!
 //! ```sh
 //! cargo run --release -p wgpu-optim-cli --example min_max
@@ -35,7 +35,7 @@ fn norm(values: &[f32]) -> f64 {
     values.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt()
 }
 
-/// The data of the notebook: normal features and a constant one, and the sign of a noisy linear function.
+/// Data of the notebook: normally distributed features, a constant feature, and the sign of a noisy linear function as label.
 struct Rows {
     x: Vec<[f32; FEATURES]>,
     y: Vec<f32>,
@@ -62,7 +62,7 @@ impl Rows {
         right.count() as f64 / self.y.len() as f64
     }
 
-    /// The robust loss, with the best γ for these λ and β.
+    /// Returns the robust loss with the best γ for these λ and β.
     fn robust_loss(&self, lambda: f64, beta: &[f64]) -> f64 {
         let of_row = |(x, y): (&[f32; FEATURES], &f32)| {
             let margin: f64 = x.iter().zip(beta).map(|(&x, beta)| f64::from(x) * beta).sum::<f64>() * f64::from(*y);
@@ -73,7 +73,7 @@ impl Rows {
     }
 }
 
-/// λ, β and γ of the game: min over λ and β, max over γ.
+/// λ, β and γ of the game, which minimizes over λ and β and maximizes over γ.
 #[derive(Clone)]
 struct Point {
     lambda: [f32; 1],
@@ -82,7 +82,7 @@ struct Point {
 }
 
 impl Point {
-    /// Gradients of the game on a batch; those of γ outside the batch are 0.
+    /// Returns the gradients of the game on a batch. Those of γ outside the batch are 0.
     fn gradient(&self, rows: &Rows, batch: &[usize]) -> Point {
         let mut gradient = Point { lambda: [0.0], beta: [0.0; FEATURES], gamma: [0.0; ROWS] };
         let share = 1.0 / batch.len() as f32;
@@ -98,7 +98,7 @@ impl Point {
         gradient
     }
 
-    /// Projects to ‖β‖ ≤ λ and γ within ±1.
+    /// Projects onto ‖β‖ ≤ λ and γ within ±1.
     fn project(&mut self) {
         let (length, lambda) = (norm(&self.beta) as f32, self.lambda[0]);
         if length > lambda {
@@ -110,7 +110,7 @@ impl Point {
     }
 }
 
-/// The robust loss and the accuracy on test rows of the mean of the last half of the epochs.
+/// Returns the robust loss, and the test accuracy in percent, of the mean of the parameters in the second half of the epochs.
 fn robust(seed: u64, looks_ahead: bool) -> Fallible<[f64; 2]> {
     const EPOCHS: usize = 400;
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
@@ -150,7 +150,7 @@ fn robust(seed: u64, looks_ahead: bool) -> Fallible<[f64; 2]> {
     Ok([train.robust_loss(*lambda, beta), 100.0 * test.accuracy(beta)])
 }
 
-/// The norm of the full gradient and the accuracy on test rows after 40 epochs.
+/// Returns the norm of the full gradient and the test accuracy in percent after 40 epochs.
 fn digits(dataset: &Dataset, seed: u64, method: &str) -> Fallible<[f64; 2]> {
     const DECAY: f32 = 1e-3;
     let rows = dataset.train.rows();
@@ -160,7 +160,7 @@ fn digits(dataset: &Dataset, seed: u64, method: &str) -> Fallible<[f64; 2]> {
     let mut params = model.initial_parameters(seed);
     let [mut g, mut at_snapshot] = [params.clone(), params.clone()];
     let group = Group::new("model").tensor("all", &params, &g);
-    // The decay is the gradient of the penalty, and the same in all three terms: the optimizer adds it once.
+    // The decay is the gradient of the penalty. It is the same in all three terms, so that the optimizer adds it once.
     let builder = OptimizerBuilder::new(Rule::sgd()).regime(Regime::fixed(2.0)).weight_decay(DECAY);
     let mut optimizer: CpuOptimizer = builder.group(group).build_cpu()?;
     let mut reduction = CpuVarianceReduction::new(&optimizer)?;
@@ -195,7 +195,7 @@ fn digits(dataset: &Dataset, seed: u64, method: &str) -> Fallible<[f64; 2]> {
     Ok([norm(&g), 100.0 * cpu.evaluate(&params, &dataset.test.x, &dataset.test.y).accuracy])
 }
 
-/// Prints the mean of both figures over the seeds, and the least and the largest.
+/// Prints mean, minimum and maximum of both results over the seeds.
 fn print(name: &str, seeds: u64, run: impl Fn(u64) -> Fallible<[f64; 2]> + Send + Sync) -> Fallible<()> {
     let found = (0..seeds).into_par_iter().map(run).collect::<Fallible<Vec<_>>>()?;
     let of = |which: usize, format: &dyn Fn(f64) -> String| {

@@ -1,7 +1,7 @@
-//! The cap on the learning rate of normalised networks (Mehmeti-Göpel & Wand 2023, arXiv:2306.00700): 20 dense layers
-//! with batch normalisation on the digits, SGD at rates from moderate to far too large, with and without
-//! [`TrustRatio::cap`] on the weights before a normalisation, and the spread of their effective learning rates. Figures
-//! are in docs/beyond.md.
+//! The cap on the learning rate of normalised networks (Mehmeti-Göpel & Wand 2023, arXiv:2306.00700). Trains 20 dense
+//! layers with batch normalisation on the digits with SGD, at rates from moderate to far too large, with and without
+//! [`TrustRatio::cap`] on the weights before a normalisation. Prints the spread of their effective learning rates.
+//! Figures are in docs/beyond.md.
 //!
 //! ```sh
 //! cargo run --release -p wgpu-optim-cli --example normalised
@@ -23,10 +23,10 @@ const EPOCHS: usize = 30;
 const SEEDS: u64 = 5;
 const EPSILON: f32 = 1e-5;
 const RATES: [f32; 3] = [0.3, 1.0, 3.0];
-/// Steps whose spreads are printed.
+/// Steps for which the spread is printed.
 const STEPS: [usize; 4] = [1, 2, 3, 20];
 
-/// A layer's normalised values and what they were divided by.
+/// Values of a layer that the gradient needs.
 struct Normalised {
     input: Array2<f32>,
     values: Array2<f32>,
@@ -34,10 +34,11 @@ struct Normalised {
     output: Array2<f32>,
 }
 
-/// Means and variances of each layer.
+/// Mean and variance of each layer.
 type Statistics = Vec<[Array1<f32>; 2]>;
 
-/// Weights of all layers, inputs x outputs, then of each but the last a gain and a bias, then the last bias.
+/// Network. Its tensors are the weights of all layers (inputs x outputs), then a gain and a bias of each layer but the
+/// last, then the last bias.
 struct Network {
     tensors: Vec<Vec<f32>>,
     sizes: Vec<[usize; 2]>,
@@ -49,7 +50,7 @@ impl Network {
         let size =
             |layer| [if layer == 0 { features } else { WIDTH }, if layer + 1 == LAYERS { classes } else { WIDTH }];
         let sizes: Vec<[usize; 2]> = (0..LAYERS).map(size).collect();
-        // He's initial weights.
+        // Initialization of He et al.
         let mut weights = |[inputs, outputs]: [usize; 2]| -> Vec<f32> {
             let spread = (2.0 / inputs as f32).sqrt();
             (0..inputs * outputs).map(|_| spread * Distribution::<f32>::sample(&StandardNormal, &mut rng)).collect()
@@ -68,7 +69,7 @@ impl Network {
         Array1::from_vec(self.tensors[index].clone())
     }
 
-    /// Returns the layers and the logits. Without statistics they are those of the rows.
+    /// Returns the layers and the logits. Without `statistics`, the statistics of the rows are used.
     fn forward(&self, x: Array2<f32>, statistics: Option<&Statistics>) -> (Vec<Normalised>, Array2<f32>) {
         let mut layers: Vec<Normalised> = Vec::new();
         let mut input = x;
@@ -115,7 +116,7 @@ impl Network {
         gradients
     }
 
-    /// Returns the share of the test rows that are right, with the statistics of the training rows.
+    /// Returns the test accuracy (0 to 1) with the statistics of the training rows.
     fn accuracy(&self, dataset: &Dataset) -> f64 {
         let all = |split: &Split| batch(split, dataset.features, &(0..split.rows()).collect::<Vec<_>>());
         let mut statistics = Statistics::new();
@@ -153,7 +154,7 @@ fn softmax(mut logits: Array2<f32>) -> Array2<f32> {
 }
 
 fn flat(x: Array2<f32>) -> Vec<f32> {
-    // A product may be stored column by column.
+    // A product may be stored in column-major order.
     x.iter().copied().collect()
 }
 
@@ -228,7 +229,7 @@ fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
 mod tests {
     use super::*;
 
-    /// Along the gradient of each tensor the loss changes by the gradient's length.
+    /// The slope of the loss along the gradient of each tensor is the gradient's length.
     #[test]
     fn gradients_are_difference_quotients() {
         let dataset = data::load("digits").expect("a built-in set");
@@ -245,7 +246,7 @@ mod tests {
         for (tensor, gradient) in gradients.iter().enumerate() {
             let length = gradient.iter().map(|g| g * g).sum::<f32>().sqrt();
             let (_, start) = loss(tensor, vec![0.0; gradient.len()]);
-            // Kinks of the ReLUs make a quotient of a deep network rough.
+            // Kinks of the ReLUs make the difference quotient of a deep network inexact.
             let quotients = [3e-3, 1e-3, 3e-4, 1e-4].map(|by: f32| {
                 let [up, down] = [by, -by]
                     .map(|by| loss(tensor, start.iter().zip(gradient).map(|(w, g)| w + by * g / length).collect()).0);

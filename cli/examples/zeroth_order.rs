@@ -34,8 +34,7 @@ struct Options {
     seeds: u32,
 }
 
-/// A setting, with the accuracy that a numpy program of the same methods reached with one seed and other random
-/// numbers.
+/// Setting, with the accuracy of a numpy program with the same methods, one seed and other random numbers.
 struct Case {
     method: ZerothOrderMethod,
     regime: Regime,
@@ -67,7 +66,7 @@ fn cases() -> Vec<Case> {
     ]
 }
 
-/// A stretch of steps: batches of rows that are drawn with replacement.
+/// Returns the rows of consecutive batches, drawn with replacement.
 fn batches(dataset: &Dataset, rng: &mut ChaCha8Rng) -> Vec<u32> {
     let rows = dataset.train.rows();
     (0..rows / BATCH * BATCH).map(|_| rng.random_range(0..rows as u32)).collect()
@@ -77,12 +76,12 @@ fn builder<T>(case: &Case, seed: u32) -> ZerothOrderBuilder<T> {
     ZerothOrderBuilder::new(case.method, case.regime).seed(seed)
 }
 
-/// The shape of a tensor: biases are vectors.
+/// Returns the shape of a tensor. Biases are vectors.
 fn shape(rows: usize, columns: usize) -> Vec<usize> {
     if rows == 1 { vec![columns] } else { vec![rows, columns] }
 }
 
-/// Lends the tensors of the flat parameters.
+/// Splits the flat parameters into tensors.
 fn tensors<'a>(model: &Model, mut flat: &'a mut [f32]) -> Vec<&'a mut [f32]> {
     let mut start = 0;
     let mut tensors = Vec::new();
@@ -96,7 +95,7 @@ fn tensors<'a>(model: &Model, mut flat: &'a mut [f32]) -> Vec<&'a mut [f32]> {
     tensors
 }
 
-/// Returns the percentage of the test rows that are right, and the last record.
+/// Trains on the CPU path and returns the test accuracy in percent and the last record.
 fn on_host(model: &Model, dataset: &Dataset, case: &Case, seed: u32, steps: usize) -> (f64, Option<ZerothOrderRecord>) {
     let mut forward = CpuModel::new(model, BATCH);
     let mut flat = model.initial_parameters(seed.into());
@@ -124,7 +123,7 @@ fn on_host(model: &Model, dataset: &Dataset, case: &Case, seed: u32, steps: usiz
     (100.0 * forward.evaluate(&flat, &dataset.test.x, &dataset.test.y).accuracy, last)
 }
 
-/// The same on a device: nothing is read back until the end.
+/// Does the same on a device, without reading anything back until the end.
 fn on_device(
     gpu: &Gpu,
     model: &Model,
@@ -181,7 +180,7 @@ fn main() {
     let mut sentences = Vec::new();
     for case in cases() {
         let seeds: Vec<u32> = (1..=options.seeds).collect();
-        // A device takes one run at a time.
+        // Only one run at a time uses the device.
         let results: Vec<_> = match &gpu {
             Some(_) => seeds.iter().map(|&seed| run(&case, seed)).collect(),
             None => seeds.par_iter().map(|&seed| run(&case, seed)).collect(),

@@ -1,12 +1,12 @@
-//! Promise for drivers that this machine does not have: the kernels of the models are translated to HLSL and MSL, as those of the library in
-//! tests/kernels/translate.rs, and have none of the forms that compilers there are known to refuse.
+//! Tests for drivers that this machine does not have: the kernels of the models are translated to HLSL and MSL, as tests/kernels/translate.rs does
+//! for those of the library, and have none of the constructs that compilers there are known to refuse.
 
 use wgpu_optim_conformance::translate::{Kernel, faulty, folder, write_out};
 
 /// Values of override constants.
 type Constants = Vec<(&'static str, f64)>;
 
-/// What the program compiles beside an optimizer.
+/// Returns the kernels that the program compiles besides those of an optimizer.
 fn kernels() -> Vec<Kernel> {
     let batch = include_str!("../shaders/train/batch.wgsl");
     let layer = |outputs: f64| [("WORKGROUP", 64.0), ("INPUTS", 30.0), ("OUTPUTS", outputs), ("WEIGHTS", 16.0)];
@@ -32,7 +32,7 @@ fn kernels() -> Vec<Kernel> {
             include_str!("../shaders/train/loss.wgsl"),
             vec![workgroup, ("CLASSES", 10.0), ("SQUARED_HINGE", flag)],
         ));
-        // Rows of whole quads, or not.
+        // The rows have whole multiples of four elements, or not.
         for outputs in [10.0, 16.0] {
             listed.push((
                 "dense_forward",

@@ -1,6 +1,6 @@
 // The loss of a batch and its gradients, for a network of HIDDEN units: y = Σ_j head_j tanh(backbone_j · x).
 //
-// One workgroup, one invocation per sample. All invocations compute the errors of their samples first, then the gradients of one unit each.
+// There is one workgroup with one invocation per sample. Each invocation first computes the error of its sample, then the gradients of one unit.
 
 const SAMPLES = 64u;
 const HIDDEN = 16u;

@@ -1,4 +1,4 @@
-//! The CPU path: slices, and gradients on the host.
+//! Training on the CPU path, with slices and with gradients on the host.
 
 use std::error::Error;
 use std::path::Path;
@@ -22,7 +22,7 @@ impl Host {
         Ok(Host { backbone, head, optimizer })
     }
 
-    /// The loss, and the gradients of backbone and head.
+    /// Returns the loss, and computes the gradients of backbone and head.
     fn gradients(&self, samples: &[Sample]) -> (f32, Vec<f32>, Vec<f32>) {
         let (mut loss, mut of_backbone, mut of_head) = (0.0, vec![0.0; 2 * HIDDEN], vec![0.0; HIDDEN]);
         let share = 1.0 / samples.len() as f32;
@@ -83,7 +83,7 @@ impl Training for Host {
     }
 }
 
-/// The records of the last step, one for each group.
+/// Returns the records of the last step, one for each group.
 pub fn last_two(mut records: Vec<Record>) -> Vec<Record> {
     records.split_off(records.len().saturating_sub(2))
 }

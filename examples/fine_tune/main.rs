@@ -1,5 +1,5 @@
-//! Changes an optimizer while it trains: a small network learns one function, then its backbone is frozen while a new head learns another,
-//! then all of it goes on under a schedule, and once more from a checkpoint. On the device and on the CPU path, with the same calls.
+//! Changes an optimizer during training. A small network learns one function. Its backbone is then frozen while a new head learns another
+//! function. Then the whole network is trained, and once more from a checkpoint with a schedule. The device and the CPU path use the same calls.
 //!
 //! ```sh
 //! cargo run --release --example fine_tune
@@ -13,39 +13,39 @@ use std::path::Path;
 
 use wgpu_optim::{Controls, Group, OptimizerBuilder, Record, Rule, Schedule, TensorSlice};
 
-/// Units of the hidden layer.
+/// Number of units in the hidden layer.
 const HIDDEN: usize = 16;
-/// Points at which a function is learnt.
+/// Number of points at which a function is learnt.
 const SAMPLES: usize = 64;
 
-/// A point and what the network is to say there, as `gradient.wgsl` has it.
+/// A point and the target value there, in the layout of `gradient.wgsl`.
 type Sample = [f32; 4];
 
 /// The network, its optimizer and a batch, on either path.
 trait Training {
-    /// Takes steps along the gradients of a batch. Returns the loss before the last of them.
+    /// Takes steps with the gradients of a batch. Returns the loss before the last step.
     fn train(&mut self, samples: &[Sample], steps: usize) -> Result<f32, Box<dyn Error>>;
 
     /// Changes the controls of a group.
     fn control(&mut self, group: &str, change: &dyn Fn(&mut Controls)) -> Result<(), Box<dyn Error>>;
 
-    /// Takes the place of the optimizer with one that has another head or schedule, and goes on with the state of all that both have. Returns
-    /// what differs, in words.
+    /// Replaces the optimizer with one that has another head or schedule, and keeps the state of everything that both have. Returns
+    /// descriptions of the differences.
     fn rebuild(&mut self, head: &str, schedule: Schedule) -> Result<Vec<String>, Box<dyn Error>>;
 
     /// Saves optimizer and parameters.
     fn save(&self, path: &Path) -> Result<(), Box<dyn Error>>;
 
-    /// Goes on from such a file, though the schedule is another.
+    /// Loads such a file, even if the schedule differs.
     fn load(&mut self, path: &Path) -> Result<Vec<String>, Box<dyn Error>>;
 
-    /// What the last step did, group by group.
+    /// Returns the records of the last step, one for each group.
     fn last_records(&mut self) -> Result<Vec<Record>, Box<dyn Error>>;
 
     fn backbone(&self) -> Result<Vec<f32>, Box<dyn Error>>;
 }
 
-/// The optimizer of a backbone and a head, whatever they are slices of.
+/// Returns the builder for a backbone and a head, which are slices of either path.
 fn builder<S: TensorSlice>(
     backbone: [S; 2],
     head: &str,
@@ -59,14 +59,14 @@ fn builder<S: TensorSlice>(
         .group(Group::new(head).tensor(head, head_w, head_g))
 }
 
-/// Points on a grid, and a function of them.
+/// Returns points on a grid with the values of a function.
 fn samples(function: fn(f32, f32) -> f32) -> Vec<Sample> {
     let grid = |i: usize| i as f32 / 3.5 - 1.0;
     let points = (0..SAMPLES).map(|i| (grid(i % 8), grid(i / 8)));
     points.map(|(x, y)| [x, y, function(x, y), 0.0]).collect()
 }
 
-/// Weights between -1 and 1 that are all different.
+/// Returns weights between -1 and 1 that are all different.
 fn weights(count: usize) -> Vec<f32> {
     (0..count).map(|i| ((i * 37 + 11) % 64) as f32 / 32.0 - 1.0).collect()
 }
@@ -84,7 +84,7 @@ fn fine_tune(training: &mut dyn Training, path: &Path) -> Result<(), Box<dyn Err
     let loss = training.train(&first, 300)?;
     say("the first task", loss, training.last_records()?);
 
-    // A new head, and a backbone that keeps its bits while it learns.
+    // A new head learns, and the backbone is frozen.
     for difference in training.rebuild("second head", Schedule::Constant)? {
         println!("  {difference}");
     }
@@ -94,7 +94,7 @@ fn fine_tune(training: &mut dyn Training, path: &Path) -> Result<(), Box<dyn Err
     say("the second task, with a frozen backbone", loss, training.last_records()?);
     assert_eq!(before, training.backbone()?, "a frozen group keeps its bits");
 
-    // All of it, the backbone at a tenth of its rate.
+    // The whole network is trained, the backbone at a tenth of its rate.
     training.control("backbone", &|group| {
         group.frozen = false;
         group.learning_rate_factor = 0.1;
@@ -102,7 +102,7 @@ fn fine_tune(training: &mut dyn Training, path: &Path) -> Result<(), Box<dyn Err
     let loss = training.train(&second, 200)?;
     say("thawed, at a tenth of its rate", loss, training.last_records()?);
 
-    // Once more from here, down to a rate of 0.
+    // Training continues from a checkpoint, with a schedule that ends at a rate of 0.
     training.save(path)?;
     let schedule = Schedule::Linear { warmup: 0, steps: 1000, last: 0.0 };
     training.rebuild("second head", schedule)?;

@@ -1,4 +1,4 @@
-//! The device: buffers and a gradient kernel.
+//! Training on the device, with buffers and a gradient kernel.
 
 use std::error::Error;
 use std::path::Path;
@@ -12,7 +12,7 @@ pub struct Device {
     gpu: Gpu,
     kernel: wgpu::ComputePipeline,
     bind_group: wgpu::BindGroup,
-    /// Samples, backbone, head, their gradients, and the loss, as the kernel has them.
+    /// Samples, backbone, head, their gradients, and the loss, in the order of the kernel's bindings.
     buffers: [wgpu::Buffer; 6],
     optimizer: Optimizer,
 }

@@ -1,4 +1,4 @@
-//! The result on one page: the pictures side by side, the PSNR and the learning rates over the steps.
+//! Draws the result on one page: the pictures side by side, and the PSNR and the learning rates over the steps.
 
 use std::convert::Infallible;
 use std::error::Error;
@@ -24,7 +24,7 @@ const GAP: usize = 12;
 const TEXT: usize = RasterHeight::Size16.val();
 const CHART_HEIGHT: usize = 250;
 
-/// Draws and writes the page. Pictures are of one size, and are magnified by whole numbers.
+/// Draws and writes the page. All pictures have the same size, and are magnified by an integer factor.
 pub fn write_page(
     path: &Path,
     pictures: &[(String, &Picture)],
@@ -35,7 +35,7 @@ pub fn write_page(
     let zoom = (256 / first.width.max(first.height)).max(1);
     let (width, height) = (zoom * first.width, zoom * first.height);
     let charts_top = TEXT + height + 3 * GAP;
-    // Narrow pictures stand apart, so that their names and the charts have room.
+    // Narrow pictures get wider columns, so that their names and the charts fit.
     let column = GAP + width.max(208);
     let mut page = Page::new(GAP + pictures.len() * column, charts_top + 2 * CHART_HEIGHT);
     for (index, (name, picture)) in pictures.iter().enumerate() {
@@ -49,7 +49,7 @@ pub fn write_page(
             }
         }
     }
-    // Rates belong to steps, the PSNR to the states before and after them.
+    // Rates belong to steps, and the PSNR to the states before and after steps.
     let last_step = rates.iter().map(|line| line.values.len()).max().unwrap_or(1);
     {
         let area = (&mut page).into_drawing_area();
@@ -82,7 +82,7 @@ fn draw(
         return Err(format!("{caption}: nothing to draw").into());
     }
     let margin = 0.05 * (high - low).max(1e-3);
-    // The legend stands beside the caption, where no line can run through it.
+    // The legend is beside the caption, outside the chart.
     let font = ("sans-serif", TEXT as i32);
     let mut left = GAP as i32;
     let mut write = |text: &str, colour: RGBColor| {
@@ -120,12 +120,12 @@ fn draw(
     Ok(())
 }
 
-/// In pixels.
+/// Returns the width in pixels.
 fn text_width(text: &str) -> usize {
     get_raster_width(FontWeight::Regular, RasterHeight::Size16) * text.chars().count()
 }
 
-/// What plotters draws on. Its own bitmaps need a font of the system; the letters here are compiled in.
+/// Drawing backend for plotters. The bitmaps of plotters need a system font. The letters here are compiled in.
 struct Page {
     width: usize,
     height: usize,
@@ -137,7 +137,7 @@ impl Page {
         Page { width, height, rgb: vec![255; 3 * width * height] }
     }
 
-    /// Puts so much of a colour over what is there; outside of the page it is lost.
+    /// Blends a colour with the pixel: `part` of 1 replaces it. Does nothing outside the page.
     fn blend(&mut self, x: i32, y: i32, rgb: [u8; 3], part: f32) {
         let (Ok(x), Ok(y)) = (usize::try_from(x), usize::try_from(y)) else {
             return;

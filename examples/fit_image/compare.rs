@@ -1,4 +1,4 @@
-//! Seesaw, which nobody tuned, against fixed rates that somebody did.
+//! Compares Seesaw without tuning with tuned fixed rates.
 
 use std::error::Error;
 use std::ops::{Range, RangeInclusive};
@@ -9,10 +9,10 @@ use crate::chart::Line;
 use crate::fit::{Norms, TENSORS};
 use crate::{Outcome, Task};
 
-/// The grid, in half decades.
+/// Grid of fixed rates, in half decades.
 const HALF_DECADES: RangeInclusive<i32> = -8..=4;
 
-/// The fixed rates of the groups, in half decades.
+/// Fixed rates of the groups, in half decades.
 type Rates = [i32; 4];
 
 fn rate(half_decades: i32) -> f32 {
@@ -31,7 +31,7 @@ struct Found {
 }
 
 impl Found {
-    /// Takes these rates if they do better; NaN, which is what blows up, does not.
+    /// Keeps these rates if their result is better. NaN, the result of a diverging run, is never better.
     fn try_rates(&mut self, task: &Task, seed: u64, rates: Rates) -> Result<bool, Box<dyn Error>> {
         self.runs += 1;
         let outcome = task.run(seed, fixed(rates), Norms::ByGroup)?;
@@ -42,7 +42,7 @@ impl Found {
         Ok(is_better)
     }
 
-    /// One group after the other, up as long as it helps, or else down, until no group wants to move.
+    /// Tunes one group after the other, upwards while this helps, or else downwards, until no group changes.
     fn tune_each_group(&mut self, task: &Task, seed: u64) -> Result<(), Box<dyn Error>> {
         let mut still = 0;
         for group in (0..TENSORS.len()).cycle() {
@@ -66,7 +66,7 @@ impl Found {
     }
 }
 
-/// The mean PSNR over seeds.
+/// Returns the mean PSNR over the seeds.
 fn mean(task: &Task, seeds: Range<u64>, regimes: [Regime; 4], norms: Norms) -> Result<f64, Box<dyn Error>> {
     let count = (seeds.end - seeds.start) as f64;
     let mut sum = 0.0;
@@ -76,8 +76,8 @@ fn mean(task: &Task, seeds: Range<u64>, regimes: [Regime; 4], norms: Norms) -> R
     Ok(sum / count)
 }
 
-/// Runs the comparison, prints it as a table, and gives back the course of the best fixed rates. Rates are tuned with the first seed;
-/// the table has means over all of them.
+/// Runs the comparison, prints it as a table, and returns the PSNR over the steps with the best fixed rates. Rates are tuned with the
+/// first seed. The table has means over all seeds.
 pub fn compare(task: &Task, seed: u64, seeds: u64) -> Result<Vec<Line>, Box<dyn Error>> {
     let all = seed..seed + seeds;
     println!("\n| learning rates | runs to tune them | PSNR in dB, mean of {seeds} |\n|---|---|---|");

@@ -1,4 +1,4 @@
-// Which Gaussians have a box that meets a tile, a bit for each: no atomics, and always the same order.
+// Sets a bit for each Gaussian whose box meets a tile, without atomics and always in the same order.
 // Reads: `splats`. Writes: `cover`, `words()` words per tile. Grid: an invocation per word (x) and tile (y).
 
 @group(0) @binding(0) var<storage, read> splats: array<Splat>;

@@ -1,4 +1,4 @@
-//! The embedding: buffers and kernels of our own, and the optimizer's step among them.
+//! Buffers and kernels of this program, with the optimizer's step between them.
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -6,19 +6,19 @@ use wgpu_optim::{Error, Gpu, Group, Optimizer, OptimizerBuilder, Regime, Rule};
 
 use crate::picture::Picture;
 
-/// The tensors: name, and parameters per Gaussian, in the order in which they lie in the buffer.
+/// Tensors with name and parameters per Gaussian, in their order in the buffer.
 pub const TENSORS: [(&str, usize); 4] = [("position", 2), ("shape", 3), ("colour", 3), ("opacity", 1)];
 
 /// Parameters per Gaussian.
 pub const PER_SPLAT: usize = 9;
 
-/// Bytes of `Splat` in `splat.wgsl`.
+/// Size of `Splat` in `splat.wgsl` in bytes.
 const SPLAT_BYTES: u64 = 64;
 
 /// Pixels along a tile's side, as in `splat.wgsl`.
 const TILE: u32 = 8;
 
-/// Gaussians at random places, round, of a size that lets them overlap, half opaque, of random colours.
+/// Returns round, half opaque Gaussians at random places with random colours, large enough to overlap.
 pub fn random_start(target: &Picture, splats: usize, seed: u64) -> Vec<f32> {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     let side = target.width.max(target.height) as f32;
@@ -38,7 +38,7 @@ pub fn random_start(target: &Picture, splats: usize, seed: u64) -> Vec<f32> {
     parameters
 }
 
-/// A target, Gaussians, and the kernels that tell how well these fit and which way is better.
+/// Target, Gaussians, and the kernels that compute loss and gradients.
 pub struct Fit {
     gpu: Gpu,
     target: Picture,
@@ -51,16 +51,16 @@ pub struct Fit {
     backward: [Kernel; 2],
 }
 
-/// What a group's learning rate goes by.
+/// Norm from which a group's learning rate is computed.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Norms {
     /// The norm of its own gradients.
     ByGroup,
-    /// The norm of all gradients: groups with one regime then have one rate.
+    /// The norm of all gradients. Groups with the same regime then have the same rate.
     Shared,
 }
 
-/// A dispatch of ours.
+/// Dispatch of a kernel of this program.
 struct Kernel {
     pipeline: wgpu::ComputePipeline,
     bind_group: wgpu::BindGroup,
@@ -68,7 +68,7 @@ struct Kernel {
 }
 
 impl Fit {
-    /// Uploads the target and the start, and compiles the kernels. The losses of so many steps will be kept.
+    /// Uploads the target and the initial parameters, and compiles the kernels. The losses of `steps` steps are kept.
     pub fn new(gpu: &Gpu, target: &Picture, start: &[f32], steps: usize) -> Self {
         let device = gpu.device();
         let buffer = |label, bytes| {
@@ -118,7 +118,7 @@ impl Fit {
         }
     }
 
-    /// An optimizer over our buffers: a group, and so a learning rate, for each of the four tensors.
+    /// Builds an optimizer over the buffers, with a group, and therefore a learning rate, for each of the four tensors.
     pub fn optimizer(&self, rule: Rule, regimes: [Regime; 4], norms: Norms, steps: u32) -> Result<Optimizer, Error> {
         let mut builder = OptimizerBuilder::new(rule).record_steps(steps);
         if norms == Norms::Shared {
@@ -138,7 +138,7 @@ impl Fit {
         builder.build(&self.gpu)
     }
 
-    /// One iteration, in one pass of one submit: the picture, its loss, the gradients, the step.
+    /// Runs one iteration in one compute pass and one submit: the picture, its loss, the gradients and the step.
     pub fn iterate(&self, optimizer: &Optimizer) -> Result<wgpu::SubmissionIndex, Error> {
         let mut encoder = self.gpu.device().create_command_encoder(&Default::default());
         {
@@ -151,14 +151,14 @@ impl Fit {
         Ok(self.gpu.queue().submit([encoder.finish()]))
     }
 
-    /// The gradients at the parameters as they are now; the loss is added to the others. Waits for the device.
+    /// Returns the gradients at the current parameters, and appends the loss to the others. Waits for the device.
     #[cfg(test)]
     pub fn gradients(&self) -> Result<Vec<f32>, Error> {
         self.dispatch(self.forward.iter().chain(&self.backward));
         pollster::block_on(self.gpu.read_buffer("gradients", &self.gradients))
     }
 
-    /// The picture as the parameters are now. Waits for the device.
+    /// Returns the picture of the current parameters. Waits for the device.
     pub fn picture(&self) -> Result<Picture, Error> {
         self.dispatch(&self.forward);
         let residual: Vec<[f32; 4]> = pollster::block_on(self.gpu.read_buffer("residual", &self.residual))?;
@@ -171,7 +171,7 @@ impl Fit {
         Ok(picture)
     }
 
-    /// Kernels without a step.
+    /// Runs kernels without a step.
     fn dispatch<'a>(&self, kernels: impl IntoIterator<Item = &'a Kernel>) {
         let mut encoder = self.gpu.device().create_command_encoder(&Default::default());
         {
@@ -183,7 +183,7 @@ impl Fit {
         self.gpu.queue().submit([encoder.finish()]);
     }
 
-    /// The loss at every step so far, before the step. Waits for the device.
+    /// Returns the loss before each step so far. Waits for the device.
     pub fn losses(&self) -> Result<Vec<f32>, Error> {
         let words: Vec<u32> = pollster::block_on(self.gpu.read_buffer("losses", &self.history))?;
         let steps = words[0] as usize;
@@ -192,7 +192,7 @@ impl Fit {
 }
 
 impl Kernel {
-    /// The shared part and the kernel's own make a module; buffers are bound in this order.
+    /// Compiles a module of the shared source and the kernel's own, and binds the buffers in the given order.
     fn new(
         device: &wgpu::Device,
         source: &str,

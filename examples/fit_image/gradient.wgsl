@@ -1,6 +1,6 @@
-// The gradient of the mean square with respect to the nine parameters of a Gaussian. The lanes share the pixels of its box, and add up
-// in workgroup memory: no atomics, and the same bits every time.
-// Reads: `splats`, `residual`. Writes: `gradients`, as `parameters` are laid out. Grid: a workgroup per Gaussian.
+// The gradient of the mean square with respect to the nine parameters of a Gaussian. The invocations share the pixels of its box, and
+// sum in workgroup memory. There are no atomics, so that the bits are the same in each run.
+// Reads: `splats`, `residual`. Writes: `gradients`, in the layout of `parameters`. Grid: a workgroup per Gaussian.
 //
 // Eight sums over pixels are enough. With r the gradient at a pixel, 2/(3 pixels) · residual, and s = dL/dq there:
 //     Σ r weight (three channels), Σ s u, Σ s v, Σ s u², Σ s v², Σ s u v.

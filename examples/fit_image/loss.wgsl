@@ -1,5 +1,5 @@
 // The mean square of the residual over pixels and channels.
-// Reads: `residual`. Writes: `history`, behind the losses of the steps before. Grid: one workgroup.
+// Reads: `residual`. Writes: `history`, after the losses of the previous steps. Grid: one workgroup.
 
 struct History {
     steps: u32,

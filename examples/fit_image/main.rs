@@ -1,5 +1,5 @@
-//! Fits a picture with 2-D Gaussians on a device, in buffers and with gradient kernels of its own; the optimizer's step goes into
-//! the same compute pass. The README beside this file has the results, and the lines that matter.
+//! Fits a picture with 2-D Gaussians on a device, in its own buffers and with its own gradient kernels. The optimizer's step is
+//! recorded into the same compute pass. The README in this folder has the results and the essential lines.
 
 mod chart;
 mod compare;
@@ -76,7 +76,7 @@ impl RuleName {
     }
 }
 
-/// What is fitted, and how.
+/// Settings of a fit.
 struct Task {
     gpu: Gpu,
     target: Picture,
@@ -85,11 +85,11 @@ struct Task {
     rule: Rule,
 }
 
-/// How it went.
+/// Result of a fit.
 struct Outcome {
     before: Picture,
     after: Picture,
-    /// Before every step, and after the last.
+    /// Losses before every step and after the last one.
     losses: Vec<f64>,
     records: Vec<Record>,
     time: Duration,
@@ -100,7 +100,7 @@ impl Outcome {
         self.losses.last().map_or(f64::NAN, |&loss| psnr(loss))
     }
 
-    /// The learning rates of each group, by step.
+    /// Returns the learning rates of each group over the steps.
     fn rates(&self) -> Vec<Line> {
         let of_group = |group| {
             let records = self.records.iter().filter(move |record| record.group == group);
@@ -118,7 +118,7 @@ impl Outcome {
     }
 }
 
-/// Peak signal to noise ratio in dB: the signal's peak is 1.
+/// Returns the peak signal-to-noise ratio in dB for a peak of 1.
 fn psnr(mean_square: f64) -> f64 {
     -10.0 * mean_square.log10()
 }
@@ -146,7 +146,7 @@ impl Task {
     }
 }
 
-/// A device of our own, on the adapter that `WGPU_BACKEND` allows.
+/// Opens a device on an adapter that `WGPU_BACKEND` allows.
 async fn open() -> Result<(wgpu::Device, wgpu::Queue), Box<dyn Error>> {
     let descriptor = wgpu::InstanceDescriptor::new_without_display_handle_from_env();
     let adapter = wgpu::Instance::new(descriptor)
@@ -157,7 +157,7 @@ async fn open() -> Result<(wgpu::Device, wgpu::Queue), Box<dyn Error>> {
         .await?;
     let opened = adapter
         .request_device(&wgpu::DeviceDescriptor {
-            // The optimizer adds up faster with it.
+            // The optimizer's sums are faster with subgroups.
             required_features: adapter.features() & wgpu::Features::SUBGROUP,
             required_limits: adapter.limits(),
             ..Default::default()

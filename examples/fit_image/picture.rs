@@ -1,4 +1,4 @@
-//! Pictures: the one that is drawn here, PNG files, and letters.
+//! Pictures: a drawn one, PNG files, and letters.
 
 use std::error::Error;
 use std::fs::File;
@@ -7,7 +7,7 @@ use std::path::Path;
 
 use noto_sans_mono_bitmap::{FontWeight, RasterHeight, get_raster};
 
-/// Colours in [0, 1], as they are in files (sRGB), row by row from the top.
+/// Picture with sRGB colours in [0, 1], in row-major order from the top.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Picture {
     pub width: usize,
@@ -16,7 +16,7 @@ pub struct Picture {
 }
 
 impl Picture {
-    /// Reads a PNG file, and shrinks it until its longer side is no longer than `side`. What is transparent becomes white.
+    /// Reads a PNG file, and shrinks it until its longer side is no longer than `side`. Transparent areas become white.
     pub fn read(path: &Path, side: usize) -> Result<Self, Box<dyn Error>> {
         let mut decoder = png::Decoder::new(BufReader::new(File::open(path)?));
         decoder.set_transformations(png::Transformations::normalize_to_color8());
@@ -43,14 +43,14 @@ impl Picture {
         Ok(picture.shrunk(side))
     }
 
-    /// The mean square of the difference, over pixels and channels.
+    /// Returns the mean squared difference over pixels and channels.
     pub fn mean_square_from(&self, other: &Picture) -> f64 {
         let differences = self.pixels.iter().flatten().zip(other.pixels.iter().flatten());
         let sum: f64 = differences.map(|(a, b)| f64::from(a - b).powi(2)).sum();
         sum / (3 * self.pixels.len()) as f64
     }
 
-    /// The mean of the pixels that come to lie in one.
+    /// Shrinks the picture. Each pixel is the mean of those that it replaces.
     fn shrunk(self, side: usize) -> Self {
         let longer = self.width.max(self.height);
         if longer <= side {
@@ -78,7 +78,7 @@ impl Picture {
         Picture { width, height, pixels }
     }
 
-    /// Smooth shading, soft and hard edges, fine stripes and letters.
+    /// Draws a picture with smooth shading, soft and hard edges, fine stripes and letters.
     pub fn drawn(side: usize) -> Self {
         const SAMPLES: usize = 4;
         let mut pixels = Vec::with_capacity(side * side);
@@ -111,7 +111,7 @@ impl Picture {
     }
 }
 
-/// The drawn picture at a point of the unit square.
+/// Returns the colour of the drawn picture at a point of the unit square.
 fn scene(x: f32, y: f32) -> [f32; 3] {
     // A sky with the sun and its glow.
     let sky = mix([0.18, 0.22, 0.48], [0.98, 0.62, 0.36], (1.5 * y).min(1.0));
@@ -148,7 +148,7 @@ fn mix(a: [f32; 3], b: [f32; 3], part: f32) -> [f32; 3] {
     std::array::from_fn(|channel| a[channel] + part * (b[channel] - a[channel]))
 }
 
-/// Hands over every pixel of a line of letters that has ink, 0 to 1, from the upper left corner. What is not ASCII is left out.
+/// Calls `draw` with the position and the coverage (above 0, up to 1) of the pixels of a line of letters. Skips characters outside ASCII.
 pub fn letters(text: &str, size: RasterHeight, mut draw: impl FnMut(usize, usize, f32)) {
     let mut left = 0;
     for letter in text.chars() {

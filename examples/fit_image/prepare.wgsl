@@ -1,4 +1,4 @@
-// From parameters to what pixels need.
+// Computes from the parameters the values that the pixels need.
 // Reads: `parameters`. Writes: `splats`. Grid: an invocation per Gaussian.
 
 @group(0) @binding(0) var<storage, read> parameters: array<f32>;

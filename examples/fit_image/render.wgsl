@@ -1,4 +1,4 @@
-// Draws: the sum of the Gaussians at each pixel, less the target.
+// Draws the sum of the Gaussians at each pixel, minus the target.
 // Reads: `splats`, `cover` and the target. Writes: `residual`, one vec4 per pixel, row by row.
 // Grid: an invocation per pixel, a workgroup per tile.
 

@@ -1,4 +1,4 @@
-// What the kernels share: the picture's size, and a Gaussian made ready for pixels.
+// Definitions that all kernels share: the picture's size, and a Gaussian prepared for drawing.
 //
 // The picture is a sum over Gaussians (as in GaussianImage, Zhang et al., arXiv:2403.08551, but with an opacity of its own):
 //     picture(p) = Σ opacity · weight(q(p)) · colour,    q = u² + v²,
@@ -8,7 +8,7 @@ override WIDTH: u32;
 override HEIGHT: u32;
 override SPLATS: u32;
 
-// A Gaussian ends where q reaches RIM. Its weight is less what it would be there, so that the loss has no jumps.
+// A Gaussian ends where q reaches RIM. Its weight at RIM is subtracted everywhere, so that the loss is continuous.
 const RIM = 12.0;
 const WEIGHT_AT_RIM = 0.0024787522; // exp(-RIM / 2)
 
@@ -26,7 +26,7 @@ struct Splat {
     sigma: vec2f,
 }
 
-// Where in the parameters the tensors begin, and in the gradients likewise.
+// Start of each tensor in the parameters and in the gradients.
 fn position_at(splat: u32) -> u32 { return 2u * splat; }
 fn shape_at(splat: u32) -> u32 { return 2u * SPLATS + 3u * splat; }
 fn colour_at(splat: u32) -> u32 { return 5u * SPLATS + 3u * splat; }
@@ -35,12 +35,12 @@ fn opacity_at(splat: u32) -> u32 { return 8u * SPLATS + splat; }
 // Positions and sizes are in units of the longer side.
 fn side() -> f32 { return f32(max(WIDTH, HEIGHT)); }
 
-// Added to each sigma, in pixels: nothing is narrower than the pixels can show.
+// Added to each sigma, in pixels, so that no Gaussian is narrower than the pixels can show.
 const NARROWEST = 0.35;
 
 // Pixels along a tile's side.
 const TILE = 8u;
 // Tiles along the picture's sides.
 fn tiles() -> vec2u { return (vec2u(WIDTH, HEIGHT) + TILE - 1u) / TILE; }
-// Words with a bit for every Gaussian.
+// Number of words with a bit for every Gaussian.
 fn words() -> u32 { return (SPLATS + 31u) / 32u; }

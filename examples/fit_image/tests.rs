@@ -1,8 +1,8 @@
-//! Promises: the kernels draw the sum of Gaussians that `splat.wgsl` describes, and their gradients are its derivatives; untuned, a few
-//! steps make the fit better, on every adapter, and do so again bit for bit; PNG files are read and written as they are.
+//! The tests check that the kernels draw the sum of Gaussians that `splat.wgsl` describes, and that their gradients are its derivatives. A few
+//! steps without tuning must improve the fit on every adapter, with the same bits in each run. PNG files must be read and written unchanged.
 //!
-//! Tried once by hand: the sign of an angle's gradient, a box that ends a pixel early, a tile's cover that is a pixel or a word short, the
-//! channels of a PNG exchanged.
+//! These faults were tried once by hand: the sign of an angle's gradient, a box that ends a pixel early, a tile's cover that is a pixel or a
+//! word short, and exchanged channels of a PNG.
 
 use wgpu_optim::{Gpu, Regime, Rule};
 
@@ -10,15 +10,15 @@ use crate::fit::{Fit, Norms, PER_SPLAT, TENSORS, random_start};
 use crate::picture::{Picture, write_png};
 use crate::{Task, chart};
 
-/// No multiples of a tile, of a word's bits or of a workgroup; with boxes that reach over the picture's edges.
+/// None of these is a multiple of a tile, of a word's bits or of a workgroup. Some boxes extend over the picture's edges.
 const WIDTH: usize = 23;
 const HEIGHT: usize = 17;
 const SPLATS: usize = 70;
 
-/// lavapipe comes within 1e-6, SwiftShader, whose `sin`, `cos` and `exp` are as rough as WGSL lets them be, within 4e-4.
+/// The error is within 1e-6 on lavapipe, and within 4e-4 on SwiftShader, whose `sin`, `cos` and `exp` are as inexact as WGSL allows.
 const TOLERANCE: f64 = 1e-3;
 
-/// Every adapter with compute shaders, opened. None is a failure, never a skip.
+/// Opens every adapter with compute shaders. It is a failure if there is none.
 fn adapters() -> Vec<Gpu> {
     let adapters = pollster::block_on(Gpu::adapters(None));
     assert!(!adapters.is_empty(), "no adapter: install a driver, lavapipe at least");
@@ -32,7 +32,7 @@ fn small_target() -> Picture {
     picture
 }
 
-/// A random start that is neither round nor evenly opaque.
+/// Returns random Gaussians that are neither round nor equally opaque.
 fn uneven_start(target: &Picture) -> Vec<f32> {
     let mut start = random_start(target, SPLATS, 7);
     for splat in 0..SPLATS {
@@ -44,7 +44,7 @@ fn uneven_start(target: &Picture) -> Vec<f32> {
     start
 }
 
-/// The picture as the formulas say, without boxes and tiles.
+/// Computes the picture from the formulas, without boxes and tiles.
 fn reference(target: &Picture, parameters: &[f64]) -> Vec<[f64; 3]> {
     let splats = parameters.len() / PER_SPLAT;
     let side = target.width.max(target.height) as f64;
@@ -175,7 +175,7 @@ fn png_files_are_read_as_they_were_written() {
     for (value, byte) in picture.pixels.iter().flatten().zip(&bytes) {
         assert!((255.0 * value - f32::from(*byte)).abs() <= 1e-3, "{value} {byte}");
     }
-    // Half as large: means of two by two.
+    // The picture is half as large, with means of two by two pixels.
     let half = Picture::read(&path, 3).expect("reads");
     assert_eq!((half.width, half.height), (3, 2));
     let at = |x: usize, y: usize| picture.pixels[6 * y + x][1];

@@ -1,18 +1,18 @@
 //! The linear method of Frank and Kastoryano (arXiv:2104.11011), with the constants of its implementation for NetKet.
 //!
-//! Near the parameters the state is ψ + Σ Δᵢ ψᵢ, with the derivatives ψᵢ less their part along ψ. The lowest energy of
+//! Near the parameters the state is ψ + Σ Δᵢ ψᵢ, with the derivatives ψᵢ minus their part along ψ. The lowest energy of
 //! such states is the smallest eigenvalue of A v = E B v, with A = [ψ ψ₁ …]ᵀ H [ψ ψ₁ …] and B = [ψ ψ₁ …]ᵀ [ψ ψ₁ …].
-//! Its eigenvector gives the step Δᵢ = vᵢ/v₀. A shift `a` on A's diagonal, but for its first element, keeps the step
+//! Its eigenvector gives the step Δᵢ = vᵢ/v₀. A shift `a` on A's diagonal, except its first element, keeps the step
 //! short. The shift of each step is found from the energies after steps with a/10, a and 10 a.
 
 use nalgebra::{Cholesky, DMatrix, DVector, Dyn};
 
 use super::problems::{Ising, Problem};
 
-/// The share of a step's normalization that is taken at its end (ξ of J. Toulouse and C. Umrigar).
+/// Share of the normalization at the end of a step (ξ of J. Toulouse and C. Umrigar).
 const XI: f64 = 0.5;
 
-/// The shift that the last step has found.
+/// Shift that was found in the last step.
 pub struct LinearMethod {
     shift: f64,
 }
@@ -33,8 +33,8 @@ impl LinearMethod {
     }
 }
 
-/// Returns where between -1 and 1 the parabola through these values at -1, 0 and 1 is lowest. Where it has no lowest
-/// point there, it is the lowest of the three.
+/// Returns the minimum point between -1 and 1 of the parabola through these values at -1, 0 and 1. If it has none there,
+/// returns the lowest of the three points.
 fn lowest([left, middle, right]: [f64; 3]) -> f64 {
     let bend = left + right - 2.0 * middle;
     let at = 0.5 * (left - right) / bend;

@@ -1,6 +1,6 @@
 //! Steps from a Jacobian on the device: `Δ = Jᵀ (J Jᵀ + λ I)⁻¹ r` by conjugate gradients, which needs two products with J
-//! per iteration, no other matrix and no readback. An optimizer of the crate takes the step. This serves problems of
-//! nonlinear least squares (Levenberg and Marquardt), whose parameters are few and whose Jacobian fits in memory.
+//! per iteration, no other matrix and no readback. An optimizer of the crate takes the step. The method suits problems of
+//! nonlinear least squares (Levenberg and Marquardt) that have few parameters and whose Jacobian fits in memory.
 //!
 //! - **Probabilities of a quantum circuit**: corrections by the inverse of the probabilities' Jacobian, without a learning
 //!   rate (Seo, arXiv:2601.16665).
@@ -74,7 +74,7 @@ fn descend_circuit(seed: u64, rate: f64, steps: usize) -> Vec<f64> {
     losses
 }
 
-/// How the ground state is looked for.
+/// Method for finding the ground state.
 #[derive(Clone, Copy)]
 enum Method {
     /// Stochastic reconfiguration at a rate.

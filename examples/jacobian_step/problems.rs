@@ -1,10 +1,10 @@
-//! Two problems whose Jacobians the host computes exactly.
+//! Two problems whose Jacobians are computed exactly on the host.
 
 use std::f64::consts::{FRAC_PI_2, PI};
 
 use rand::{Rng, RngExt};
 
-/// A problem of least squares: the parameters move by `rate · Jᵀ (J Jᵀ + λ I)⁻¹ r`.
+/// Least-squares problem. A step changes the parameters by `rate · Jᵀ (J Jᵀ + λ I)⁻¹ r`.
 pub trait Problem {
     /// Returns J, row by row, and r.
     fn system(&self, parameters: &[f64]) -> (Vec<f64>, Vec<f64>);
@@ -147,7 +147,7 @@ impl Ising {
         (0..Self::ROWS).map(product).collect()
     }
 
-    /// Returns a number below all energies: each bond and each field has at least -1.
+    /// Returns a lower bound of all energies: each bond and each field contributes at least -1.
     pub fn lower_bound() -> f64 {
         -2.0 * Self::SPINS as f64 - 1.0
     }

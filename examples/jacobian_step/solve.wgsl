@@ -2,7 +2,7 @@
 //
 // One iteration is three dispatches: `transposed`, `product`, `advance`. Nothing is read back between iterations.
 //
-// Vectors of as many elements as there are rows follow one another in `vectors`: x, the residual of the system, the direction p, and
+// `vectors` holds one vector after the other, each with one element per row: x, the residual of the system, the direction p, and
 // (J Jᵀ + λ I) p.
 
 struct Sizes {
@@ -17,7 +17,7 @@ struct Sizes {
 @group(0) @binding(1) var<storage, read> jacobian: array<f32>;
 @group(0) @binding(2) var<storage, read> residuals: array<f32>;
 @group(0) @binding(3) var<storage, read_write> vectors: array<f32>;
-// Jᵀ p, and at the end -Jᵀ x, which is the gradient that an optimizer with a rate of 1 is given.
+// Jᵀ p, and at the end -Jᵀ x, which is the gradient for an optimizer with a rate of 1.
 @group(0) @binding(4) var<storage, read_write> columns: array<f32>;
 // The square of the residual's norm.
 @group(0) @binding(5) var<storage, read_write> square: array<f32, 1>;
@@ -30,7 +30,7 @@ override SIGN = 1.0;
 
 var<workgroup> partial: array<f32, WORKGROUP>;
 
-// The sum of a value of every invocation of the workgroup.
+// Returns the sum of `value` over all invocations of the workgroup.
 fn sum_of(value: f32, lane: u32) -> f32 {
     partial[lane] = value;
     workgroupBarrier();
@@ -89,7 +89,7 @@ fn product(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     }
 }
 
-// The step along p, and the next direction. One workgroup. A residual of zero stays where it is.
+// The step along p, and the next direction. One workgroup. A residual of zero is not changed.
 @compute @workgroup_size(WORKGROUP)
 fn advance(@builtin(local_invocation_index) lane: u32) {
     let rows = sizes.rows;

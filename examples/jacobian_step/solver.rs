@@ -55,7 +55,7 @@ impl Solver {
                 cache: None,
             })
         });
-        // The layout of an entry point has what it uses.
+        // The layout of an entry point has only the bindings that it uses.
         let used: [&[u32]; 5] = [&[0, 2, 3, 5], &[0, 1, 3, 4], &[0, 1, 3, 4], &[0, 3, 5], &[0, 1, 3, 4]];
         let buffers = [&sizes, &jacobian, &residuals, &vectors, &gradient, &square];
         let mut used = used.iter();
@@ -77,7 +77,7 @@ impl Solver {
         Ok(Solver {
             gpu: gpu.clone(),
             shape: [rows as u32, columns as u32],
-            // In exact arithmetic so many are enough.
+            // This number of iterations is enough in exact arithmetic.
             iterations: rows.min(columns),
             jacobian,
             residuals,
@@ -89,8 +89,8 @@ impl Solver {
         })
     }
 
-    /// Takes the step of this Jacobian, row by row, and these residuals. The step and the solution that leads to it are
-    /// one submit without a readback.
+    /// Takes the step for this Jacobian (in row-major order) and these residuals. The solution and the step are one
+    /// submit without a readback.
     pub fn step(&self, jacobian: &[f32], residuals: &[f32]) -> Result<(), Box<dyn Error>> {
         self.gpu.queue().write_buffer(&self.jacobian, 0, bytemuck::cast_slice(jacobian));
         self.gpu.queue().write_buffer(&self.residuals, 0, bytemuck::cast_slice(residuals));
@@ -115,7 +115,7 @@ impl Solver {
         Ok(())
     }
 
-    /// Takes a step that the host has found.
+    /// Takes a step that was computed on the host.
     pub fn take(&self, step: &[f32]) -> Result<(), Box<dyn Error>> {
         // The optimizer descends.
         let gradient: Vec<f32> = step.iter().map(|step| -step).collect();

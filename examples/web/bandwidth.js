@@ -1,4 +1,4 @@
-// How much of the bandwidth of a copy a step of the optimizer reaches, on many parameters.
+// Measures which share of the bandwidth of a copy a step of the optimizer reaches with many parameters.
 import { Optimizer } from 'wgpu-optim';
 import { buffer, kernel } from './kernels.js';
 
@@ -47,7 +47,7 @@ export async function bandwidth(device) {
     },
     (encoder) => encoder.copyBufferToBuffer(grad, 0, param, 0, grad.size),
   ];
-  // A copy by a kernel and one by the device: the faster of the two.
+  // The copy is the faster one of a kernel and a copy command.
   const copied = Math.min(await time(device, copies[0]), await time(device, copies[1]));
   const optimizer = await Optimizer.create(device, {
     rule: 'sgd', regime: 'norm-ratio', groups: [{ tensors: [{ param, grad }] }],

@@ -1,4 +1,4 @@
-// The learning rates of a run by step, on a logarithmic axis, and under them what moved ln η: the terms of the records, added up by column.
+// Draws the learning rates over the steps of a run, on a logarithmic axis. Below are the terms of the records that changed ln η, summed by column.
 
 const CAUSES = [
   ['norm', 'norm', 'gradient norm'],
@@ -45,7 +45,7 @@ export class Chart {
     context.clearRect(0, 0, width, height);
     const style = getComputedStyle(canvas);
     const colour = (name) => {
-      // `light-dark()` is resolved where it is used, and not in a property of one's own.
+      // `light-dark()` is resolved only in a standard property, not in a custom one.
       this.probe ??= canvas.parentElement.appendChild(Object.assign(document.createElement('i'), { hidden: true }));
       this.probe.style.color = `var(--${name})`;
       return getComputedStyle(this.probe).color;
@@ -106,7 +106,7 @@ export class Chart {
       }
     }
 
-    // What moved the rate, in columns of a few pixels.
+    // The terms that changed the rate, in columns of a few pixels.
     const columns = Math.max(Math.floor((width - left - right) / 5), 1);
     const sums = Array.from({ length: columns }, () => [0, 0, 0, 0, 0]);
     steps.forEach((step, index) => {
@@ -138,7 +138,7 @@ export class Chart {
     context.fillText('up', left - 6, barsTop + 8);
     context.fillText('down', left - 6, bottom - 8);
 
-    // The legend, in as many of its words as fit.
+    // The legend, with as many of its entries as fit.
     context.textAlign = 'left';
     let at = left;
     for (const [, shade, words] of [...CAUSES, ['', 'other', 'limits']]) {

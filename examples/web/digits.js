@@ -4,7 +4,7 @@ import { buffer, injections, kernel, Reader, text } from './kernels.js';
 
 const [INPUTS, HIDDEN, CLASSES] = [64, 128, 10];
 const BATCH = 64;
-/** Held-out digits that are shown; one more row is the digit that the visitor draws. */
+/** Number of held-out digits that are shown. One more row is the digit that the visitor draws. */
 export const SAMPLES = 40;
 const SHADERS = '/cli/shaders/train/';
 
@@ -17,7 +17,7 @@ const TENSORS = [
 const OFFSETS = TENSORS.map((_, index) => TENSORS.slice(0, index).reduce((sum, [, length]) => sum + length, 0));
 const PARAMETERS = OFFSETS.at(-1) + 12;
 
-/** The digits: values from 0 to 1 and labels, every fifth row held out. */
+/** Loads the digits: values from 0 to 1, and labels. Every fifth row is held out. */
 async function load() {
   const packed = await fetch('/data/digits.csv.gz');
   const csv = await new Response(packed.body.pipeThrough(new DecompressionStream('gzip'))).text();
@@ -70,7 +70,7 @@ export class Digits {
     this.order = buffer(device, 'order', train.rows);
     const results = buffer(device, 'results', 4 * Math.ceil(train.rows / BATCH));
 
-    // The forward passes over some rows.
+    // Creates the forward pass over `rows` rows.
     const forward = async (rows, cursor, input) => {
       const hidden = buffer(device, 'hidden', rows * HIDDEN);
       const outputs = buffer(device, 'outputs', rows * 12);
@@ -125,7 +125,7 @@ export class Digits {
     this.reader = new Reader(device, [testResults, shown.outputs]);
   }
 
-  /** New parameters, and an optimizer of this rule. */
+  /** Creates new parameters, and an optimizer with this rule. */
   async restart(rule) {
     this.optimizer?.destroy();
     this.device.queue.writeBuffer(this.parameters, 0, start());
@@ -150,7 +150,7 @@ export class Digits {
         const j = Math.floor(Math.random() * (i + 1));
         [order[i], order[j]] = [order[j], order[i]];
       }
-      // A queue writes before what is submitted next, so that one submit must not reach into the next epoch.
+      // The queue writes before the next submit. One submit must therefore not contain steps of two epochs.
       this.device.queue.writeBuffer(this.order, 0, order);
       this.device.queue.writeBuffer(this.cursor, 0, Uint32Array.of(0, BATCH, train.rows));
       this.left = Math.ceil(train.rows / BATCH);
@@ -163,13 +163,13 @@ export class Digits {
     this.optimizer.encodeStep(encoder);
   }
 
-  /** Puts the digit that the visitor has drawn among those that are shown: 64 values from 0 to 1. */
+  /** Adds the digit that the visitor has drawn to those that are shown. It has 64 values from 0 to 1. */
   draw(values) {
     this.shown.set(values, SAMPLES * INPUTS);
     this.device.queue.writeBuffer(this.shownRows, 0, this.shown);
   }
 
-  /** Accuracy and loss on the held-out rows with the averaged parameters, and the class of each digit that is shown. */
+  /** Returns accuracy and loss on the held-out rows with the averaged parameters, and sets the class of each digit that is shown. */
   async look() {
     const { device, data: { test } } = this;
     device.queue.writeBuffer(this.testCursor, 0, Uint32Array.of(0, test.rows, test.rows));

@@ -1,13 +1,13 @@
 // Kernels of the page: WGSL from files, with buffers bound in the order in which they are given.
 
-/** Text of a file of this repository. */
+/** Returns the text of a file of this repository. */
 export async function text(path) {
   const response = await fetch(path);
   if (!response.ok) throw new Error(`${path}: ${response.status}`);
   return response.text();
 }
 
-/** A storage buffer of 4-byte elements, with contents or of a length. */
+/** Creates a storage buffer of 4-byte elements, with contents or a length. */
 export function buffer(device, label, contents) {
   const bytes = typeof contents === 'number' ? 4 * contents : contents.byteLength;
   const usage = GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST;
@@ -16,7 +16,7 @@ export function buffer(device, label, contents) {
   return made;
 }
 
-/** A dispatch: `encode` records it into a compute pass. */
+/** Creates a dispatch, whose `encode` records it into a compute pass. */
 export async function kernel(device, code, constants, buffers, workgroups, entryPoint) {
   const module = device.createShaderModule({ code });
   const compute = { module, constants, ...(entryPoint && { entryPoint }) };
@@ -34,7 +34,7 @@ export async function kernel(device, code, constants, buffers, workgroups, entry
   };
 }
 
-/** Copies of buffers to the host, one at a time: `read` returns null while one is under way. */
+/** Copies buffers to the host, one copy at a time. */
 export class Reader {
   constructor(device, buffers) {
     this.buffers = buffers;
@@ -51,7 +51,7 @@ export class Reader {
     }
   }
 
-  /** The contents of each buffer, as f32, once what was submitted has been done. */
+  /** Returns the contents of each buffer as f32, after the submitted commands have finished. */
   async read() {
     await this.staging.mapAsync(GPUMapMode.READ);
     const all = this.staging.getMappedRange();
@@ -62,7 +62,7 @@ export class Reader {
   }
 }
 
-/** Gradients made 100 times as large, or with a NaN at the beginning. */
+/** Creates commands that multiply the gradients by 100, or write a NaN into them. */
 export async function injections(device, gradients) {
   const spike = await kernel(
     device,

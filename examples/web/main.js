@@ -1,4 +1,4 @@
-// The page: two runs side by side, each with its numbers, its chart and its story.
+// The page: two runs side by side, each with numbers, a chart and sentences from its records.
 import { bandwidth } from './bandwidth.js';
 import { Chart } from './chart.js';
 import { Digits, SAMPLES } from './digits.js';
@@ -6,7 +6,7 @@ import { Picture, SIDE } from './picture.js';
 
 const byId = (id) => document.getElementById(id);
 
-/** A number with some digits, without an exponent where it is of a usual size. */
+/** Formats a number with some digits, and with an exponent only if it is very small or large. */
 function figure(value, digits) {
   const size = Math.abs(value);
   if (size !== 0 && (size < 1e-3 || size >= 1e5)) return value.toExponential(digits - 1);
@@ -34,7 +34,7 @@ class Panel {
     for (const kind of ['nan', 'spike']) this.find(kind).onclick = () => this.inject(kind);
   }
 
-  /** Starts anew once the frame that is under way has ended. */
+  /** Restarts the run after the current frame. */
   restart() {
     this.restarting = true;
     this.pause(false);
@@ -61,7 +61,7 @@ class Panel {
     this.spikes = new Set();
   }
 
-  /** Some steps in one submit. */
+  /** Takes some steps in one submit, and updates the display from time to time. */
   async frame(device) {
     if (this.restarting ?? true) await this.#start();
     const { run } = this;
@@ -103,7 +103,7 @@ class Panel {
     root.dataset.done = step >= run.steps;
   }
 
-  /** Adds the sentence of the step whose rate moved most, and those of steps that something was done to. */
+  /** Adds the sentence of the step with the largest change of the rate, or those of steps with an injected fault. */
   #tell(records) {
     const moved = (record) => Math.abs(Object.values(record.terms).reduce((sum, term) => sum + term, 0));
     const events = records.filter(({ skipped, step, group }) => (skipped || this.spikes.has(step)) && (group === 0 || !skipped));
@@ -116,7 +116,7 @@ class Panel {
       line.classList.toggle('event', events.includes(record));
       story.prepend(line);
     }
-    // Events stay in view.
+    // Sentences about events are removed last.
     while (story.children.length > 3) {
       const plain = [...story.children].slice(1).reverse().find((line) => !line.classList.contains('event'));
       (plain ?? story.lastChild).remove();
@@ -124,14 +124,14 @@ class Panel {
   }
 }
 
-/** Draws the held-out digits, and the class that each is taken for. */
+/** Draws the held-out digits with their predicted classes. */
 function drawSamples(canvas, run) {
   const scale = devicePixelRatio || 1;
   const [width, height] = [canvas.clientWidth, canvas.clientHeight];
   [canvas.width, canvas.height] = [width * scale, height * scale];
   const context = canvas.getContext('2d');
   context.scale(scale, scale);
-  // As many columns as make the cells largest.
+  // The number of columns that makes the cells largest.
   let [columns, cell] = [1, 0];
   for (let count = 1; count <= SAMPLES; count++) {
     const size = Math.min(width / count, height / Math.ceil(SAMPLES / count) / 1.42);
@@ -164,7 +164,7 @@ function drawSamples(canvas, run) {
   }
 }
 
-/** Lets the visitor draw a digit, and makes it 8 × 8 as the data are: counts of ink in blocks of 4 × 4, centred. */
+/** Lets the visitor draw a digit, and converts it to 8 × 8 values as in the data: counts of ink in blocks of 4 × 4, centred. */
 function listen(pad, run) {
   const context = pad.getContext('2d', { willReadFrequently: true });
   context.lineCap = context.lineJoin = 'round';
@@ -197,7 +197,7 @@ function listen(pad, run) {
     if (!ink.length) return;
     const range = (axis) => ink.reduce(([low, high], point) => [Math.min(low, point[axis]), Math.max(high, point[axis])], [Infinity, -Infinity]);
     const [[x0, x1], [y0, y1]] = [range(0), range(1)];
-    // The data's digits are as high as their 32 pixels.
+    // Digits in the data fill the height of 32 pixels.
     const size = Math.max(y1 - y0, (x1 - x0) * 1.15, 1) + 1;
     const bitmap = new Uint8Array(32 * 32);
     for (const [x, y] of ink) {
@@ -212,7 +212,7 @@ function listen(pad, run) {
   };
 }
 
-/** A picture to fit: a sky with a sun, ridges, and a striped post. */
+/** Draws a picture to fit: a sky with a sun, ridges, a ball, and a striped post. */
 function scene(context) {
   const fill = (style, path) => {
     context.fillStyle = style;
@@ -239,7 +239,7 @@ function scene(context) {
   for (let stripe = 0; stripe < 10; stripe++) fill(stripe % 2 ? '#f2ede2' : '#b3262a', () => context.rect(108, 58 + 6 * stripe, 10, 6));
 }
 
-/** The middle of a picture as a square. */
+/** Draws the largest square in the middle of a picture. */
 function crop(context, image) {
   const side = Math.min(image.width, image.height);
   context.drawImage(image, (image.width - side) / 2, (image.height - side) / 2, side, side, 0, 0, SIDE, SIDE);

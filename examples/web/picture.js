@@ -1,4 +1,4 @@
-// A picture as a sum of Gaussians. Its kernels are those of examples/fit_image.
+// Fits a picture with a sum of Gaussians. The kernels are those of examples/fit_image.
 import { Optimizer } from 'wgpu-optim';
 import { buffer, injections, kernel, Reader, text } from './kernels.js';
 
@@ -6,11 +6,11 @@ export const SIDE = 128;
 const SPLATS = 512;
 const TILE = 8;
 const SHADERS = '/examples/fit_image/';
-/** The tensors: name, and parameters per Gaussian, in their order in the buffer. */
+/** Tensors with name and parameters per Gaussian, in their order in the buffer. */
 const TENSORS = [['position', 2], ['shape', 3], ['colour', 3], ['opacity', 1]];
 const PER_SPLAT = 9;
 
-/** Gaussians at random places, round, half opaque, of random colours. */
+/** Returns round, half opaque Gaussians at random places with random colours. */
 function start() {
   const sigma = Math.log(0.6 / Math.sqrt(SPLATS));
   const random = () => Math.random();
@@ -60,7 +60,7 @@ export class Picture {
     this.reader = new Reader(device, [residual]);
   }
 
-  /** Sets the target: RGBA bytes of SIDE × SIDE pixels. */
+  /** Sets the target, which is SIDE × SIDE pixels of RGBA bytes. */
   aim(pixels) {
     this.target = Float32Array.from(pixels, (byte, index) => (index % 4 === 3 ? 0 : byte / 255));
     this.device.queue.writeBuffer(this.goal, 0, this.target);
@@ -75,7 +75,7 @@ export class Picture {
       at += slice.size;
       return { name, tensors: [{ name, param: { buffer: this.parameters, ...slice }, grad: { buffer: this.gradients, ...slice } }] };
     });
-    // A group, and so a learning rate, for each kind of parameter.
+    // Each kind of parameter has a group, and therefore a learning rate.
     this.optimizer = await Optimizer.create(this.device, { rule, groups });
   }
 
@@ -88,7 +88,7 @@ export class Picture {
     this.optimizer.encodeStep(encoder);
   }
 
-  /** The picture so far as RGBA bytes, and its peak signal to noise ratio in dB. */
+  /** Returns the current picture as RGBA bytes, and its peak signal-to-noise ratio in dB. */
   async look() {
     const encoder = this.device.createCommandEncoder();
     const pass = encoder.beginComputePass();

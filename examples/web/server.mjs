@@ -1,4 +1,4 @@
-// Serves the folders of this repository that the page needs, on this machine alone. `node examples/web/server.mjs` serves the page.
+// Serves the folders of this repository that the page needs, only to this machine. `node examples/web/server.mjs` serves the page.
 import { createServer } from 'node:http';
 import { readFile } from 'node:fs/promises';
 import { extname, normalize } from 'node:path';
@@ -16,7 +16,7 @@ const types = {
   '.wgsl': 'text/plain; charset=utf-8',
 };
 
-/** Serves on a port, 0 for any, with further files by their path. Returns the server and its address. */
+/** Serves on a port (0 for any free one), with additional files by their path. Returns the server and its address. */
 export async function serve(port = 0, more = {}) {
   const server = createServer(async (request, response) => {
     const { pathname } = new URL(request.url, 'http://localhost');

@@ -1,4 +1,4 @@
-// Writes the types of rules and regimes from what the crate says of them: their names, and the numbers of each.
+// Writes the types of rules and regimes from the crate's list of their names and parameters.
 import { readFile } from 'node:fs/promises';
 import { catalogue, initSync } from './dist/wgpu_optim.js';
 

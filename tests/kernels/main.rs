@@ -1,4 +1,4 @@
-//! Promises of the shaders: their structs, that every kernel compiles, and that it can be translated for other platforms.
+//! Tests of the shaders: their structs, the compilation of every kernel, and its translation for other platforms.
 
 mod shaders_compile;
 mod translate;

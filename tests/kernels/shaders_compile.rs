@@ -1,5 +1,5 @@
-//! Promises of the shader files: each says at its head what it is, none loops without a bound, and every combination of rule
-//! and regime, and of each with decay, clip, average, access and geometry, compiles on every adapter (wgpu validates each through naga, overrides included).
+//! Tests of the shader files. Each starts with a comment, and no loop is unbounded. Every combination of rule and regime, and of each with decay,
+//! clip, average, access and tuning, compiles on every adapter (wgpu validates each by naga, including overrides).
 
 use wgpu_optim::gpu::Tuning;
 use wgpu_optim::{Averaging, Regime, Rule, State, WeightDecay};
@@ -38,7 +38,7 @@ fn files() -> Vec<(String, String)> {
     files
 }
 
-/// What is wrong with a shader file's text.
+/// Returns the faults of a shader file's text.
 fn faults(text: &str) -> Vec<&'static str> {
     let mut faults = Vec::new();
     let code: String =
@@ -76,7 +76,7 @@ fn passes_say_what_they_read_write_and_how_many_invocations() {
     assert_eq!(passes, 36);
 }
 
-/// Seeded faults.
+/// Seeded faults are detected.
 #[test]
 fn the_checks_see_a_missing_head_and_an_endless_loop() {
     assert_eq!(faults("fn f() {}"), ["no head comment"]);
@@ -107,13 +107,13 @@ fn every_pair_of_choices_compiles_on_every_adapter() {
     };
     for (i, rule) in rules.iter().enumerate() {
         for (j, regime) in regimes.iter().filter(|regime| regime.fits(rule)).enumerate() {
-            // Every rule meets every regime, and both meet each of the settings.
+            // Every rule is combined with every regime, and both with each of the settings.
             let at = specs.len();
             let spec = combine(at, *rule, *regime, settings[(i + j) % settings.len()]);
             let averaging = if j % 2 == 0 { Averaging::polynomial_decay() } else { Averaging::Off };
             let spec = Spec { averaging, ..spec };
             let free = Spec { averaging: Averaging::ScheduleFree, ..spec.clone().named(format!("{at} free")) };
-            // Codes of 8 bits beside each way of reading them.
+            // 8-bit state is combined with each way of reading it.
             let takes_codes = rule.fits_8_bits() && rule.vectors() > 0;
             let decay = WeightDecay::Coupled(0.0);
             let codes = Spec { decay, state: State::Bits8, ..spec.clone().named(format!("{at} codes")) };
@@ -124,7 +124,7 @@ fn every_pair_of_choices_compiles_on_every_adapter() {
         }
     }
     compiles_everywhere(&specs);
-    // In an optimizer of their own: all of it takes turns.
+    // Streams need a separate optimizer, since all of its groups take turns.
     let regime = Regime::auto_sgd();
     let streams = rules.iter().filter(|rule| regime.fits(rule)).flat_map(|&rule| settings.map(|own| (rule, own)));
     let streams: Vec<Spec> =
@@ -134,14 +134,14 @@ fn every_pair_of_choices_compiles_on_every_adapter() {
 }
 
 fn compiles_everywhere(specs: &[Spec]) {
-    // Three elements past a multiple of four, so that heads, bodies and tails are there, and all in one buffer. Two buffers and
-    // the adapter's own kind of partials are what tests/optimizer/steps.rs compiles.
+    // The tensors start three elements past a multiple of four, so that there are heads, bodies and tails, and share one buffer.
+    // tests/optimizer/steps.rs compiles two buffers with the adapter's default partials.
     let together: Vec<Place> =
         (0..specs.len()).map(|i| Place { params: (0, 3 + 32 * i), grads: (0, 19 + 32 * i) }).collect();
     for gpu in &devices() {
-        // One after the other, so that each kind meets every combination.
+        // Compiles one kind after the other, so that each kind has every combination.
         for partials in kinds_of_partials(gpu).filter(|&kind| kind != gpu.tuning().partials) {
-            // More than one subgroup.
+            // A workgroup has more than one subgroup.
             let tuning = Tuning {
                 workgroup_size: 4 * gpu.device().adapter_info().subgroup_max_size.min(16),
                 quads_per_invocation: 2,

@@ -1,7 +1,7 @@
-//! Promises for drivers that this machine does not have: every kernel that the crate can build is translated to HLSL and MSL as wgpu asks for it on
-//! Windows and on Apple's systems, and has none of the forms that compilers there are known to refuse.
+//! Tests for drivers that this machine does not have: every kernel of the crate is translated to HLSL and MSL as wgpu does it on Windows and on
+//! Apple's systems, and has none of the constructs that compilers there are known to refuse.
 //!
-//! With `WGPU_OPTIM_TRANSLATED=FOLDER` the translations are left in that folder, with what `tests/dxc` and `tests/metal` need beside them.
+//! `WGPU_OPTIM_TRANSLATED=FOLDER` writes the translations to that folder, with the files that `tests/dxc` and `tests/metal` need.
 
 use std::path::Path;
 use std::sync::OnceLock;
@@ -13,7 +13,7 @@ use wgpu_optim_conformance::bench::device::{COPY, TRIAD};
 use wgpu_optim_conformance::translate::{self, Kernel, METAL, faults, faulty, folder};
 use wgpu_optim_conformance::vectors::{self, Kernels};
 
-/// A device of wgpu's backend without a driver: it builds every pipeline, and runs none.
+/// Returns a device of wgpu's backend without a driver, which builds every pipeline and runs none.
 fn device() -> Gpu {
     let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
     descriptor.backends = wgpu::Backends::NOOP;
@@ -23,7 +23,7 @@ fn device() -> Gpu {
     vectors::open(&adapters[0]).expect("a device without a driver")
 }
 
-/// Every kernel that the crate can build, those of its benchmark among them; the first ones are those of the cases.
+/// Returns every kernel of the crate, including its benchmark, and the cases. The kernels of the cases come first.
 fn kernels() -> &'static (Vec<Kernel>, Vec<Value>) {
     static KERNELS: OnceLock<(Vec<Kernel>, Vec<Value>)> = OnceLock::new();
     KERNELS.get_or_init(|| {
@@ -59,7 +59,7 @@ fn kernels_of(gpu: &Gpu) -> Kernels {
     listed
 }
 
-/// What is compiled beside an optimizer: by the benches, and on request.
+/// Returns the kernels outside of an optimizer: those of the benchmarks and those that are dispatched on request.
 fn others() -> Vec<Kernel> {
     let constants = [("WORKGROUP", 64.0), ("QUADS", 8.0)];
     let benches = [("copy", COPY), ("triad", TRIAD)]
@@ -70,10 +70,10 @@ fn others() -> Vec<Kernel> {
     kernels
 }
 
-/// Module of a controller, which is also its entry point, its features and its constants.
+/// The module of a controller's kernel, which is also its entry point, with its features and its constants.
 type OfController<'a> = (&'a str, &'a [&'a str], &'a [(&'a str, f64)]);
 
-/// Kernels of the controllers.
+/// Returns the kernels of the controllers.
 fn of_controllers() -> Vec<Kernel> {
     const WORKGROUP: (&str, f64) = ("WORKGROUP", 256.0);
     let features = ["distance", "product", "along"].map(|feature| [feature]);
@@ -102,7 +102,7 @@ fn of_controllers() -> Vec<Kernel> {
     kernels.collect()
 }
 
-/// The copy of schedule-free averages, which is dispatched on request alone.
+/// Returns the copy of schedule-free averages, which is dispatched only on request.
 fn of_a_copy() -> Kernel {
     let source = wgpu_optim::internals::link("copy_schedule_free", &["writes_parameters"]);
     Kernel::new("copy_schedule_free".to_owned(), &source, "swap_averages", &[("WORKGROUP", 64.0)])
@@ -127,7 +127,7 @@ fn planted(wgsl: &str) -> Vec<String> {
     faults(&kernel)
 }
 
-/// Seeded faults.
+/// Seeded faults are detected.
 #[test]
 fn a_subgroup_built_in_in_a_struct_is_told() {
     let kernel = |argument: &str| {
@@ -148,7 +148,7 @@ fn a_subgroup_built_in_in_a_struct_is_told() {
     assert_eq!(planted(&kernel(argument)), Vec::<String>::new());
 }
 
-/// Seeded faults.
+/// Seeded faults are detected.
 #[test]
 fn the_bits_of_a_negated_float_are_told() {
     let kernel = |x: &str, y: &str| {
@@ -170,7 +170,7 @@ fn the_bits_of_a_negated_float_are_told() {
     assert_eq!(planted(&kernel("abs(x)", "abs(x)")).len(), 2);
 }
 
-/// Seeded faults.
+/// Seeded faults are detected.
 #[test]
 fn a_vector_written_at_an_index_is_told() {
     let kernel = |at: &str| {
@@ -192,7 +192,7 @@ fn a_vector_written_at_an_index_is_told() {
     assert_eq!(planted(&kernel("[i]")), ["a vector written at an index in main"]);
 }
 
-/// Seeded faults.
+/// Seeded faults are detected.
 #[test]
 fn zero_values_of_a_type_and_its_alias_are_told() {
     let kernel = |zero: &str| {
@@ -217,7 +217,8 @@ fn zero_values_of_a_type_and_its_alias_are_told() {
     );
 }
 
-/// Leaves in a folder, beside the translations, in `run/` the MSL of the cases' kernels as C++, with a function that calls each; and the cases.
+/// Writes the translations to a folder. Its subfolder `run/` gets the MSL of the cases' kernels as C++, with a function that calls each, and the
+/// cases.
 fn write_out(folder: &Path, kernels: &[Kernel], cases: &[Value]) -> std::io::Result<()> {
     translate::write_out(folder, kernels)?;
     std::fs::create_dir_all(folder.join("run"))?;
@@ -227,7 +228,7 @@ fn write_out(folder: &Path, kernels: &[Kernel], cases: &[Value]) -> std::io::Res
     for &number in &run {
         let kernel = &kernels[number];
         let text = kernel.msl(METAL).expect("translated before");
-        // All have functions of the same names.
+        // All of the kernels have functions of the same names.
         let body = text.replace("#include", "// #include");
         let text = format!("#include <metal_stdlib>\nnamespace {{\n{body}}}\n{}", caller(kernel, number, &text));
         std::fs::write(folder.join(format!("run/{}.cpp", kernel.name)), text)?;
@@ -236,7 +237,7 @@ fn write_out(folder: &Path, kernels: &[Kernel], cases: &[Value]) -> std::io::Res
     std::fs::write(folder.join("cases.bin"), bytemuck::cast_slice(&words_of(cases)))
 }
 
-/// The kernels that a case dispatches.
+/// Returns the kernels that a case dispatches.
 fn kernels_of_case(case: &Value) -> Vec<usize> {
     array(&case["turns"])
         .iter()
@@ -254,7 +255,7 @@ fn integer(value: &Value) -> u32 {
     u32::try_from(value).expect("32 bits")
 }
 
-/// The kernels of the cases, for tests/msl/run.cpp: what X-macros make of them.
+/// Returns the table of the cases' kernels as X-macros for tests/msl/run.cpp.
 fn table(kernels: &[Kernel], run: &[usize]) -> String {
     run.iter()
         .map(|&number| {
@@ -265,8 +266,8 @@ fn table(kernels: &[Kernel], run: &[usize]) -> String {
         .collect()
 }
 
-/// A function that calls a kernel for one invocation, of which tests/msl/metal_stdlib has the types. What the kernel is given is read off its
-/// signature, one argument a line.
+/// Returns a function that calls a kernel for one invocation, with the types of tests/msl/metal_stdlib. The arguments follow from the kernel's
+/// signature, which has one on each line.
 fn caller(kernel: &Kernel, number: usize, text: &str) -> String {
     let start = text.find("kernel void").expect("a kernel");
     let signature = &text[start..];
@@ -305,7 +306,7 @@ fn caller(kernel: &Kernel, number: usize, text: &str) -> String {
     )
 }
 
-/// The members of `_mslBufferSizes`: `size3` is that of the variable with this number.
+/// Returns the members of `_mslBufferSizes`. `size3` is the size of the variable with the number 3.
 fn sizes(kernel: &Kernel, text: &str, buffers: &[(naga::ResourceBinding, bool)]) -> String {
     let start = text.find("struct _mslBufferSizes {").expect("sizes");
     let members = text[start..].lines().skip(1);
@@ -323,7 +324,7 @@ fn sizes(kernel: &Kernel, text: &str, buffers: &[(naga::ResourceBinding, bool)])
     sizes.join(", ")
 }
 
-/// The cases for tests/msl/run.cpp, which reads them in this order.
+/// Returns the cases as words, in the order in which tests/msl/run.cpp reads them.
 fn words_of(cases: &[Value]) -> Vec<u32> {
     let mut words = vec![cases.len() as u32];
     let float = |value: &Value| (value.as_f64().expect("a number") as f32).to_bits();
@@ -361,7 +362,7 @@ fn words_of(cases: &[Value]) -> Vec<u32> {
                 for group in &groups {
                     let entries = array(group);
                     words.push(entries.len() as u32);
-                    // Binding, buffer, offset and size.
+                    // The binding, the buffer, the offset and the size.
                     words.extend(entries.iter().flat_map(array).map(|word| integer(&word)));
                 }
             }
@@ -383,7 +384,7 @@ fn words_of(cases: &[Value]) -> Vec<u32> {
     words
 }
 
-/// A text's length in bytes, and the bytes in whole words.
+/// Appends the length of a text in bytes, and its bytes in whole words.
 fn text(words: &mut Vec<u32>, text: &str) {
     words.push(text.len() as u32);
     let mut bytes = text.as_bytes().to_vec();

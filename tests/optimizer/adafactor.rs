@@ -1,4 +1,4 @@
-//! Promises about Adafactor: what its second moments and its limit make of gradients whose answer is known, what it keeps, and what it refuses.
+//! Tests of Adafactor: the directions of gradients for which they are known, the entries of checkpoints, and the settings that are refused.
 
 use wgpu_optim::internals::PassName;
 use wgpu_optim::{
@@ -15,7 +15,7 @@ fn adafactor(rule: Adafactor, shapes: &[&[usize]]) -> Spec {
     Spec { shapes: shapes.iter().map(|&shape| shape.into()).collect(), ..spec }
 }
 
-/// By how much a step has moved each element, in units of the rate.
+/// Takes a step and returns the decrease of each element in units of the rate.
 fn moves(run: &mut dyn Run, grads: &[Vec<f32>]) -> Vec<Vec<f64>> {
     let before = run.params();
     run.step(grads);
@@ -26,8 +26,8 @@ fn moves(run: &mut dyn Run, grads: &[Vec<f32>]) -> Vec<Vec<f64>> {
     pairs.map(of_tensor).collect()
 }
 
-/// The squares of an outer product are the product of the means of its rows and columns, so that the first direction is one of signs: in a matrix
-/// of many tiles, in each matrix of a stack, and in a flat tensor whatever its gradient.
+/// The squares of an outer product are the product of their row and column means, so that the elements of the first direction are signs. The cases
+/// are a matrix of many tiles, each matrix of a stack, and a flat tensor, whose second moments are not factored.
 #[test]
 fn an_outer_product_has_signs_for_its_first_direction() {
     let shapes: [&[usize]; 4] = [&[70, 130], &[3, 5, 7], &[1, 9], &[33]];
@@ -43,14 +43,15 @@ fn an_outer_product_has_signs_for_its_first_direction() {
             .collect();
         for (moved, grads) in moves(run.as_mut(), &grads).iter().zip(&grads) {
             for (moved, g) in moved.iter().zip(grads) {
-                // Parameters of up to 1 are rounded.
+                // The parameters, of up to 1 in magnitude, are rounded.
                 assert!((moved - f64::from(g.signum())).abs() <= 4e-6, "{}: {moved} for {g}", run.path());
             }
         }
     }
 }
 
-/// A thousand times the gradient of the first step would have a direction of 2^0.4 in the second.
+/// The RMS of a direction is at most the limit. Without one, the second step would have a direction of RMS 2^0.4, since its gradient is a thousand
+/// times that of the first.
 #[test]
 fn no_direction_is_longer_than_its_limit() {
     for limit in [1.0, 0.25] {
@@ -67,7 +68,7 @@ fn no_direction_is_longer_than_its_limit() {
     }
 }
 
-/// Gradients of any size within 1e12 make the same directions, while mean squares are above ε.
+/// The directions do not depend on the scale of the gradients, as long as the mean squares are above ε.
 #[test]
 fn directions_do_not_depend_on_the_size_of_gradients() {
     let spec = adafactor(Adafactor { epsilon: 1e-18, ..Adafactor::default() }, &[&[20, 33], &[65, 3], &[7]]);
@@ -90,7 +91,7 @@ fn directions_do_not_depend_on_the_size_of_gradients() {
     }
 }
 
-/// Huge gradients and gradients of zeros leave numbers.
+/// Huge gradients and gradients of zeros leave the parameters finite.
 #[test]
 fn every_finite_gradient_makes_a_finite_step() {
     let shapes: [&[usize]; 2] = [&[5, 9], &[9]];
@@ -114,13 +115,13 @@ fn the_number_of_dispatches_does_not_depend_on_that_of_the_tensors() {
             let own = [PassName::Prepare, PassName::Factor];
             run.optimizer.dispatches().iter().filter(|dispatch| own.contains(&dispatch.pass)).count()
         };
-        // Five for matrices, two for the others.
+        // Matrices take five dispatches, flat tensors two.
         assert_eq!(dispatches(2), 7, "{}", gpu.describe());
         assert_eq!(dispatches(50), 7, "{}", gpu.describe());
     }
 }
 
-/// A checkpoint has an entry for each row and column, by which a resumed run has the bits of an uninterrupted one.
+/// A checkpoint has the second moments of rows and columns, and a resumed run has the bits of an uninterrupted one.
 #[test]
 fn rows_and_columns_are_kept() {
     let specs = [adafactor(Adafactor::default(), &[&[6, 10], &[2, 4, 8], &[12]])];
@@ -140,7 +141,7 @@ fn rows_and_columns_are_kept() {
     }
 }
 
-/// The same elements as another matrix have other rows.
+/// A checkpoint is refused where the same number of elements has another shape.
 #[test]
 fn a_checkpoint_of_other_shapes_is_refused() {
     let g = Numbers(3).vec(12);
@@ -198,7 +199,7 @@ fn what_it_cannot_do_is_refused() {
         let trust = TrustRatio { coefficient: 1.0, least: Some(least), ..Default::default() };
         assert_refused(build(of().trust_ratio(trust)), &["trust ratio", "least"]);
     }
-    // A tensor lies in one binding.
+    // A tensor must fit one binding.
     for gpu in &small_bindings(1 << 20) {
         let specs = [adafactor(Adafactor::default(), &[&[513, 512]])];
         let refused = GpuRun::try_with_room(gpu, &specs, packed(&specs, 0, 0), &[], |builder| builder).map(drop);

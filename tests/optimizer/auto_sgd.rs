@@ -1,5 +1,5 @@
-//! Promise: the three streams of AutoSgd are three optimizers, bit for bit, whichever turn it is; an episode ends as its test says, with the
-//! winner's parameters in the caller's buffer; what is not finite loses a stream and nothing else; all groups agree. On every path.
+//! Tests of AutoSgd on every path: the three streams have the bits of three separate optimizers. An episode ends with the outcome of its test, and
+//! the winner's parameters are then in the caller's buffer. A value that is not finite loses its stream and changes nothing else. All groups agree.
 
 use wgpu_optim::{AutoSgd, Flags, LossScaler, NonFinitePolicy, Outcome, Record, Regime, Rule, Stream};
 use wgpu_optim_conformance::run::{Run, Setup, Spec, bits, every_path, every_path_with, gpu_run_with};
@@ -7,10 +7,10 @@ use wgpu_optim_conformance::{Numbers, assert_close, assert_says, small_bindings,
 
 use crate::helpers::at_odd_places;
 
-/// Lengths around quads, so that heads, bodies and tails are there.
+/// Lengths around multiples of four, so that there are heads, bodies and tails.
 const LENGTHS: [usize; 6] = [1, 3, 4, 5, 61, 300];
 
-/// Numbers whose sums and products with powers of two f32 holds exactly: what a device makes of them has no rounding in it.
+/// Returns numbers whose sums, and products with powers of two, are exact in f32, so that no device rounds them.
 fn dyadic(numbers: &mut Numbers, len: usize) -> Vec<f32> {
     (0..len).map(|_| (numbers.next() * 64.0).round() / 64.0).collect()
 }
@@ -23,17 +23,17 @@ fn spec(rule: Rule, regime: AutoSgd) -> Spec {
     Spec::new(rule, Regime::AutoSgd(regime), gradients(&mut Numbers(7)))
 }
 
-/// A given first rate, so that everything is exact.
+/// Returns a regime with a given first rate, so that all results are exact.
 fn regime() -> AutoSgd {
     AutoSgd { initial_rate: Some(0.25), ..AutoSgd::default() }
 }
 
-/// The CPU path and every adapter, tensors at odd places with gaps between them.
+/// Returns runs on the CPU path and on every adapter, with tensors at odd offsets and gaps between them.
 fn paths(spec: &Spec) -> Vec<Box<dyn Run>> {
     at_odd_places(std::slice::from_ref(spec))
 }
 
-/// What a stream is without the others: parameters and steps at one rate.
+/// One stream by itself: its parameters, and SGD or sign-SGD steps at one rate.
 #[derive(Clone)]
 struct Alone {
     w: Vec<Vec<f32>>,
@@ -50,7 +50,7 @@ impl Alone {
     }
 }
 
-/// The middle stream, the slower and the faster, in the order of their turns.
+/// Returns the middle, the slower and the faster stream, in the order of their turns.
 fn three(spec: &Spec, rate: f32) -> [Alone; 3] {
     [1.0, 0.5, 2.0].map(|share| Alone { w: spec.tensors.clone(), rate: share * rate, signs: spec.rule.is_sign() })
 }
@@ -61,7 +61,7 @@ fn one_record(run: &mut dyn Run) -> Record {
     records[0].clone()
 }
 
-/// A step along gradients by chance, which is the turn of one of the streams too.
+/// Takes a step along random gradients with the run and with the stream whose turn it is.
 fn take_turn(run: &mut dyn Run, stream: &mut Alone, numbers: &mut Numbers) -> Record {
     let grads = gradients(numbers);
     run.step(&grads);
@@ -91,25 +91,25 @@ fn streams_that_take_turns_are_three_optimizers_bit_for_bit() {
     }
 }
 
-/// A loss by round and stream: the middle one's is 1.
+/// Returns the losses of the three streams in a round. The middle stream's is always 1.
 fn loss_of(round: usize, slower: f32, faster: f32) -> [f32; 3] {
-    // Some noise, that there be a deviation.
+    // The differences need some noise, for a deviation above 0.
     let noise = [0.0, 0.01, -0.01, 0.02, -0.02][round % 5];
     [1.0, slower + noise, faster - noise]
 }
 
 #[test]
 fn an_episode_ends_with_the_winners_parameters() {
-    // Losses of the slower and the faster stream, the rounds it takes, who wins, and the rate's factor.
+    // The losses of the slower and the faster stream, the number of rounds, the outcome, and the factor of the rate.
     let cases = [
         (1.2, 0.8, 5, Outcome::Won(Stream::Faster), 2.0),
         (0.8, 0.7, 5, Outcome::Won(Stream::Faster), 2.0),
         (0.8, 1.2, 5, Outcome::Won(Stream::Slower), 0.5),
         (1.2, 1.2, 5, Outcome::Won(Stream::Middle), 1.0),
-        // Certain of one alone, and of neither: after as many rounds as there may be.
+        // The test is certain of only one difference, or of none, so that the episode takes the largest number of rounds.
         (1.2, 1.0, 7, Outcome::Won(Stream::Middle), 1.0),
         (1.0, 1.0, 7, Outcome::Won(Stream::Middle), 1.0),
-        // Lower than the middle one's, but more than twice that at the start, which is 0.25.
+        // The slower stream's loss is lower than the middle one's, but more than twice the loss at the start, which is 0.25.
         (0.8, 1.2, 5, Outcome::TakenBack, 0.5),
     ];
     for (case, (slower, faster, rounds, outcome, factor)) in cases.into_iter().enumerate() {
@@ -137,7 +137,7 @@ fn an_episode_ends_with_the_winners_parameters() {
                 Outcome::TakenBack => spec.tensors.clone(),
             };
             assert_eq!(bits(&run.params()), bits(&winner), "{what}");
-            // Every stream goes on from there, at its share of the new rate.
+            // Every stream continues from there, at its multiple of the new rate.
             let mut streams = three(&Spec { tensors: winner, ..spec.clone() }, 0.25 * factor);
             for t in 0..9 {
                 assert_eq!(bits(&run.params()), bits(&streams[t % 3].w), "{what}, {t} later");
@@ -156,10 +156,10 @@ fn an_episode_ends_with_the_winners_parameters() {
     }
 }
 
-/// What is not finite: at a stream's first step nothing comes of it, later the stream is lost.
+/// A step that is not finite is only skipped before anything has moved. Later it loses the stream whose turn it is.
 #[test]
 fn what_is_not_finite_loses_a_stream_and_nothing_else() {
-    // Which streams, and how the episode ends.
+    // The streams that are lost, and the outcome of the episode.
     let cases = [
         (vec![2], Outcome::Won(Stream::Middle)),
         (vec![1], Outcome::Won(Stream::Middle)),
@@ -178,7 +178,7 @@ fn what_is_not_finite_loses_a_stream_and_nothing_else() {
                 let mut numbers = Numbers(11);
                 for t in 0..9 {
                     let mut grads = gradients(&mut numbers);
-                    // Before anything has moved: nobody's fault. In the last round: the stream's.
+                    // Step 0, before anything has moved, loses no stream. A bad step in the last round does.
                     let at_start = t == 0;
                     let bad = at_start || t >= 6 && lost.contains(&(t % 3));
                     if bad && by_loss {
@@ -199,7 +199,7 @@ fn what_is_not_finite_loses_a_stream_and_nothing_else() {
                     }
                     assert_eq!(record.flags.episode_ends(), t == 8, "{what}, step {t}");
                     if t < 8 {
-                        // A turn that was skipped left its stream as it was.
+                        // A skipped turn leaves its stream unchanged.
                         let shown = &streams[(t + 1) % 3].w;
                         assert_eq!(bits(&run.params()), bits(shown), "{what}, after step {t}");
                     }
@@ -220,11 +220,11 @@ fn what_is_not_finite_loses_a_stream_and_nothing_else() {
     }
 }
 
-/// Skipped steps anywhere: turns pass, streams that have not moved are at the start, those that have are lost.
+/// Steps are skipped at random. A skipped step still ends its turn. It loses a stream that has moved, and leaves one that has not at the start.
 #[test]
 fn skips_in_any_order_leave_every_stream_where_it_was() {
     let spec = spec(Rule::sgd(), AutoSgd { certainty: 1e9, ..regime() });
-    // How episodes ended: with the middle one, with the slower, taken back; and with a winner that had not moved.
+    // Counts of episodes that the middle stream won, that the slower one won, and that were taken back, and of those whose winner had not moved.
     let mut ends = [0; 3];
     let mut unmoved = [0; 3];
     for seed in 17..21 {
@@ -268,7 +268,7 @@ fn skips_in_any_order_leave_every_stream_where_it_was() {
     assert!(unmoved[..2].iter().all(|&ends| ends >= 3), "{unmoved:?}");
 }
 
-/// However long the gradients are not finite before anything has moved: parameters, rate and episode stay.
+/// As long as nothing has moved, gradients that are not finite change neither parameters nor rate nor episode.
 #[test]
 fn a_start_that_is_not_finite_waits() {
     let spec = spec(Rule::sgd(), regime());
@@ -287,7 +287,7 @@ fn a_start_that_is_not_finite_waits() {
     }
 }
 
-/// The test compares losses by their ratio, and the first rate comes from the gradient: a power of two on the loss changes no bit.
+/// Scaling the loss by a power of two changes no bit: the test compares losses by their ratio, and the first rate follows from the gradient.
 #[test]
 fn the_scale_of_the_loss_changes_no_bit() {
     let run_at = |run: &mut dyn Run, scale: f32| {
@@ -325,7 +325,7 @@ fn all_groups_walk_in_step_whatever_their_rates() {
         for t in 0..60 {
             let mut grads: Vec<Vec<f32>> = [5, 61, 7, 64].map(|len| noise.vec(len)).into();
             if t < 2 {
-                // A group that has no rate yet takes its turns all the same.
+                // A group without a rate still takes its turns.
                 grads[2].fill(0.0);
                 grads[3].fill(0.0);
             }
@@ -358,7 +358,7 @@ fn all_groups_walk_in_step_whatever_their_rates() {
     }
 }
 
-/// After a halt no turn passes; the steps that led to it lost their streams as any do.
+/// No turn passes after a halt. The skipped steps before the halt lose their streams as usual.
 #[test]
 fn a_halt_holds_every_stream() {
     let spec = spec(Rule::sgd(), regime());
@@ -375,7 +375,7 @@ fn a_halt_holds_every_stream() {
         let mut halts = 0;
         for t in 0..6 {
             halts += usize::from(run.try_step(&bad).is_err());
-            // The slower and the faster one are lost, so that the middle one wins; then nothing happens.
+            // The slower and the faster stream are lost, so that the middle one wins. Nothing changes after that.
             let shown = &streams[if t == 0 { 2 } else { 0 }].w;
             assert_eq!(bits(&run.params()), bits(shown), "{path}, {t}");
         }
@@ -393,7 +393,7 @@ fn a_halt_holds_every_stream() {
     }
 }
 
-/// A scale of the loss that was too large is no stream's fault.
+/// A gradient that overflows because the loss scale is too large loses no stream.
 #[test]
 fn a_loss_scale_that_falls_loses_no_stream() {
     let spec = spec(Rule::sgd(), regime());
@@ -404,7 +404,7 @@ fn a_loss_scale_that_falls_loses_no_stream() {
             let scale = run.loss_scale();
             assert_eq!(scale, if t <= 4 { 2.0 } else { 1.0 });
             let mut grads = times(scale, &gradients(&mut numbers));
-            // First the scale falls, then it is at its smallest.
+            // The first bad step lowers the scale. At the second one the scale is already at its minimum.
             if t == 4 || t == 7 {
                 grads[0][0] = f32::INFINITY;
             }
@@ -417,7 +417,7 @@ fn a_loss_scale_that_falls_loses_no_stream() {
     }
 }
 
-/// The memory that `build` states: 12 bytes per parameter, in bindings that the device can have, whatever the block.
+/// The streams take the memory that `build` states, 12 bytes per parameter, in bindings within the device's limits.
 #[test]
 fn a_tensor_whose_streams_do_not_fit_one_binding_is_cut() {
     let [w, g] = [5, 6].map(|seed| dyadic(&mut Numbers(seed), 12_000));
@@ -429,7 +429,7 @@ fn a_tensor_whose_streams_do_not_fit_one_binding_is_cut() {
         for _ in 0..15 {
             run.step(std::slice::from_ref(&g));
         }
-        // The middle stream wins: five steps of the same gradient.
+        // The middle stream wins after five steps along the same gradient.
         let expected: Vec<f32> = w.iter().zip(&g).map(|(w, g)| w - 5.0 * 0.25 * g).collect();
         assert_eq!(run.params(), [expected], "{}", run.path());
         run.assert_surroundings_untouched();

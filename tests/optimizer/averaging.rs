@@ -1,10 +1,9 @@
-//! Promises of `Averaging`: every average is the one its paper defines, of the iterates that there were, for every rule, wherever
-//! tensors lie; skipped steps leave it alone; exchanged twice, everything is as it was; where it is off there is
-//! nothing of it.
+//! Tests of `Averaging`: for every rule, and wherever tensors lie, an average is that of the iterates by its paper's definition. Skipped steps do not
+//! change it. Swapping twice restores everything. A group without an average has no buffer and no dispatch for one.
 //!
-//! Faults tried once by hand, each failed its test: a weight of the step before; steps counted with the skipped ones; the average taken
-//! before the update, or of the old parameters; weight 1 computed instead of copied; a stretch of the host averaged at its start only;
-//! copies that exchange; copies that start at the block instead of at the tensor.
+//! Each of these faults was introduced by hand once and made a test fail: the weight of the step before; a step count that includes skipped steps; an
+//! average taken before the update, or of the old parameters; a weight of 1 that is computed instead of copied; only the start of a stretch averaged
+//! on the host; copies that swap; copies that start at the block instead of at the tensor.
 
 use wgpu_optim::gpu::Tuning;
 use wgpu_optim::internals::layout::{GroupConstants, GroupState, average_kinds};
@@ -29,7 +28,7 @@ fn averagings() -> [Averaging; 4] {
     ]
 }
 
-/// The average of these iterates as it is defined: by its weights, where the optimizer goes step by step. `None` before the start.
+/// Returns the average of these iterates as a weighted sum in f64, where the optimizer updates it step by step. Returns `None` before the start.
 fn definition(averaging: Averaging, iterates: &[Vec<f32>]) -> Option<Vec<f64>> {
     let (start, weight): (u32, &dyn Fn(usize, usize) -> f64) = match averaging {
         Averaging::Running { start } => (start, &|_, k| 1.0 / k as f64),
@@ -56,7 +55,8 @@ fn definition(averaging: Averaging, iterates: &[Vec<f32>]) -> Option<Vec<f64>> {
     Some(average)
 }
 
-/// Each step rounds a weight, a difference, a product and a sum; what a step got wrong fades with its iterate.
+/// Asserts that an average is that of the iterates. Each step rounds a weight, a difference, a product and a sum, and the weight of these errors
+/// decays with that of the iterate.
 #[track_caller]
 fn assert_near(path: &str, averaging: Averaging, got: &[f32], iterates: &[Vec<f32>]) {
     let Some(expected) = definition(averaging, iterates) else {
@@ -81,7 +81,7 @@ fn gradients(specs: &[Spec], step: u64) -> Vec<Vec<f32>> {
 const STEPS: u64 = 8;
 const SKIPPED: [u64; 2] = [0, 4];
 
-/// Steps, two of them skipped, and after each of them the averages are those of the iterates so far.
+/// Takes steps, two of which are skipped, and compares the averages with those of the iterates after each of them.
 fn check(run: &mut dyn Run, specs: &[Spec]) {
     let mut iterates: Vec<Vec<Vec<f32>>> = lengths(specs).map(|_| Vec::new()).collect();
     for step in 0..STEPS {
@@ -111,7 +111,7 @@ fn check(run: &mut dyn Run, specs: &[Spec]) {
     assert!(is_different, "{}: averages are parameters", run.path());
 }
 
-/// Every rule with every average, each a group.
+/// Returns a group for each pair of a rule and an average.
 fn every_rule_and_average(lengths: &[usize]) -> Vec<Spec> {
     let mut specs = Vec::new();
     for (rule, averaging) in Rule::all().into_iter().flat_map(|rule| averagings().map(|averaging| (rule, averaging))) {
@@ -134,7 +134,7 @@ fn averages_are_those_of_the_iterates_for_every_rule() {
     }
 }
 
-/// Lengths around a block's, starts at every remainder, parameters and gradients in one buffer.
+/// The lengths are those of a block and its neighbours, the starts have every remainder modulo four, and parameters and gradients share a buffer.
 #[test]
 fn averages_around_the_boundaries_of_blocks() {
     let block = 32;
@@ -149,7 +149,7 @@ fn averages_around_the_boundaries_of_blocks() {
         spec_of(exponential, &[3 * block + 2, 1]),
         spec_of(polynomial, &[2, 5 * block]),
     ];
-    // Gradients follow their parameters, at another remainder for every second tensor.
+    // The gradients follow their parameters, for every second tensor at another remainder.
     let mut at = 1;
     let places: Vec<Place> = lengths(&specs)
         .enumerate()
@@ -172,7 +172,7 @@ fn averages_around_the_boundaries_of_blocks() {
     }
 }
 
-/// A tensor that needs several windows, and blocks of the host that go to several threads.
+/// One tensor needs several windows on the device and several threads on the host.
 #[test]
 fn averages_of_large_tensors() {
     let averaging = Averaging::PolynomialDecay { eta: 1.0, start: 1 };
@@ -186,7 +186,7 @@ fn averages_of_large_tensors() {
     }
 }
 
-/// Exchanged once, the parameters are the averages, bit for bit; exchanged twice, everything is as if nothing had been, and goes on so.
+/// After one swap the parameters are the averages, bit for bit. After two, parameters and averages are those of a run that never swapped.
 #[test]
 fn exchanged_twice_is_not_exchanged() {
     let specs = every_rule_and_average(&[9, 70]);
@@ -208,8 +208,8 @@ fn exchanged_twice_is_not_exchanged() {
     }
 }
 
-/// Before the average starts the parameters stand in for it, also before the first step; it starts as its first iterate, bit for bit,
-/// that of a zero with a sign and of the largest number included.
+/// Before an average starts, including before the first step, reading it returns the parameters. It starts as its first iterate, bit for bit, also
+/// for signed zeros and the largest numbers.
 #[test]
 fn an_average_starts_from_its_first_iterate() {
     let values = vec![-0.0, 0.0, f32::MAX, -f32::MAX, 1e-45, 0.1, -3e-39, 7.5, 1.0];
@@ -234,7 +234,7 @@ fn an_average_starts_from_its_first_iterate() {
     }
 }
 
-/// Where it is off there is no buffer and no dispatch of it; where it is on, the parameters do not know.
+/// A group without an average has no buffer and no dispatch for it. Averages do not change the parameters.
 #[test]
 fn averages_cost_nothing_where_they_are_off_and_change_no_parameter() {
     let specs = every_rule_and_average(&[33]);
@@ -254,7 +254,7 @@ fn averages_cost_nothing_where_they_are_off_and_change_no_parameter() {
             let has_averages = |dispatch: &Dispatch| {
                 let third = dispatch.bind_groups.get(2);
                 let has_first = third.is_some_and(|group| group.buffers().iter().any(|buffer| buffer.binding == 0));
-                // Passes that rules own have buffers of their own there.
+                // Passes of the rules have other buffers at this binding.
                 has_first && dispatch.pass != PassName::Prepare
             };
             let dispatches = run.optimizer.dispatches().iter();
@@ -268,14 +268,14 @@ fn averages_cost_nothing_where_they_are_off_and_change_no_parameter() {
     }
 }
 
-/// Nothing is recorded while the averages are swapped in but the way back.
+/// While the averages are swapped in, only the swap back can be recorded.
 #[test]
 fn steps_and_copies_are_refused_while_averages_are_swapped_in() {
     let swapped = |told: Result<(), Error>, what: &str| {
         assert_eq!(assert_refused(told, &[what, "swapped in"]).kind(), ErrorKind::Call);
     };
     let spec = Spec::new(Rule::sgd(), Regime::fixed(0.5), vec![vec![1.0; 5], vec![2.0; 2]]);
-    // What the first elements of both tensors come to after two steps, and their averages.
+    // The parameters of both tensors after two steps, their averages, and the tolerance.
     for (averaging, params, averages, allowed) in [
         (Averaging::Running { start: 0 }, [0.0, 1.0], [0.25, 1.25], 0.0),
         // z is 1/2 and 0, with the weights 1/4 and 1.
@@ -301,7 +301,7 @@ fn steps_and_copies_are_refused_while_averages_are_swapped_in() {
                 let expected = [vec![expected[0]; 5], vec![expected[1]; 2]].concat();
                 assert_all_close(format_args!("{}, {averaging:?}", run.path()), &got.concat(), &expected, allowed);
             }
-            // In the caller's own pass, there and back.
+            // Swap there and back in the caller's own pass.
             for expected in [bits(&run.averages()), bits(&run.params())] {
                 submit_pass(gpu, |pass| {
                     run.optimizer.encode_swap_averages_in(pass).expect("alive");
@@ -324,7 +324,7 @@ fn steps_and_copies_are_refused_while_averages_are_swapped_in() {
         assert!(optimizer.drain_records().records.is_empty());
         optimizer.swap_averages(&mut [&mut a, &mut b]).expect("swaps");
         assert!(!optimizer.averages_are_swapped());
-        // Of schedule-free training they are made from the parameters, and are nowhere by themselves.
+        // Schedule-free averages are computed from the parameters and are not stored.
         assert_eq!(optimizer.averages(0).is_none(), averaging == Averaging::ScheduleFree);
         assert_refused(optimizer.copy_averages(2, &a, place), &["no tensor 2", "the optimizer has 2"]);
         assert_refused(optimizer.copy_averages(0, &a[..4], place), &["5 elements", "given 4 parameters"]);
@@ -334,7 +334,7 @@ fn steps_and_copies_are_refused_while_averages_are_swapped_in() {
     }
 }
 
-/// Averages go to any place of any buffer, and nowhere else.
+/// A copy of the averages writes its own range of any buffer, and nothing else.
 #[test]
 fn copies_of_averages_touch_nothing_but_their_place() {
     let mut specs = [
@@ -391,8 +391,7 @@ const WEIGHTS: &str = "
 }
 ";
 
-/// The weight follows from the exact count, however many steps there were: past 2^24, where f32 no longer counts, past 2^32, and with
-/// skipped steps in between.
+/// The weight follows from the exact number of steps taken, also past 2^24, where f32 can no longer count, past 2^32, and with skipped steps.
 #[test]
 fn weights_are_right_after_any_number_of_steps() {
     let (mut groups, mut states, mut expected) = (Vec::new(), Vec::new(), Vec::new());
@@ -454,7 +453,7 @@ fn weights_are_right_after_any_number_of_steps() {
             weights.extend(download(gpu, &out, groups.len()));
         }
         for (case, (&weight, &expected)) in weights.iter().zip(&expected).enumerate() {
-            // A conversion, a sum and a division, which WGSL gives 2.5 ulps.
+            // The errors are those of a conversion, a sum, and a division, for which WGSL allows 2.5 ulps.
             let tolerance = 4.0 * f64::from(f32::EPSILON) * expected;
             let what = format_args!("{}: {:?} {:?}", gpu.describe(), groups[case], states[case]);
             assert_close(what, weight, expected, tolerance);

@@ -1,5 +1,5 @@
-//! Promises about what may change between steps: the factor of the learning rate, decay, clip, micro-batches, frozen groups, tensors without
-//! gradients, and norms that are outliers; on every path, with no trace left by what takes no part.
+//! Tests of the settings that may change between steps, on every path: the factor of the learning rate, decay, clip, micro-batches, frozen groups,
+//! tensors without gradients, and norm outliers. A group or tensor that is left out of a step is not changed by it.
 
 use wgpu_optim::gpu::CONTROLS_WGSL;
 use wgpu_optim::{Averaging, Controls, ErrorKind, NormOutliers, Record, Regime, Rule, Schedule, Term, WeightDecay};
@@ -20,8 +20,8 @@ fn records_of(records: &[Record], group: usize) -> Vec<Record> {
     records.iter().filter(|record| record.group == group).cloned().collect()
 }
 
-/// A group that is frozen, or that has no gradients, is as if it had not been stepped: as an optimizer of its own that was stepped only
-/// in the other steps. Its gradients may be anything, and the other group does not hear of it.
+/// A group that is frozen or has no gradients in some steps has the bits of an optimizer that took only the other steps. Its gradients may have any
+/// values, and the other group is not affected.
 #[test]
 fn what_takes_no_part_keeps_its_bits_and_leaves_no_trace() {
     for (rule, regime) in rules_and_regimes() {
@@ -74,7 +74,7 @@ fn what_takes_no_part_keeps_its_bits_and_leaves_no_trace() {
     }
 }
 
-/// Of a shared norm only what takes part counts, and a group that comes back has the rate of the others.
+/// A shared norm is that of the groups in the step, and a group that was frozen has the rate of the others afterwards.
 #[test]
 fn a_shared_norm_is_of_those_that_take_part() {
     for regime in [Regime::seesaw(), Regime::norm_ratio(), Regime::adagrad_norm()] {
@@ -104,7 +104,7 @@ fn a_shared_norm_is_of_those_that_take_part() {
     }
 }
 
-/// Rate, decay, clip and micro-batches of a step are what was set before it: as of an optimizer that was built with them.
+/// A step uses the rate, decay, clip and micro-batches that were set before it, with the bits of an optimizer that was built with them.
 #[test]
 fn a_step_has_what_was_set_before_it() {
     let base = Spec {
@@ -148,8 +148,8 @@ fn a_step_has_what_was_set_before_it() {
     }
 }
 
-/// The host halves the rate where the loss no longer falls (`torch.optim.lr_scheduler.ReduceLROnPlateau` with a patience of 2), over a
-/// schedule on the device: the rates multiply, and each has its own term.
+/// The host halves the rate when the loss has stopped falling (`torch.optim.lr_scheduler.ReduceLROnPlateau` with a patience of 2), over a schedule on
+/// the device. The two factors multiply, and each has its own term in the record.
 #[test]
 fn the_host_reduces_the_rate_on_a_plateau_over_a_schedule() {
     let schedule = Schedule::Step { every: 4, factor: 0.5 };
@@ -160,7 +160,7 @@ fn the_host_reduces_the_rate_on_a_plateau_over_a_schedule() {
         for t in 0..16 {
             run.step(&run.params());
             expected.push(0.5 * 0.5f32.powi(t / 4) * factor);
-            // The loss has a floor that is reached soon.
+            // The loss soon reaches a floor.
             let loss = run.params().concat().iter().map(|&w| f64::from(w).powi(2)).sum::<f64>().max(1e-2);
             stalled = if loss < 0.9999 * best { 0 } else { stalled + 1 };
             best = best.min(loss);
@@ -179,7 +179,7 @@ fn the_host_reduces_the_rate_on_a_plateau_over_a_schedule() {
     }
 }
 
-/// With a factor of 0 parameters stay, and momentum goes on.
+/// With a factor of 0 the parameters stay, and the momentum is still updated.
 #[test]
 fn a_factor_of_zero_holds_the_parameters() {
     let group = [spec("group", Rule::sgdm(0.9), Regime::seesaw(), 4, &[33])];
@@ -191,13 +191,13 @@ fn a_factor_of_zero_holds_the_parameters() {
             other.step(&noise(&group, t));
             assert_eq!(bits(&run.params()) == before, t == 2, "{}, step {t}", run.path());
         }
-        // The regime was not told.
+        // The factor does not change the regime's own rate.
         assert_eq!(run.rates()[0].to_bits(), other.rates()[0].to_bits(), "{}", run.path());
         assert_says(&run.records().records[2], &["η 0: the caller has set its factor to 0"]);
     }
 }
 
-/// A kernel of the caller sets the factor of each step within one submit. What the host does not change stays.
+/// A kernel of the caller sets the factor of each step within one submit. The host changes only the fields that it sets.
 #[test]
 fn a_kernel_of_the_caller_sets_controls() {
     let specs =
@@ -231,8 +231,7 @@ fn a_kernel_of_the_caller_sets_controls() {
     }
 }
 
-/// Some tensors of a group have no gradients in some steps: the others and they themselves are as with an optimizer for each, as long as
-/// the rate does not depend on the norm.
+/// With a fixed rate, tensors that have no gradients in some steps end where an optimizer for each tensor ends.
 #[test]
 fn tensors_come_and_go() {
     for rule in [Rule::sgd(), Rule::sgdm(0.9), Rule::nesterov(0.9), Rule::sign_sgd(), Rule::lion()] {
@@ -283,7 +282,7 @@ fn tensors_come_and_go() {
     }
 }
 
-/// Tensors that lie side by side share blocks unless the builder was told; a whole group can always be left out.
+/// Tensors that are neighbours share blocks unless the builder asks for tensors that may lack gradients. A whole group can always be left out.
 #[test]
 fn a_tensor_that_cannot_be_left_out_is_named() {
     let groups = [
@@ -312,7 +311,7 @@ fn a_tensor_that_cannot_be_left_out_is_named() {
     }
 }
 
-/// A value that no step could go by is refused by name, and nothing has changed, not even of the groups before.
+/// An invalid value is refused with its name, and no group has changed, not even those before the refused one.
 #[test]
 fn wrong_controls_are_refused_and_change_nothing() {
     let decayed = Spec { decay: WeightDecay::Coupled(0.1), ..spec("decayed", Rule::sgd(), Regime::seesaw(), 1, &[4]) };
@@ -352,7 +351,7 @@ fn wrong_controls_are_refused_and_change_nothing() {
     }
 }
 
-/// A checkpoint has the controls, and is read on every path.
+/// A checkpoint contains the controls and can be restored on every path.
 #[test]
 fn checkpoints_have_the_controls() {
     let groups =
@@ -383,7 +382,7 @@ fn checkpoints_have_the_controls() {
     }
 }
 
-/// Norms around 1 with a spread of 10 %, and from `from` on as many times as large as `factor` says.
+/// Returns gradients with norms around 1 and a spread of 10 %, multiplied by `factor`.
 fn norms(specs: &[Spec], t: u64, factor: f32) -> Vec<Vec<f32>> {
     let spread = 1.0 + 0.1 * (Numbers(1000 + t).next() - 0.5);
     let mut grads = noise(specs, t);
@@ -392,7 +391,7 @@ fn norms(specs: &[Spec], t: u64, factor: f32) -> Vec<Vec<f32>> {
     grads
 }
 
-/// A norm far above those before is skipped without a trace, or clipped to where outliers begin; one that is not so far is neither.
+/// A norm far above those before is skipped without a trace, or clipped to the limit for outliers. Other norms are neither skipped nor clipped.
 #[test]
 fn outliers_are_skipped_or_clipped() {
     let specs = [spec("group", Rule::adamw(), Regime::seesaw(), 1, &[50])];
@@ -429,7 +428,7 @@ fn outliers_are_skipped_or_clipped() {
     }
 }
 
-/// The loss's scale does not matter, and a change that lasts is followed.
+/// The scale of the loss does not matter, and a lasting change of the norm is accepted after some steps.
 #[test]
 fn outliers_do_not_depend_on_scale_and_a_lasting_change_is_followed() {
     let specs = [spec("group", Rule::sgd(), Regime::seesaw(), 1, &[50])];

@@ -1,7 +1,7 @@
-//! Promises about the call: a step is only recorded, wherever the caller wants it; it allocates nothing; the learning rates are a
-//! buffer for the caller's kernels; records come when asked for, and lost ones are counted.
+//! Tests of the calls of a step: a step is only recorded, in any encoder or pass of the caller, and allocates nothing itself. The learning rates are
+//! a buffer that the caller's kernels can read. Records are delivered on request, and lost ones are counted.
 //!
-//! Faults tried once by hand, each failed its test: a ring of one step less, lost steps not counted.
+//! Each of these faults was introduced by hand once and made a test fail: a ring that is one step too small, and lost steps that are not counted.
 
 use std::collections::BTreeSet;
 use std::future::{Future, poll_fn};
@@ -21,8 +21,8 @@ fn spec(len: usize) -> Spec {
     Spec::new(Rule::sgd(), Regime::seesaw(), tensors(len as u64, &[len]))
 }
 
-/// All per-step state is on the device: k steps in one submit, in one pass, or in k submits, are the same steps; also where each step
-/// measures what the one before left, and where streams take turns.
+/// All state between steps is on the device: k steps in one encoder, in one pass and in k submits have the same results. The cases include telemetry,
+/// which measures each step, and streams that take turns.
 #[test]
 fn steps_in_one_submit_are_steps() {
     let momentum = Spec::new(Rule::sgdm(0.9), Regime::seesaw(), tensors(7, &[64])).named("momentum");
@@ -67,7 +67,7 @@ fn steps_in_one_submit_are_steps() {
     }
 }
 
-/// A step recorded and never submitted is no step.
+/// A step that is recorded and never submitted changes nothing.
 #[test]
 fn recording_alone_changes_nothing() {
     for gpu in &devices() {
@@ -94,7 +94,7 @@ const SCALE_BY_RATE: &str = "
 @compute @workgroup_size(64) fn scale(@builtin(local_invocation_index) i: u32) { out[i] += rates[1] * f32(i); }
 ";
 
-/// Gradient kernel, step and a kernel that reads the learning rate, three times over in one pass of the caller's, no host between.
+/// One pass of the caller runs a gradient kernel, a step and a kernel that reads the learning rate, three times over, without the host in between.
 #[test]
 fn a_step_in_the_callers_pass_between_the_callers_kernels() {
     for gpu in &devices() {
@@ -116,10 +116,10 @@ fn a_step_in_the_callers_pass_between_the_callers_kernels() {
                 scale.dispatch(pass);
             }
         });
-        // w - 1 shrinks by 3/4 a step in the second group: exact.
+        // In the second group each step multiplies w - 1 by 3/4, which is exact.
         let after = download(gpu, &w, 64);
         assert_eq!(after[32..], [1.0 - 0.75 * 0.75f32.powi(3); 32], "{}", gpu.describe());
-        // The first group saw the same gradient kernel three times over.
+        // The first group used the same gradient kernel three times.
         let records = drain(&mut optimizer).records;
         let norms: Vec<f32> = records.iter().filter(|record| record.group == 0).map(|record| record.norm).collect();
         assert!(norms.len() == 3 && norms[0] > norms[1] && norms[1] > norms[2], "{norms:?}");
@@ -130,14 +130,14 @@ fn a_step_in_the_callers_pass_between_the_callers_kernels() {
     }
 }
 
-/// The counter counts: what the tests below compare with zero is not blind.
+/// The counter does count an allocation, so that comparing its counts is meaningful.
 #[test]
 fn an_allocation_is_counted() {
     let info = allocation_counter::measure(|| drop(std::hint::black_box(vec![1u8; 100])));
     assert_eq!((info.count_total, info.bytes_total), (1, 100));
 }
 
-/// What a step costs in allocations is what wgpu itself makes of the same calls, and walking the dispatches costs none.
+/// Recording a step allocates exactly what wgpu allocates for the same calls, and iterating over the dispatches allocates nothing.
 #[test]
 fn recording_a_step_allocates_no_more_than_its_raw_calls() {
     let averagings = [Averaging::Off, Averaging::polynomial_decay()];
@@ -191,8 +191,8 @@ fn recording_a_step_allocates_no_more_than_its_raw_calls() {
     }
 }
 
-/// A step on the host allocates nothing on the caller's thread; where it hands blocks to others, rayon's queue takes a chunk of
-/// memory every 60-odd steps, and no more.
+/// A step on the host allocates nothing on the caller's thread, except that rayon's queue takes a chunk of memory every 60-odd steps where blocks go
+/// to other threads.
 #[test]
 fn a_cpu_step_allocates_nothing() {
     for (lengths, chunks) in [(vec![8192], 0), (vec![1], 0), (vec![200_000, 3, 20_000], 4)] {
@@ -222,7 +222,7 @@ fn a_cpu_step_allocates_nothing() {
     }
 }
 
-/// The newest steps are always there, of groups and of tensors, and every other is counted, once.
+/// The newest steps are always in the ring, for groups and for tensors. All older ones are counted as lost, once.
 #[test]
 fn a_ring_keeps_the_newest_steps_and_counts_the_others() {
     let specs = [spec(10), Spec { telemetry: true, ..spec(20).named("second") }];
@@ -234,7 +234,7 @@ fn a_ring_keeps_the_newest_steps_and_counts_the_others() {
                 (0..steps).for_each(|_| run.step(&filled(&specs, 1.0)));
                 taken += u64::from(steps);
                 let records = run.records();
-                // A ring holds two steps at least.
+                // A ring holds at least two steps.
                 let kept = steps.min(ring.max(2));
                 let what = format!("{}, {steps} steps in a ring of {ring}", run.path());
                 assert_eq!(records.lost_steps, u64::from(steps - kept), "{what}");
@@ -250,7 +250,7 @@ fn a_ring_keeps_the_newest_steps_and_counts_the_others() {
     }
 }
 
-/// The first call only starts a copy, none waits for one, and everything arrives in the end, once.
+/// The first call only starts a copy, no call waits for one, and every record arrives exactly once.
 #[test]
 fn try_drain_delivers_without_waiting() {
     for gpu in &devices() {
@@ -271,7 +271,7 @@ fn try_drain_delivers_without_waiting() {
             }
         }
         assert_eq!(steps, [0, 1, 2, 3], "{}", gpu.describe());
-        // A copy is under way, from before this step: the blocking drain brings both.
+        // A copy from before this step is under way. The blocking drain returns the records of both.
         run.optimizer.try_drain_records().expect("alive");
         run.step(&grads);
         let rest: Vec<u64> = drain(&mut run.optimizer).records.iter().map(|record| record.step).collect();
@@ -279,10 +279,10 @@ fn try_drain_delivers_without_waiting() {
     }
 }
 
-/// A drain that waits for the device leaves the thread to other futures and wakes its own; one that is dropped on the way loses nothing.
+/// A drain that waits for the device yields to other futures and is woken later. A drain that is dropped while it waits loses nothing.
 #[test]
 fn a_drain_that_waits_holds_up_no_other_future() {
-    // OpenGL does its work while it is submitted.
+    // OpenGL runs the work during the submit.
     let vulkan = |gpu: &&Gpu| gpu.device().adapter_info().backend == wgpu::Backend::Vulkan;
     let gpus = devices();
     assert!(gpus.iter().any(|gpu| vulkan(&gpu)), "no Vulkan driver");
@@ -293,7 +293,7 @@ fn a_drain_that_waits_holds_up_no_other_future() {
         });
         run.write_grads(&[Numbers(5).vec(1 << 20)]);
         let (mut taken, mut arrived) = (0, Vec::new());
-        // More work each time, until the device is not done when it is first asked.
+        // Submits more work each time, until the device is still busy at the first poll.
         let mut submit_until = |run: &mut GpuRun, ask: &mut dyn FnMut(&mut GpuRun) -> bool| {
             let mut times = Vec::new();
             for steps in (0..13).map(|n| 1u64 << n) {
@@ -308,7 +308,7 @@ fn a_drain_that_waits_holds_up_no_other_future() {
                 }
                 times.push((submitted, started.elapsed()));
             }
-            // lavapipe sometimes waits within a submit for the one before, whoever submits: then there is nothing left to wait for.
+            // lavapipe sometimes waits for the previous submit within the next one, so that nothing is left to wait for.
             let (wait, all) = wait_in_submit(gpu, run);
             taken += STEPS_BEFORE_SUBMIT;
             assert!(
@@ -328,7 +328,7 @@ fn a_drain_that_waits_holds_up_no_other_future() {
             arrived.extend(pollster::block_on(both).expect("alive").records);
             turns_of_others > 0
         });
-        // Another future is ready first.
+        // Here another future is ready first, and the drain is dropped.
         submit_until(&mut run, &mut |run| {
             let mut drain = pin!(run.optimizer.drain_records());
             match drain.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
@@ -349,7 +349,7 @@ fn a_drain_that_waits_holds_up_no_other_future() {
 
 const STEPS_BEFORE_SUBMIT: u64 = 256;
 
-/// How long wgpu's own submit of a copy takes behind some steps, and how long until all is done.
+/// Returns how long a submit of a copy takes after a submit of some steps, and how long all of the work takes.
 fn wait_in_submit(gpu: &Gpu, run: &GpuRun) -> (Duration, Duration) {
     let copy = upload(gpu, &[0.0; 4]);
     let started = Instant::now();
@@ -363,7 +363,7 @@ fn wait_in_submit(gpu: &Gpu, run: &GpuRun) -> (Duration, Duration) {
     (wait, started.elapsed())
 }
 
-/// States, sums and rates can be read at any time, and reading them is no step.
+/// States, sums and rates can be read at any time, and reading them changes nothing.
 #[test]
 fn reading_back_changes_nothing() {
     let specs = [spec(500)];

@@ -1,5 +1,5 @@
-//! Promise: Prodigy's and Mechanic's estimates are of the published methods also where f32 has no digits left for a difference of parameters;
-//! what they keep is in checkpoints, and records say what a rate follows from. `golden_trace` and `regimes` have the formulas.
+//! Tests of the estimates of Prodigy and Mechanic: they are those of the published methods, also where f32 cannot represent a difference of
+//! parameters. Their state is in checkpoints, and records show what a rate follows from. `golden_trace` and `regimes` test the formulas.
 
 use wgpu_optim::{AdamW, Estimate, Mechanic, Prodigy, Record, Regime, Rule, Term, WeightDecay};
 use wgpu_optim_conformance::run::{Spec, bits, every_path};
@@ -13,13 +13,14 @@ fn spec(rule: Rule, regime: Regime, seed: u64) -> Spec {
     Spec::new(rule, regime, tensors(seed, &LENGTHS)).named(format!("{}, {}", rule.name(), regime.name()))
 }
 
-/// Gradients that do not follow from the parameters: a pull with noise.
+/// Returns gradients that do not depend on the parameters: a constant part with noise.
 fn gradients(step: usize) -> Vec<Vec<f32>> {
     let mut noise = Numbers(step as u64 + 11);
     LENGTHS.map(|len| (0..len).map(|i| 0.3 * (i as f32).sin() + 0.05 * noise.next()).collect()).into()
 }
 
-/// d and s are of the gradients' own scale: a loss times a power of two changes no bit of the steps, of AdamW with an ε that is far below.
+/// The estimates follow the scale of the gradients: multiplying the loss by a power of two changes no bit of the steps, for AdamW with an ε far below
+/// the gradients.
 #[test]
 fn a_rescaled_loss_changes_no_bit_under_prodigy() {
     let adamw = Rule::AdamW(AdamW { beta1: 0.9, beta2: 0.999, epsilon: 1e-30 });
@@ -37,8 +38,8 @@ fn a_rescaled_loss_changes_no_bit_under_prodigy() {
     }
 }
 
-/// Parameters of 1000 have a last place of 6e-5, and the first steps at S = 1e-6 vanish in it. The displacement keeps them: where no
-/// decay looks at the parameters, the scale is that of parameters of 0, bit for bit, and they move as far.
+/// One ulp of parameters near 1000 is 6e-5, and the first steps at S = 1e-6 are lost in it. The displacement keeps them: where no decay depends on
+/// the parameters, the scale has the bits that it has for parameters of 0, and the parameters move as far.
 #[test]
 fn mechanic_loses_no_step_in_large_parameters() {
     let regime = Regime::Mechanic(Mechanic { decay: 0.0, ..Mechanic::default() });
@@ -64,13 +65,13 @@ fn mechanic_loses_no_step_in_large_parameters() {
         assert_eq!(displacements[0], displacements[1], "{}", small.path());
         for (small, large) in small.params().concat().into_iter().zip(large.params().concat()) {
             assert!(small.abs() > 1e-4, "{small}");
-            // 60 roundings of half a last place.
+            // 60 steps round by half an ulp each.
             assert_close("moved", f64::from(large) - 1000.0, f64::from(small), 60.0 * 3.1e-5);
         }
     }
 }
 
-/// The rate is γ d or γ S, and the terms are what moved it.
+/// The rate is γ d or γ S, and the terms of the record add up to its change.
 #[test]
 fn records_say_what_the_rate_follows_from() {
     let prodigy = Regime::Prodigy(Prodigy { learning_rate: 0.5, ..Prodigy::default() });
@@ -123,7 +124,7 @@ fn records_say_what_the_rate_follows_from() {
     }
 }
 
-/// Nothing that is kept becomes infinite: not by gradients whose sum f32 cannot hold, and not after they have gone.
+/// No stored value becomes infinite, neither by gradients whose sum overflows f32 nor in the steps after them.
 #[test]
 fn gradients_of_any_size_leave_all_finite() {
     for (rule, regime) in [
@@ -153,7 +154,7 @@ fn gradients_of_any_size_leave_all_finite() {
     }
 }
 
-/// The way back: where every gradient turns about, Mechanic's scale falls and the parameters come home.
+/// Where every gradient changes its sign, Mechanic's scale falls and the parameters return to their start.
 #[test]
 fn parameters_go_back_with_mechanics_scale() {
     let spec = Spec { decay: WeightDecay::Coupled(0.0), ..spec(Rule::sgd(), Regime::mechanic(), 8) };

@@ -1,9 +1,9 @@
-//! Promises for when things break: a device lost in the middle of a run, memory that runs out while building, a mistake in the caller's own
-//! pass, a readback that does not come. Each ends in an `Err` that names the cause, never in a hang or a panic, and
-//! what can go on does, with nothing lost or half done.
+//! Tests of failures: a device that is lost in the middle of a run, memory that runs out while building, a mistake in the caller's own pass, and a
+//! readback that does not arrive. Each is an `Err` that names the cause, never a hang or a panic. Whatever can continue does so, with nothing lost or
+//! half done.
 //!
-//! Faults tried once by hand, each failed its test: no probe in `scoped`, no probe after a failed readback, an unmap outside of its error
-//! scope. (What a ring does past 2^32 steps is tested beside the optimizers, where the counter can be set.)
+//! Each of these faults was introduced by hand once and made a test fail: no probe in `scoped`, no probe after a failed readback, and an unmap
+//! outside of its error scope. (A ring past 2^32 steps is tested beside the optimizers, where the counter can be set.)
 
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,7 +24,7 @@ fn grads() -> Vec<Vec<f32>> {
     vec![vec![1.0; 8]]
 }
 
-/// Every adapter's device, once as ours and once as a caller's, of whose loss nobody tells us.
+/// Opens two devices on every adapter: one by this crate, and one from a caller's device, for which the crate has no lost callback.
 fn fresh_devices() -> Vec<(String, Gpu)> {
     let mut found = Vec::new();
     for adapter in pollster::block_on(Gpu::adapters(None)) {
@@ -38,7 +38,7 @@ fn fresh_devices() -> Vec<(String, Gpu)> {
     found
 }
 
-/// A lost device is an error that says so, what that means and what to do.
+/// Asserts that the error names a lost device, its consequences and the remedy.
 #[track_caller]
 fn assert_lost(error: Option<Error>, what: &str) {
     match error {
@@ -49,7 +49,7 @@ fn assert_lost(error: Option<Error>, what: &str) {
     }
 }
 
-/// A case that has an average too, on this device, after a step.
+/// Returns a run with an average on this device, after one step.
 fn averaged_run(gpu: &Gpu) -> GpuRun {
     let mut specs = specs();
     specs[0].averaging = Averaging::polynomial_decay();
@@ -58,7 +58,7 @@ fn averaged_run(gpu: &Gpu) -> GpuRun {
     run
 }
 
-/// What every call of a lost device comes to.
+/// Returns the error of every call on a lost device.
 fn errors_of_every_call(gpu: &Gpu, run: &mut GpuRun) -> Vec<(&'static str, Option<Error>)> {
     let mut encoder = gpu.device().create_command_encoder(&Default::default());
     let optimizer = &mut run.optimizer;
@@ -81,9 +81,9 @@ fn errors_of_every_call(gpu: &Gpu, run: &mut GpuRun) -> Vec<(&'static str, Optio
 enum Noticed {
     Draining,
     DrainingWithoutWaiting,
-    /// With steps that are recorded and submitted before each drain that does not wait.
+    /// Drains without waiting, after recording and submitting a step each time.
     Stepping,
-    /// By the device's own word, which comes with the next poll; nobody tells us of a caller's.
+    /// The lost callback, which runs at the next poll. A caller's device has none.
     Polling,
 }
 
@@ -100,7 +100,7 @@ fn a_device_destroyed_in_the_middle_of_a_run_is_an_error_everywhere() {
             for _ in 0..20 {
                 step(&gpu, &run.optimizer);
             }
-            // Records are on their way.
+            // A readback of records is under way.
             assert_eq!(run.optimizer.try_drain_records(), Ok(None), "{what}");
             step(&gpu, &run.optimizer);
             gpu.device().destroy();
@@ -118,18 +118,18 @@ fn a_device_destroyed_in_the_middle_of_a_run_is_an_error_everywhere() {
                     recorded.err().or_else(|| run.optimizer.try_drain_records().err())
                 }),
                 Noticed::Polling => {
-                    // Whether the poll itself fails is the backend's business.
+                    // The result of the poll itself depends on the backend.
                     let _ = gpu.device().poll(wgpu::PollType::wait_indefinitely());
                     gpu.check_alive().err()
                 }
             };
             if name.ends_with("the caller's") {
-                // Nobody has told us: it is found out.
+                // Without a callback, a probe detects the loss.
                 let is_found_out = told.as_ref().is_some_and(|error| error.to_string().contains("takes no more work"));
                 assert!(is_found_out, "{what}: {told:?}");
             }
             assert_lost(told, &what);
-            // From now on it is known, and nothing more is recorded.
+            // From now on every call fails, and nothing more is recorded.
             for (call, error) in errors_of_every_call(&gpu, &mut run) {
                 assert_lost(error, &format!("{what}, {call}"));
             }
@@ -137,7 +137,7 @@ fn a_device_destroyed_in_the_middle_of_a_run_is_an_error_everywhere() {
     }
 }
 
-/// A loss that the caller reports: from then on everything says so in the caller's words, and nothing is recorded.
+/// After the caller has reported a loss, every call returns the caller's message and nothing is recorded.
 #[test]
 fn a_device_that_the_caller_calls_lost_is_lost_from_then_on() {
     for (name, gpu) in fresh_devices() {
@@ -173,7 +173,7 @@ fn building_on_a_destroyed_device_is_an_error() {
     }
 }
 
-/// Runs one ignored test of this binary in a process that may not have more than so much address space.
+/// Runs one ignored test of this binary in a process with a limit on its address space.
 fn in_a_small_process(test: &str, kibibytes: u64) {
     let this = std::env::current_exe().expect("a test binary");
     let output = Command::new("sh")
@@ -192,7 +192,7 @@ fn in_a_small_process(test: &str, kibibytes: u64) {
 
 const GIB: u64 = 1 << 30;
 
-/// A software driver's memory is the process's own.
+/// The memory of a software driver is that of the process.
 #[cfg(target_os = "linux")]
 #[test]
 fn memory_that_runs_out_while_building_is_an_error_and_the_device_goes_on() {
@@ -205,7 +205,7 @@ fn memory_that_runs_out_while_building_is_an_error_and_the_device_goes_on() {
     }
 }
 
-/// The tensors fit, their momentum does not.
+/// The tensors fit into memory, their momentum does not.
 #[test]
 #[ignore = "wants a process that has 12 GiB of addresses"]
 fn out_of_memory() {
@@ -214,7 +214,7 @@ fn out_of_memory() {
     let huge = || Ok::<_, Error>(storage(gpu, size, wgpu::BufferUsages::empty()));
     let small = upload(gpu, &[0.25; 8]);
     let mut buffers = Vec::new();
-    // Until the caller's own buffers do not fit any more; then the last ones go, so that a little is free again.
+    // Allocates until the caller's own buffers no longer fit, then drops the last ones, so that a little memory is free.
     while let Ok(buffer) = gpu.scoped("the caller's", huge) {
         buffers.push(buffer);
         assert!(buffers.len() < 100, "memory without end");
@@ -231,7 +231,7 @@ fn out_of_memory() {
     let error = assert_refused(builder.build(gpu), &["the optimizer's buffers"]);
     let is_of_memory = error.to_string().to_lowercase().contains("memory");
     assert!(error.kind() == ErrorKind::DeviceRefused && is_of_memory, "{error}");
-    // Nothing of the caller's has changed, and the device is as good as ever.
+    // The caller's data has not changed, and the device still works.
     assert_eq!(download(gpu, &small, 8), [0.25; 8]);
     let mut run = gpu_run_with(gpu, &specs(), Setup::default());
     run.step(&grads());
@@ -239,7 +239,7 @@ fn out_of_memory() {
     assert_eq!(run.records().records.len(), 1);
 }
 
-/// The caller's scope gets it, the step in the same encoder is not taken, whole or in part, and the optimizer goes on.
+/// The caller's error scope receives the error. The step in the same encoder has no effect, and later steps work.
 #[test]
 fn a_mistake_in_the_callers_own_pass_is_the_callers() {
     for gpu in &devices() {
@@ -270,7 +270,7 @@ fn a_mistake_in_the_callers_own_pass_is_the_callers() {
     }
 }
 
-/// Some tenths of a second of work.
+/// A kernel that takes some tenths of a second.
 const LONG: &str = "
 @group(0) @binding(0) var<storage, read_write> x: array<f32>;
 @compute @workgroup_size(64) fn long(@builtin(global_invocation_id) id: vec3<u32>) {
@@ -280,11 +280,10 @@ const LONG: &str = "
 }
 ";
 
-/// With a time-out of nothing, no readback behind long work can come in time: an error, whether or not the caller waits; and when the work
-/// is done, everything is there.
+/// With a time-out of zero, a readback after long work fails, whether or not the call waits. When the work is done, all records are there.
 #[test]
 fn a_readback_that_does_not_come_in_time_is_an_error_and_loses_nothing() {
-    // Devices of its own: whoever else waits for one holds up a wait that should not.
+    // This test opens its own devices, since other threads that wait for a shared one would delay the waits here.
     for gpu in &conformance::adapters() {
         let hurried = gpu.clone().with_readback_timeout(Duration::ZERO);
         let mut run = gpu_run_with(&hurried, &specs(), Setup::default());
@@ -295,7 +294,7 @@ fn a_readback_that_does_not_come_in_time_is_an_error_and_loses_nothing() {
         };
         let mut steps = 0;
         let long = Kernel::new(gpu, LONG, &[&upload(gpu, &[1.0; 64])]);
-        // OpenGL does its work while it is submitted. Elsewhere it may be done before we get to ask, on a busy machine.
+        // OpenGL runs the work during the submit. On the other drivers the work may be done before the first poll on a busy machine.
         let comes_late = gpu.device().adapter_info().backend == wgpu::Backend::Vulkan;
         for blocking in [true, false] {
             for _ in 0..if comes_late { 200 } else { 20 } {
@@ -306,7 +305,7 @@ fn a_readback_that_does_not_come_in_time_is_an_error_and_loses_nothing() {
                 let told = if blocking {
                     vec![pollster::block_on(run.optimizer.drain_records()).map(Some)]
                 } else {
-                    // The first brings what was started before, and starts another copy.
+                    // The first call returns what was started before, and starts another copy.
                     let first = run.optimizer.try_drain_records();
                     vec![first, run.optimizer.try_drain_records()]
                 };
@@ -340,7 +339,7 @@ fn a_readback_that_does_not_come_in_time_is_an_error_and_loses_nothing() {
     }
 }
 
-/// Who polls takes along the answers that others wait for, and hands them over a little later.
+/// Readbacks succeed while other threads poll the device. A poll may take the result that another thread waits for, and delivers it a little later.
 #[test]
 fn other_threads_may_poll_the_device_while_a_readback_is_waited_for() {
     for gpu in &conformance::adapters() {
@@ -350,7 +349,7 @@ fn other_threads_may_poll_the_device_while_a_readback_is_waited_for() {
             for _ in 0..3 {
                 scope.spawn(|| {
                     while !done.load(Ordering::Relaxed) {
-                        // Its own failures show in the readbacks.
+                        // A failed poll shows up in the readbacks.
                         let _ = gpu.device().poll(wgpu::PollType::Poll);
                     }
                 });
@@ -369,7 +368,7 @@ fn other_threads_may_poll_the_device_while_a_readback_is_waited_for() {
 fn a_time_out_can_be_chosen() {
     let gpu = devices()[0].clone();
     assert_eq!(gpu.readback_timeout(), Duration::from_secs(30));
-    // Longer than any clock counts.
+    // A duration longer than any clock can represent.
     let patient = gpu.with_readback_timeout(Duration::MAX);
     assert_eq!(patient.readback_timeout(), Duration::MAX);
     let mut run = gpu_run_with(&patient, &specs(), Setup::default());

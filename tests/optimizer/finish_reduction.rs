@@ -1,4 +1,4 @@
-//! Promise: pass 2 adds up every partial of a scope, however many there are, and refuses what its loop could not walk.
+//! Tests of pass 2: it adds up every partial of a scope, whatever their number, and is refused where its loop would be too long.
 
 use wgpu_optim::gpu::{Partials, Tuning};
 use wgpu_optim::{ErrorKind, Group, OptimizerBuilder, Regime, Rule};
@@ -9,7 +9,7 @@ fn tuning(finish_workgroup_size: u32, partials: Partials) -> Tuning {
     Tuning { workgroup_size: 8, quads_per_invocation: 1, partials, finish_workgroup_size }
 }
 
-/// Blocks of 32 elements: thousands of partials, around the multiples of the finishing workgroup. Ones add up exactly.
+/// Blocks of 32 elements give thousands of partials, at and around multiples of the finishing workgroup's size. Sums of ones are exact.
 #[test]
 fn thousands_of_partials_add_up_exactly() {
     for gpu in &devices() {
@@ -32,7 +32,7 @@ fn thousands_of_partials_add_up_exactly() {
     }
 }
 
-/// One invocation would have to walk 2^18 partials: some drivers would stop it in silence, so it is refused.
+/// One invocation would have to add up 2^18 partials. Some drivers would silently stop such a loop, so that it is refused.
 #[test]
 fn more_partials_than_a_loop_may_walk_are_refused() {
     let gpu = devices()[0].clone().with_tuning(tuning(1, Partials::PerInvocation)).expect("fits");

@@ -1,6 +1,5 @@
-//! Promise: Seesaw is what its executable specification says, and the other regimes what their papers' formulas say, step by step, for
-//! the three rules, on the CPU path and on every adapter. The numbers come from `tests/golden/make_golden.py`, `make_regimes.py`,
-//! `make_rate_free.py` and `make_auto_sgd.py`.
+//! Golden traces: on the CPU path and on every adapter, Seesaw follows its executable specification step by step, and the other regimes follow the
+//! formulas of their papers. The numbers come from `tests/golden/make_golden.py`, `make_regimes.py`, `make_rate_free.py` and `make_auto_sgd.py`.
 
 use wgpu_optim::{
     AdamW, AutoSgd, Averaging, DoG, DoWG, Mechanic, Outcome, Prodigy, Record, Regime, Rule, Schedule, SecantForm,
@@ -25,7 +24,7 @@ fn golden(rule: &str) -> Vec<Golden> {
         .map(|line| {
             let mut fields = line.split(',');
             let rule = fields.next().expect("a rule").to_owned();
-            // z and x are there in schedule-free training alone.
+            // Only schedule-free training has the columns for z and x.
             let numbers = fields.skip(1).filter(|x| !x.is_empty()).map(|x| x.parse().expect("a number")).collect();
             Golden { rule, numbers }
         })
@@ -35,12 +34,12 @@ fn golden(rule: &str) -> Vec<Golden> {
     rows
 }
 
-/// The gradient of a diagonal quadratic with deterministic noise.
+/// Returns the gradient of a diagonal quadratic with deterministic noise.
 fn gradient(w: &[f32], t: usize) -> Vec<f32> {
     grown_gradient(w, t, 1.0)
 }
 
-/// The same, which turns about at every step until the nineteenth and grows tenfold from the ninth on.
+/// Returns the same gradient with a factor, whose sign alternates up to step 18 and which grows from 1 to 10 from step 8 on.
 fn turning_gradient(w: &[f32], t: usize) -> Vec<f32> {
     let turned = if t.min(18).is_multiple_of(2) { 1.0 } else { -1.0 };
     grown_gradient(w, t, turned * 1.5f64.powi((t as i32 - 7).max(0)).min(10.0))
@@ -56,7 +55,7 @@ fn grown_gradient(w: &[f32], t: usize, factor: f64) -> Vec<f32> {
         .collect()
 }
 
-/// Parameters and gradients are f32 and feed back on each other, so that errors of 2^-24 per element accumulate over the steps.
+/// Parameters and gradients are f32 and depend on each other, so that errors of 2^-24 per element accumulate over the steps.
 const TOLERANCE: f64 = 4e-6;
 
 fn compare(path: &str, row: &Golden, record: &Record, w: &[f32]) {
@@ -78,7 +77,7 @@ fn compare(path: &str, row: &Golden, record: &Record, w: &[f32]) {
     }
 }
 
-/// The trace shows what it is for: the floor holds all of a fall, a part of it, and nothing.
+/// Asserts that the trace has all three cases: the floor holds all of a fall, a part of it, and nothing.
 fn assert_the_gate_opens(rows: &[Golden]) {
     let rule = &rows[0].rule;
     let held = |row: &Golden| row.numbers[6];
@@ -86,7 +85,7 @@ fn assert_the_gate_opens(rows: &[Golden]) {
     assert!(rows.iter().any(|row| held(row) > 0.4 && (held(row) + wanted(row)).abs() < 1e-12), "{rule}");
     assert!(rows.iter().any(|row| held(row) > 0.03 && held(row) + wanted(row) < -0.03), "{rule}");
     assert_eq!(held(&rows[18]), 0.0, "{rule}");
-    // What contradiction has lowered ln η by, beside the norm.
+    // The change of ln η by contradiction, without the norm's term.
     let agreement: f64 = rows[..19].iter().map(|row| held(row) + wanted(row)).sum();
     assert!(agreement < -0.6, "{rule}: {agreement}");
 }
@@ -101,7 +100,7 @@ fn rules() -> [(&'static str, Rule); 5] {
     ]
 }
 
-/// In schedule-free training, where `Sgd` and `SignSgd` are compared with y - z, too: the record, y, z and x.
+/// Compares the record and y. In schedule-free training, where `Sgd` and `SignSgd` are compared with y - z, also compares z and x.
 #[test]
 fn every_path_follows_the_golden_trace() {
     let free = [("sgd-free", Rule::sgd()), ("signsgd-free", Rule::sign_sgd())];
@@ -133,7 +132,7 @@ fn every_path_follows_the_golden_trace() {
     }
 }
 
-/// A regime of `tests/golden/make_regimes.py`.
+/// Returns a regime of `tests/golden/make_regimes.py`.
 fn regime(name: &str) -> Regime {
     let initial_distance = 1e-2;
     match name {
@@ -151,17 +150,17 @@ fn regime(name: &str) -> Regime {
     }
 }
 
-/// The formulas feed on differences of parameters and gradients, whose rounding the steps carry on.
+/// The formulas use differences of parameters and of gradients, whose rounding errors accumulate over the steps.
 const FORMULA_TOLERANCE: f64 = 1e-4;
 
-/// ½ Σ h (w - target)² + 0.05, as the specification has it.
+/// Returns ½ Σ h (w - target)² + 0.05, the loss of the specification.
 fn loss(w: &[f32]) -> f32 {
     let curvature = |i: usize| 10f64.powf(-2.0 * i as f64 / (D - 1) as f64);
     let terms = w.iter().enumerate().map(|(i, &w)| curvature(i) * (f64::from(w) - (i as f64).cos()).powi(2));
     (0.05 + 0.5 * terms.sum::<f64>()) as f32
 }
 
-/// The loss, the record's norm and rate, and two parameters are those of a trace.
+/// Asserts that the loss, the record's norm and rate, and two parameters are those of a trace.
 #[track_caller]
 fn compare_with_trace(what: &str, expected: &[&str], loss: f32, record: &Record, after: &[f32], tolerance: f64) {
     let [loss, norm, first, last] = [loss, record.norm, after[0], after[D - 1]].map(f64::from);
@@ -195,7 +194,7 @@ fn every_path_follows_the_golden_traces_of_the_formulas() {
     }
 }
 
-/// A case of `tests/golden/make_rate_free.py`, and how far an f32 may be off in it.
+/// Returns a case of `tests/golden/make_rate_free.py` and its tolerance.
 fn rate_free(regime: &str, case: &str) -> (Spec, f64) {
     let tiny = Rule::AdamW(AdamW { beta1: 0.9, beta2: 0.999, epsilon: 1e-15 });
     let slow = Schedule::InverseSqrt { warmup: 5 };
@@ -211,7 +210,7 @@ fn rate_free(regime: &str, case: &str) -> (Spec, f64) {
     };
     let plain = Schedule::Constant;
     match (regime, case) {
-        // ε is multiplied by another d there.
+        // The published package multiplies ε by the estimate of another step.
         ("prodigy", "published") => (prodigy(Rule::adamw(), &|_| {}, 0.0, plain), 1e-4),
         ("prodigy", "tiny-epsilon") => (prodigy(tiny, &|_| {}, 0.0, plain), PACKAGES_TOLERANCE),
         ("prodigy", "decay") => {
@@ -239,10 +238,10 @@ fn rate_free(regime: &str, case: &str) -> (Spec, f64) {
     }
 }
 
-/// Of the largest of the number and 1, and of a rate half of it: 50 steps whose gradients follow from the parameters.
+/// The tolerance relative to the larger of the number and 1, and twice that of a rate, for 50 steps whose gradients depend on the parameters.
 const PACKAGES_TOLERANCE: f64 = 4e-6;
 
-/// The authors' own packages in f64: 50 steps, over which the estimates grow by five orders of magnitude.
+/// Compares with the authors' own packages in f64 over 50 steps, in which the estimates grow by five orders of magnitude.
 #[test]
 fn every_path_follows_the_golden_traces_of_the_authors_packages() {
     const STEPS: usize = 50;
@@ -267,7 +266,7 @@ fn every_path_follows_the_golden_traces_of_the_authors_packages() {
     }
 }
 
-/// A case of `tests/golden/make_auto_sgd.py`.
+/// Returns a case of `tests/golden/make_auto_sgd.py`.
 fn auto_sgd(rule: &str, case: &str) -> Regime {
     let high = if rule == "signsgd" { 2.0 } else { 8.0 };
     let (initial_rate, rounds) = match case {
@@ -279,7 +278,7 @@ fn auto_sgd(rule: &str, case: &str) -> Regime {
     Regime::AutoSgd(AutoSgd { initial_rate, rounds, certainty: 2.0, ..AutoSgd::default() })
 }
 
-/// The specification's batch lasts a round of three steps.
+/// Returns the loss and the gradient of the specification's batch, which is the same for the three steps of a round.
 fn shared_batch(w: &[f32], t: usize) -> (f32, Vec<f32>) {
     let batch = t / 3;
     let factor = 1.0 + 0.02 * (2.3 * batch as f64).sin();

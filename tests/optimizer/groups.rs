@@ -1,8 +1,8 @@
-//! Promises about groups and about where tensors lie: settings per group, shared norms, empty tensors, many tensors at the cost of
-//! one, one buffer or many, and tensors larger than a binding.
+//! Tests of groups and of the places of tensors: settings per group, shared norms, empty tensors, many tensors at the cost of one, one buffer or
+//! many, and tensors larger than a binding.
 //!
-//! Faults tried once by hand, each failed its test: memory of a window shorter by a quad per block, blocks larger than a binding.
-//! Two faults were found by this file: a clip by the regularised norm, inner products scaled differently within one norm.
+//! Each of these faults was introduced by hand once and made a test fail: a window's memory that is short by a quad per block, and blocks larger than
+//! a binding. These tests found two faults: a clip by the regularised norm, and inner products scaled differently within one norm.
 
 use std::fmt::Display;
 
@@ -26,7 +26,7 @@ fn run_steps(run: &mut dyn Run, grads: &[Vec<Vec<f32>>]) {
     }
 }
 
-/// Gradients for some steps, of norms that vary by powers of four.
+/// Returns gradients for some steps, whose norms vary by powers of four.
 fn gradients(lengths: &[usize], steps: usize, seed: u64) -> Vec<Vec<Vec<f32>>> {
     let mut numbers = Numbers(seed);
     let mut step = || {
@@ -41,14 +41,14 @@ fn rate_bits(run: &dyn Run) -> Vec<u32> {
     bits(&[run.rates()]).remove(0)
 }
 
-/// Two runs have the same parameters and the same rates, bit for bit.
+/// Asserts that two runs have the same parameters, averages and rates, bit for bit.
 #[track_caller]
 fn assert_same(run: &dyn Run, other: &dyn Run, what: impl Display) {
     assert_same_bits(run, other, &what);
     assert_eq!(rate_bits(run), rate_bits(other), "{}, {what}", run.path());
 }
 
-/// The parameters are those of the CPU path to a few roundings.
+/// Asserts that the parameters are those of the CPU path up to a few roundings.
 #[track_caller]
 fn assert_near(run: &dyn Run, cpu: &CpuRun, what: &str) {
     for (got, expected) in run.params().concat().into_iter().zip(cpu.params().concat()) {
@@ -76,7 +76,7 @@ fn each_group_takes_the_builders_settings_or_its_own() {
             .group(wgpu_optim::Group::new("inherits").tensor("a", &values, &values))
             .group(own.group().tensor("b", &values, &values))
     };
-    // Without a word there is the default regime, no decay, no clip, no climbing and a norm of one's own.
+    // The defaults are the default regime, no decay, no clip, descent, and a norm for each group.
     let plain = OptimizerBuilder::new(Rule::sgd())
         .group(wgpu_optim::Group::new("plain").tensor("a", &values, &values))
         .build_cpu()
@@ -108,7 +108,7 @@ fn each_group_takes_the_builders_settings_or_its_own() {
     assert_eq!(config.averaging, Averaging::Off);
 }
 
-/// AdamW has PyTorch's decay where neither group nor builder says otherwise; the other rules have none.
+/// Without a decay from the group or the builder, AdamW, NAdamW and AMSGrad have PyTorch's decay, and the other rules have none.
 #[test]
 fn adamw_decays_by_default() {
     let values = vec![0.0f32; 4];
@@ -124,7 +124,7 @@ fn adamw_decays_by_default() {
         };
         assert_eq!(decay_of(OptimizerBuilder::new(rule), group()), usual, "{}", rule.name());
         assert_eq!(decay_of(OptimizerBuilder::new(Rule::sgd()), group().rule(rule)), usual, "{}", rule.name());
-        // As the command line has it.
+        // The command line uses this default.
         assert_eq!(usual.decoupled(), rule.usual_weight_decay().decoupled(), "{}", rule.name());
     }
     let adamw = || OptimizerBuilder::new(Rule::adamw());
@@ -132,7 +132,7 @@ fn adamw_decays_by_default() {
     assert_eq!(decay_of(adamw().weight_decay(0.5), group()), WeightDecay::Coupled(0.5));
 }
 
-/// Groups with different settings beside each other are what each is alone.
+/// Each of several groups with different settings has the bits of an optimizer with this group alone.
 #[test]
 fn groups_do_not_disturb_each_other() {
     let mut numbers = Numbers(4);
@@ -156,7 +156,7 @@ fn groups_do_not_disturb_each_other() {
         let mut first = 0;
         for (i, spec) in specs.iter().enumerate() {
             let own = first..first + spec.tensors.len();
-            // At the same places on the device, so that the blocks are the same.
+            // The tensors have the same places on the device, so that the blocks are the same.
             let alone_specs = std::slice::from_ref(spec);
             let places = packed(&specs, 0, 0)[own.clone()].to_vec();
             let mut alone: Box<dyn Run> = match path {
@@ -174,7 +174,7 @@ fn groups_do_not_disturb_each_other() {
     }
 }
 
-/// Tensors as one group, and as a group each with one norm for all.
+/// Returns the tensors as one group, and as one group for each tensor with a shared norm.
 fn one_and_many(rule: Rule, lengths: &[usize]) -> ([Spec; 1], Vec<Spec>) {
     let tensors = tensors(5, lengths);
     let many = tensors.iter().enumerate().map(|(i, tensor)| {
@@ -184,8 +184,8 @@ fn one_and_many(rule: Rule, lengths: &[usize]) -> ([Spec; 1], Vec<Spec>) {
     ([Spec::new(rule, Regime::seesaw(), tensors)], many)
 }
 
-/// Three groups with the same settings and one norm are one group of all their tensors: bit for bit where the blocks are the
-/// same, as they are when each tensor has buffers of its own.
+/// Three groups with the same settings and a shared norm have the bits of one group with all their tensors, where the blocks are the same. They are
+/// the same when each tensor has its own buffers.
 #[test]
 fn groups_that_share_a_norm_are_one_group() {
     let lengths = [1001, 40, 8193];
@@ -203,7 +203,7 @@ fn groups_that_share_a_norm_are_one_group() {
             assert_eq!(rate_bits(many.as_ref()), [rate_bits(one.as_ref())[0]; 3], "{}, {rule:?}", one.path());
             assert_same_bits(one.as_ref(), many.as_ref(), format_args!("{rule:?}"));
         }
-        // A fault that must show: the same groups with a norm of their own have other rates.
+        // A seeded fault: the same groups with a norm for each have other rates.
         let own: Vec<Spec> = many.iter().map(|spec| Spec { norm: None, ..spec.clone() }).collect();
         let mut own = CpuRun::new(&own);
         run_steps(&mut own, &grads);
@@ -211,7 +211,7 @@ fn groups_that_share_a_norm_are_one_group() {
     }
 }
 
-/// Packed tensors of one group are cut into blocks across their borders, so that sums differ by roundings only.
+/// Blocks span the borders of packed tensors in one group, so that the sums differ by roundings only.
 #[test]
 fn packed_groups_that_share_a_norm_are_one_group_to_roundings() {
     let lengths = [1001, 43, 8193];
@@ -221,14 +221,14 @@ fn packed_groups_that_share_a_norm_are_one_group_to_roundings() {
         run_steps(one.as_mut(), &grads);
         run_steps(many.as_mut(), &grads);
         for rate in many.rates() {
-            // Six changes of the rate, each from sums that differ by a few roundings.
+            // The rate changes six times, each time by sums that differ by a few roundings.
             assert!(ulps(rate, f64::from(one.rates()[0])) <= 40.0, "{}: {rate}", one.path());
         }
     }
 }
 
-/// Groups that share a norm but not a regime: each has the rate its regime gives for all gradients together. Their smoothed
-/// norms differ, which must not disturb the inner products that they share.
+/// Groups with one norm and different regimes each have the rate of their regime for all gradients together. The groups smooth the norm differently,
+/// which must not affect the inner products that they share.
 #[test]
 fn groups_of_different_regimes_share_a_norm() {
     let regime = |smoothing| Regime::Seesaw(Seesaw { smoothing, ..Seesaw::default() });
@@ -240,7 +240,7 @@ fn groups_of_different_regimes_share_a_norm() {
         };
         let specs: Vec<Spec> = regimes.iter().enumerate().map(spec).collect();
         let lengths: Vec<usize> = lengths(&specs).collect();
-        // Norms fall and rise by 4^±6, so that averages over one, ten and a hundred steps lie far apart.
+        // The norms fall and rise by up to 4^6, so that averages over one, ten and a hundred steps differ widely.
         let grads = gradients(&lengths, 12, 32).into_iter().enumerate();
         let grads: Vec<Vec<Vec<f32>>> =
             grads.map(|(t, step)| times(4f32.powi([0, -3, -6, -1, 3, -2][t % 6]), &step)).collect();
@@ -254,7 +254,7 @@ fn groups_of_different_regimes_share_a_norm() {
                     let out = oracle.step(&grads.concat());
                     let what = format_args!("{}, {rule:?}, {:?}, step {t}", run.path(), regimes[i]);
                     let ln_rate = oracle.ln_rate.expect("started");
-                    // Some ten roundings of 2^-24 a step.
+                    // The tolerance is some ten roundings of 2^-24 per step.
                     let allowed = 1e-6 * (t + 1) as f64;
                     assert_close(
                         format_args!("{what}: {:?}, not {out:?}", records[i]),
@@ -268,8 +268,7 @@ fn groups_of_different_regimes_share_a_norm() {
     }
 }
 
-/// A clip goes by the norm of the gradients as they came, over all groups that share it, also where the decay is one group's
-/// and the clip another's.
+/// A clip uses the norm of the raw gradients of all groups that share it, also where one group has the decay and another the clip.
 #[test]
 fn a_shared_clip_goes_by_the_raw_norm() {
     let spec = |name: &str| Spec::new(Rule::sgd(), Regime::fixed(1.0), vec![vec![8.0; 8]]).named(name).sharing("all");
@@ -281,7 +280,7 @@ fn a_shared_clip_goes_by_the_raw_norm() {
         };
         let clipped = Spec { clip: 1.0, ..spec("clipped") };
         for mut run in every_path(&[decayed, clipped]) {
-            // ‖g‖ = 1/2 √16 = 2 over both; with decay it would be much more.
+            // Over both groups ‖g‖ = 1/2 √16 = 2. With the decay it would be much larger.
             run.step(&[vec![0.5; 8], vec![0.5; 8]]);
             let records = run.records().records;
             assert_eq!(records[1].clip_factor, 0.5, "{}, {clipped_too}", run.path());
@@ -341,7 +340,7 @@ fn empty_groups_and_tensors_do_nothing_and_disturb_nothing() {
             assert_eq!(record.flags.waiting(), record.group == 0, "{}", run.path());
         }
     }
-    // Nothing at all.
+    // The optimizer has no tensor at all.
     for mut run in every_path(&with_empty[..1]) {
         run.step(&[]);
         assert!(run.records().records[0].flags.waiting(), "{}", run.path());
@@ -358,7 +357,7 @@ fn layers(count: usize) -> Vec<usize> {
     (0..count).map(|i| if i % 2 == 0 { 1 + (numbers.next().abs() * 900.0) as usize } else { 1 + i % 9 }).collect()
 }
 
-/// 200 tensors cost the dispatches of one.
+/// 200 tensors take as many dispatches as one.
 #[test]
 fn two_hundred_tensors_take_one_dispatch_per_pass() {
     let mut lengths = layers(200);
@@ -374,7 +373,7 @@ fn two_hundred_tensors_take_one_dispatch_per_pass() {
         for place in &mut odd_start {
             place.params.1 += 4;
         }
-        // Each tensor on a multiple of 64 elements, as an allocator would do it.
+        // Each tensor starts at a multiple of 64 elements, as an allocator would place it.
         let mut at = 0;
         let padded: Vec<Place> = lengths
             .iter()
@@ -393,14 +392,14 @@ fn two_hundred_tensors_take_one_dispatch_per_pass() {
             assert!(ulps(cpu.rates()[0], rate) <= 20.0, "{name}: {rate} but {} on the CPU path", cpu.rates()[0]);
             assert_near(&run, &cpu, name);
         }
-        // In buffers of their own they cost a window each (two with a tail): that is why one packs.
+        // With separate buffers each tensor takes at least one window, and two if it has a tail.
         let apart = GpuRun::new(gpu, &specs, separate(&specs));
         assert!(count(&apart.optimizer)[0] >= 200);
     }
 }
 
-/// Parameters and gradients in one buffer (as burn's allocator does it) are what they are in two; and gradients before parameters,
-/// interleaved, tensor by tensor, without a gap between them, do not touch their neighbours.
+/// Parameters and gradients in one buffer (as in burn's allocator) give the bits that they give in two buffers. Interleaved tensors, with each
+/// gradient directly before its parameters, do not overwrite their neighbours.
 #[test]
 fn one_buffer_for_parameters_and_gradients() {
     let lengths = [129, 3, 1000];
@@ -429,7 +428,7 @@ fn one_buffer_for_parameters_and_gradients() {
     }
 }
 
-/// Tensors of up to seven bindings: the windows change nothing, bit for bit.
+/// Splitting tensors of up to seven bindings into windows changes no bit.
 #[test]
 fn windows_of_64_kib_change_nothing() {
     let lengths = [40_000, 100_004, 8, 65_539];
@@ -451,7 +450,7 @@ fn windows_of_64_kib_change_nothing() {
     }
 }
 
-/// A block is never larger than a binding, whatever the geometry asks for.
+/// A block is never larger than a binding, whatever the tuning says.
 #[test]
 fn blocks_larger_than_a_binding_are_cut() {
     for gpu in small_bindings(64 << 10) {
@@ -459,7 +458,7 @@ fn blocks_larger_than_a_binding_are_cut() {
         let gpu = gpu.with_tuning(most).expect("within the tuning's range");
         let len = 40_001;
         let specs = [Spec::new(Rule::sgd(), Regime::fixed(0.5), vec![vec![0.0; len]])];
-        // The worst start: one element before an alignment.
+        // The worst case is a start one element before an alignment boundary.
         let place = Place { params: (0, 7), grads: (1, 3) };
         let mut run = GpuRun::with(&gpu, &specs, vec![place], |builder| builder.record_steps(4));
         run.step(&[vec![1.0; len]]);
@@ -468,9 +467,7 @@ fn blocks_larger_than_a_binding_are_cut() {
     }
 }
 
-/// More than one binding of 128 MiB, and more elements than a driver's 65,535 loop trips could walk in one workgroup: one of
-/// each element, so that a lost window, block or trip is missed in the norm and in the parameters.
-/// A plan is linear in the groups of a norm: with a walk over all of them for each this would take minutes.
+/// The cost of a plan is linear in the number of groups that share a norm. With a loop over all of them for each group this would take minutes.
 #[test]
 fn twenty_thousand_groups_share_a_norm() {
     let (w, g) = ([1.0f32; 4], [0.5f32; 4]);
@@ -481,7 +478,7 @@ fn twenty_thousand_groups_share_a_norm() {
     assert_eq!((optimizer.groups().len(), optimizer.tensors().len()), (20_000, 20_000));
 }
 
-/// The rings of many tensors with telemetry are as small as they have to be, and a wish for more is refused.
+/// With telemetry, the rings of many tensors have the smallest possible size, and asking for more is refused.
 #[test]
 fn telemetry_of_many_tensors_has_a_bounded_ring() {
     let (w, g) = ([1.0f32; 1], [0.5f32; 1]);
@@ -494,13 +491,15 @@ fn telemetry_of_many_tensors_has_a_bounded_ring() {
     assert_refused(many().record_steps(1 << 20).build_cpu(), &["record ring is 1048576", "telemetry of fewer groups"]);
 }
 
+/// The tensor exceeds one binding of 128 MiB, and has more elements than one workgroup could process within a driver's limit of 65,535 loop trips.
+/// Every element counts, so that a lost window, block or trip shows up in the norm and in the parameters.
 #[test]
 fn two_to_the_25_elements_and_five() {
     let len = (1usize << 25) + 5;
     for gpu in &devices() {
         let spec = Spec::new(Rule::sgd(), Regime::fixed(0.5), vec![vec![0.0; len]]);
         let mut run = GpuRun::new(gpu, &[spec], vec![Place { params: (0, 0), grads: (1, 0) }]);
-        // 2^25 ones and five times 1024: 2^25 + 5 · 2^20 is exact in f32, and so is every partial sum of it.
+        // 2^25 ones and five times 1024 have the sum of squares 2^25 + 5 · 2^20, which is exact in f32, and so is every partial sum.
         let mut grads = vec![1.0f32; len];
         grads[len - 5..].fill(1024.0);
         gpu.queue().write_buffer(&run.buffers[1], 0, bytemuck::cast_slice(&grads));
@@ -514,7 +513,7 @@ fn two_to_the_25_elements_and_five() {
     }
 }
 
-/// A first rate given by the caller in one group does not start another group's automatic one, and the other way round.
+/// A first rate from the caller in one group does not affect the automatic first rate of another group with the same norm, nor the other way round.
 #[test]
 fn a_given_and_an_automatic_first_rate_share_a_norm() {
     let given = Regime::NormRatio(NormRatio { initial_rate: Some(0.125), ..NormRatio::default() });
@@ -535,7 +534,7 @@ fn a_given_and_an_automatic_first_rate_share_a_norm() {
     }
 }
 
-/// A clip over all groups takes one factor from the norm of all, and leaves rules, norms and rates as they are.
+/// A clip over all groups has one factor, which follows from the norm of all gradients. It leaves rules, norms and rates unchanged.
 #[test]
 fn a_global_clip_is_over_groups_of_any_rules() {
     for decay in [0.0, 0.25] {

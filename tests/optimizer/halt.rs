@@ -1,9 +1,9 @@
-//! Promises of `NonFinitePolicy`: so many skips in a row halt training on the device, without a word to the host; whatever is submitted
-//! after that changes nothing, bit for bit, and the records say so; the next drain, or the step on the host, is an error that names tensor,
-//! element, count and the first step; `resume` goes on as if the skipped steps had never been.
+//! Tests of `NonFinitePolicy`: a given number of skipped steps in a row halts training on the device, without the host. Steps submitted after that
+//! change nothing, bit for bit, and their records say so. The next drain, or the next step on the host, returns an error that names tensor, element,
+//! count and the first step. After `resume`, training continues as if the skipped steps had not been submitted.
 //!
-//! Faults tried once by hand, each failed its test: a good step that does not end the count, pass 3 that looks at the gradient alone once
-//! halted, resume without the drain.
+//! Each of these faults was introduced by hand once and made a test fail: a good step that does not reset the count, pass 3 that checks only the
+//! gradient after a halt, and a resume without the drain.
 
 use wgpu_optim::internals::layout::GroupState;
 use wgpu_optim::{Error, ErrorKind, LossScaler, NonFinite, NonFinitePolicy, Regime, Rule};
@@ -17,7 +17,7 @@ fn setup(after: u32) -> Setup {
     Setup { policy: NonFinitePolicy::Error { after }, ..Setup::default() }
 }
 
-/// Two groups, so that one hears of the other's troubles.
+/// Returns two groups, since a bad gradient in one also skips the step of the other.
 fn specs() -> Vec<Spec> {
     let mut numbers = Numbers(1);
     vec![
@@ -26,7 +26,7 @@ fn specs() -> Vec<Spec> {
     ]
 }
 
-/// Gradients of a step; `bad` of them are not finite, from the second tensor's third element on.
+/// Returns the gradients of a step. `bad` of them are not finite, from the third element of the second tensor on.
 fn gradients(t: u64, bad: usize) -> Vec<Vec<f32>> {
     let mut numbers = Numbers(100 + t);
     let mut grads = vec![numbers.vec(301), numbers.vec(7), numbers.vec(50)];
@@ -34,7 +34,7 @@ fn gradients(t: u64, bad: usize) -> Vec<Vec<f32>> {
     grads
 }
 
-/// A step and what its records tell, on either path.
+/// Takes a step and reads the records, and returns the first error.
 fn step_and_tell(run: &mut dyn Run, grads: &[Vec<f32>]) -> Result<(), Error> {
     run.try_step(grads)?;
     run.try_records().map(|_| ())
@@ -57,7 +57,7 @@ fn three_in_a_row_halt_and_two_do_not() {
             "3 steps in a row were skipped, from step 5 on",
             "2 non-finite elements, the first in tensor \"counters/1\" at index 3;",
         ];
-        // The third in a row, then good ones and bad ones alike.
+        // The third bad step in a row, then good and bad ones.
         for (t, bad) in [(7, 2), (8, 0), (9, 4), (10, 0)] {
             let told = step_and_tell(run.as_mut(), &gradients(t, bad));
             assert_eq!(assert_refused(told, &words).kind(), ErrorKind::Halted, "{path}, step {t}");
@@ -94,7 +94,7 @@ fn three_in_a_row_halt_and_two_do_not() {
         assert!(bits(&run.params()) == bits(&undisturbed.params()), "{what}");
         assert_eq!(without_counts(&run.states()), without_counts(&undisturbed.states()), "{what}");
         assert!(run.records().records.iter().all(|r| !r.flags.skipped()));
-        // And it can halt again.
+        // Training can halt again.
         for t in 14..16 {
             assert_eq!(step_and_tell(run.as_mut(), &gradients(t, 1)), Ok(()));
         }
@@ -103,7 +103,7 @@ fn three_in_a_row_halt_and_two_do_not() {
     }
 }
 
-/// The message has the number, the culprit and the way out, on one line.
+/// The message gives the number of steps, the element and the remedy.
 #[test]
 fn the_error_says_what_happened_and_what_to_do() {
     for mut run in every_path_with(&specs(), setup(1)) {
@@ -113,7 +113,7 @@ fn the_error_says_what_happened_and_what_to_do() {
     }
 }
 
-/// The whole of it in one submit, and a ring that holds nothing but the last step: the last record tells it all.
+/// Steps in one submit halt without the host, and with a ring of the smallest size the last record is enough for the error.
 #[test]
 fn steps_in_one_submit_halt_by_themselves() {
     for gpu in &devices() {
@@ -123,11 +123,11 @@ fn steps_in_one_submit_halt_by_themselves() {
         let before = bits(&run.params());
         run.write_grads(&gradients(1, 1));
         submit(gpu, |encoder| (0..9).for_each(|_| run.optimizer.encode_step(encoder).expect("alive")));
-        // Good ones come too late.
+        // A good step after the halt changes nothing.
         run.write_grads(&gradients(2, 0));
         step(gpu, &run.optimizer);
         assert!(bits(&run.params()) == before, "{}", run.path());
-        // The drain that never waits tells it too, as soon as it has a record.
+        // The drain that never waits returns the error too, once it has a record.
         let told = (0..10_000)
             .find_map(|_| {
                 std::thread::sleep(std::time::Duration::from_millis(1));
@@ -138,7 +138,7 @@ fn steps_in_one_submit_halt_by_themselves() {
         assert_eq!(run.try_records().err(), Some(told.clone()), "{}", run.path());
         assert_eq!(run.optimizer.try_drain_records().err(), Some(told));
 
-        // Steps that were submitted after the last drain, and before the host resumes, are no second halt.
+        // Steps that were submitted after the last drain and before the host resumes are not a second halt.
         step(gpu, &run.optimizer);
         run.resume();
         assert!(bits(&run.params()) == before, "{}", run.path());
@@ -172,7 +172,7 @@ fn a_loss_that_is_not_finite_halts_too_and_is_named() {
     }
 }
 
-/// While the scale can still fall, it is to blame; at its smallest, the gradient is.
+/// With a loss scaler, skipped steps count only at the smallest scale: before that, a smaller scale may be the remedy.
 #[test]
 fn with_a_loss_scaler_skips_count_from_the_smallest_scale_on() {
     let setup =
@@ -188,13 +188,13 @@ fn with_a_loss_scaler_skips_count_from_the_smallest_scale_on() {
             .expect("it halts");
         assert_eq!(said, [8.0, 4.0, 2.0, 2.0], "{path}");
         assert_says(&error, &["2 steps in a row", "from step 2 on"]);
-        // A halt leaves the scale alone.
+        // A halted step does not change the scale.
         assert!(step_and_tell(run.as_mut(), &gradients(9, 1)).is_err());
         assert_eq!(run.loss_scale(), 2.0, "{path}");
     }
 }
 
-/// A loss that is not finite, beside a gradient that is, says nothing against the scale.
+/// A loss that is not finite, with a finite gradient, does not lower the scale.
 #[test]
 fn a_bad_loss_leaves_the_scale_alone() {
     let spec = Spec::new(Rule::sgd(), Regime::ngn(), vec![vec![1.0; 9]]);
@@ -202,7 +202,7 @@ fn a_bad_loss_leaves_the_scale_alone() {
     for mut run in every_path_with(std::slice::from_ref(&spec), setup) {
         run.set_loss(f32::INFINITY);
         assert_eq!(step_and_tell(run.as_mut(), &[vec![1.0; 9]]), Ok(()));
-        // A gradient that is not finite does, and the count starts anew.
+        // A gradient that is not finite lowers the scale and resets the count.
         assert_eq!(step_and_tell(run.as_mut(), &[vec![f32::NAN; 9]]), Ok(()));
         assert_eq!(run.loss_scale(), 32768.0, "{}", run.path());
         assert_eq!(step_and_tell(run.as_mut(), &[vec![1.0; 9]]), Ok(()));

@@ -1,11 +1,11 @@
-//! What tests of several topics share.
+//! Helpers of the tests of several topics.
 
 use std::fmt::Display;
 
 use wgpu_optim::{Regime, Rule, SecantForm};
 use wgpu_optim_conformance::run::{CpuRun, GpuRun, Run, Setup, Spec, bits, devices, every_path_with, packed};
 
-/// Every rule with every second of these regimes, which between them have every kind of memory: kernels take their time to compile.
+/// Returns every rule with every second one of these regimes, which have every kind of state between them. All pairs would take too long to compile.
 pub fn rules_and_regimes() -> Vec<(Rule, Regime)> {
     let regimes = [
         Regime::seesaw(),
@@ -24,20 +24,20 @@ pub fn rules_and_regimes() -> Vec<(Rule, Regime)> {
     pairs.filter(|(rule, regime)| regime.fits(rule)).collect()
 }
 
-/// A run, and another that it is compared with.
+/// A run and the run that it is compared with.
 pub type Pair = (Box<dyn Run>, Box<dyn Run>);
 
-/// Two cases side by side, on each path.
+/// Returns the runs of two cases on each path, in pairs.
 pub fn pairs(first: &[Spec], second: &[Spec]) -> impl Iterator<Item = Pair> {
     pairs_with((first, Setup::default()), (second, Setup::default()))
 }
 
-/// As `pairs`, with what the builders themselves are told.
+/// Returns pairs of runs as [`pairs`] does, with settings of the builders.
 pub fn pairs_with(first: (&[Spec], Setup), second: (&[Spec], Setup)) -> impl Iterator<Item = Pair> {
     every_path_with(first.0, first.1).into_iter().zip(every_path_with(second.0, second.1))
 }
 
-/// The case on the CPU path and on every adapter, tensors from the third element on, with gaps between them.
+/// Returns the case on the CPU path and on every adapter. The tensors start at the third element of a buffer and have gaps between them.
 pub fn at_odd_places(specs: &[Spec]) -> Vec<Box<dyn Run>> {
     let mut runs: Vec<Box<dyn Run>> = vec![Box::new(CpuRun::new(specs))];
     for gpu in &devices() {
@@ -46,21 +46,21 @@ pub fn at_odd_places(specs: &[Spec]) -> Vec<Box<dyn Run>> {
     runs
 }
 
-/// Two runs have the same parameters and the same averages, bit for bit.
+/// Asserts that two runs have the same parameters and averages, bit for bit.
 #[track_caller]
 pub fn assert_same_bits(run: &dyn Run, other: &dyn Run, what: impl Display) {
     assert!(bits(&run.params()) == bits(&other.params()), "{}, {what}: parameters differ", run.path());
     assert!(bits(&run.averages()) == bits(&other.averages()), "{}, {what}: averages differ", run.path());
 }
 
-/// A tensor out of a checkpoint's bytes as another program reads it: its element, its shape and its data.
+/// Returns the data type, the shape and the data of a tensor in a checkpoint's bytes, by means of the `safetensors` crate alone.
 pub fn raw_tensor(checkpoint: &[u8], name: &str) -> (safetensors::Dtype, Vec<usize>, Vec<u8>) {
     let file = safetensors::SafeTensors::deserialize(checkpoint).expect("safetensors");
     let tensor = file.tensor(name).unwrap_or_else(|_| panic!("no {name} in {:?}", file.names()));
     (tensor.dtype(), tensor.shape().to_vec(), tensor.data().to_vec())
 }
 
-/// Bytes that are still allocated when something has been built.
+/// Returns the number of bytes that are allocated by building something and are still held afterwards.
 pub fn bytes_of<T>(build: impl FnOnce() -> T) -> i64 {
     let mut built = None;
     let info = allocation_counter::measure(|| built = Some(build()));
@@ -68,7 +68,8 @@ pub fn bytes_of<T>(build: impl FnOnce() -> T) -> i64 {
     info.bytes_current
 }
 
-/// Takes steps with two runs, each along gradients of its own: after every step they have the same parameters and averages, bit for bit.
+/// Takes steps with two runs, each along its own gradients, and asserts that they have the same parameters and averages after every step, bit for
+/// bit.
 #[track_caller]
 pub fn assert_alike(
     what: impl Display,

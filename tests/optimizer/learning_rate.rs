@@ -1,5 +1,4 @@
-//! Promise: pass 3 is right to the last places at every size of number: a rate and its terms against f64, relatively, on every
-//! path.
+//! Tests of pass 3: for numbers of every size, a rate and its terms agree with f64 to a relative error of a few ulps, on every path.
 
 use wgpu_optim::{Regime, Rule, Term};
 use wgpu_optim_conformance::oracle::Oracle;
@@ -8,9 +7,10 @@ use wgpu_optim_conformance::{Numbers, assert_close};
 
 const LEN: usize = 257;
 
-/// Sums of 257 products of mixed sign, divided by a norm: a cosine is good to about 30 · 2^-24 absolute, and κ = 0.1 of it counts.
+/// The tolerance of a term that is 0.1 times a cosine. The cosine comes from sums of 257 products of mixed sign, divided by norms, and has an
+/// absolute error of about 30 · 2^-24.
 const ALIGNMENT: f64 = 2e-7;
-/// A norm is good to about 20 · 2^-24 relative, and its logarithm to that, absolute.
+/// The tolerance of the logarithm of a norm, whose relative error is about 20 · 2^-24.
 const LOGARITHM: f64 = 2e-6;
 
 #[test]
@@ -44,7 +44,7 @@ fn rates_and_terms_are_right_at_every_scale() {
                     near(record.term(Term::Alignment), expected.alignment_term, ALIGNMENT, "alignment");
                     near(record.term(Term::Brake), expected.brake_term, ALIGNMENT, "brake");
                     let rate = expected.rate;
-                    // The norm's error does not add up over the steps: its terms telescope. The others' do.
+                    // The errors of the norm's terms telescope over the steps. The errors of the other terms add up.
                     let drift = LOGARITHM + step as f64 * ALIGNMENT;
                     near(record.learning_rate, rate, drift * rate, "rate");
                     assert!(rate > 0.0);
@@ -54,7 +54,7 @@ fn rates_and_terms_are_right_at_every_scale() {
     }
 }
 
-/// The caller's rate is used to the bit, up to the largest, and nothing is clamped.
+/// A fixed rate is used exactly as given, up to the largest f32, without a clamp.
 #[test]
 fn a_fixed_rate_is_exact() {
     for rate in [1e-30, 0.1, 0.3, 1e30] {

@@ -1,9 +1,9 @@
-//! Promise: a look measures the curvature of the last step from a second gradient of its batch, on every path, and changes nothing else. What
-//! does not fit is an error, or is left out and told.
+//! Tests of looks: a look measures the curvature of the last step by a second gradient of the same batch, on every path, and changes nothing else. A
+//! look that does not fit the optimizer is an error, and one that cannot be used is left out and recorded.
 //!
-//! Faults tried once by hand in the kernels, each failed some of these tests: a direction of the sign rules in units of another scale, a look
-//! that is not finite and not told, a look that stays due when it has been taken, one at a skipped
-//! step that counts, a rate per tensor from the sums of the first one.
+//! Each of these faults was introduced by hand once into the kernels and made some of these tests fail: a direction of the sign rules in units of
+//! another scale, a look that is not finite and not recorded, a look that stays due after it has been taken, a look at a skipped step that counts,
+//! and a rate per tensor from the sums of the first tensor.
 
 use wgpu_optim::{
     Averaging, Curvature, CurvatureForm, Differences, ErrorKind, Group, Look, OptimizerBuilder, Record, Regime, Rule,
@@ -20,12 +20,12 @@ const FORMS: [CurvatureForm; 4] =
 
 fn spec(rule: Rule, form: CurvatureForm) -> Spec {
     let name = format!("{}, {form:?}", rule.name());
-    // Steps long enough that differences of gradients have digits, and a limit that does not act.
+    // The steps are long enough that differences of gradients are significant, and the limit is too wide to act.
     let regime = Curvature { first_step: 0.3, max_change: 10.0, ..Curvature::new(form) };
     Spec::new(rule, Regime::Curvature(regime), tensors(3, &[LEN])).named(name)
 }
 
-/// Gradients of `½ h ‖w - c‖²` for each tensor, with an h of its own; the batch decides about c.
+/// Returns the gradients of `½ h ‖w - c‖²`, with one h for each tensor and a c that depends on the batch.
 fn gradients(run: &dyn Run, curvatures: &[f32], batch: u64) -> Vec<Vec<f32>> {
     let params = run.params();
     let lengths: Vec<usize> = params.iter().map(Vec::len).collect();
@@ -42,7 +42,7 @@ fn looks(records: &[Record]) -> Vec<Option<Look>> {
     records.iter().map(|record| record.look).collect()
 }
 
-/// The gradients of two batches differ by much more than those of one batch at two points.
+/// A look measures the curvature although the gradients of two batches differ much more than those of one batch at two points.
 #[test]
 fn one_look_finds_the_curvature_whatever_the_noise_of_batches() {
     let fitting: Vec<Rule> = Rule::all().into_iter().filter(|rule| !rule.owns_passes()).collect();
@@ -67,7 +67,7 @@ fn one_look_finds_the_curvature_whatever_the_noise_of_batches() {
                 let (h, sqrt_d) = (f64::from(curvatures[i]), (LEN as f64).sqrt());
                 let expected = match form {
                     CurvatureForm::Newton => {
-                        // Of a first step all directions but those of momentum are the gradient or its signs.
+                        // In a first step all directions without a momentum are the gradient or its signs.
                         let absolute: f64 = first[i].iter().map(|&g| f64::from(g).abs()).sum();
                         match rule {
                             Rule::Sgd(_) => 1.0 / h,
@@ -85,7 +85,7 @@ fn one_look_finds_the_curvature_whatever_the_noise_of_batches() {
     }
 }
 
-/// Layer-wise rates: each tensor has the rate of its own block.
+/// With layer-wise rates, each tensor has the rate of its own curvature.
 #[test]
 fn tensors_with_rates_of_their_own_find_their_own_curvatures() {
     for form in FORMS {
@@ -107,7 +107,7 @@ fn tensors_with_rates_of_their_own_find_their_own_curvatures() {
     }
 }
 
-/// η moves by the factor that is allowed, and stays where there is no curvature above 0 or no look.
+/// The rate changes by at most the allowed factor, and stays where no curvature is above 0 or no look was taken.
 #[test]
 fn rates_are_limited_and_carried_over() {
     let limited = Curvature { max_change: 1.5, initial_rate: Some(0.01), ..Curvature::new(CurvatureForm::Short) };
@@ -117,7 +117,7 @@ fn rates_are_limited_and_carried_over() {
             let grads = gradients(&*run, &[curvature], 0);
             run.step(&grads);
             if let Some(curvature) = look {
-                // The gradient of before plus `curvature` times the step.
+                // The previous gradient plus `curvature` times the step.
                 let rate = run.rates()[0];
                 let again: Vec<f32> = grads[0].iter().map(|g| g - curvature * rate * g).collect();
                 run.look(&[again]);
@@ -129,7 +129,7 @@ fn rates_are_limited_and_carried_over() {
         let (second, _, clamped, _) = step(1.0, Some(-4.0));
         assert_close("a rise", second, 1.5 * first, 1e-6);
         assert!(clamped);
-        // One look at 4 and nine tenths, one at -4: A < 0.
+        // The average of a look at 4, with a weight of nine tenths, and one at -4 is negative.
         let (third, look, ..) = step(1.0, None);
         assert_eq!((third, look), (second, Some(Look::Measured)));
         let (fourth, look, _, words) = step(1.0, Some(4.0));
@@ -140,7 +140,7 @@ fn rates_are_limited_and_carried_over() {
         let (sixth, look, _, words) = step(1.0, None);
         assert_eq!((sixth, look), (fifth, Some(Look::NotFinite)));
         assert!(words.contains("look at the step before was not finite"), "{words}");
-        // A step that was skipped has nothing to look at, and the look at the one before is still missing.
+        // A skipped step leaves nothing to look at, and the look at the step before it is still missing.
         let (_, look, ..) = step(f32::NAN, Some(0.1));
         assert_eq!(look, None);
         let (eighth, look, ..) = step(1.0, None);
@@ -150,7 +150,7 @@ fn rates_are_limited_and_carried_over() {
     }
 }
 
-/// Groups that do not look keep every bit, and a frozen group has nothing to look at.
+/// Groups without looks keep every bit, and a look does not measure a frozen group.
 #[test]
 fn other_groups_are_not_touched() {
     let specs = [
@@ -183,7 +183,7 @@ fn other_groups_are_not_touched() {
     }
 }
 
-/// What is there of a tensor without gradients is not read, and what its group knows is of the others alone.
+/// The buffers of tensors without gradients are not read, and their group's measurement is that of the other tensors.
 #[test]
 fn a_look_leaves_out_what_the_step_has_left_out() {
     let setup = Setup { absent_gradients: true, ..Setup::default() };
@@ -207,7 +207,8 @@ fn a_look_leaves_out_what_the_step_has_left_out() {
     }
 }
 
-/// Steps and looks in one submit are those in many. With coupled decay the gradient changes with the step although the buffer does not.
+/// Steps and looks in one submit have the results of separate submits. With coupled decay the gradient changes with the step although its buffer does
+/// not.
 #[test]
 fn looks_in_one_submit_are_looks() {
     let specs = [Rule::sgd(), Rule::sgdm(0.9), Rule::adamw()].map(|rule| {
@@ -237,7 +238,7 @@ fn looks_in_one_submit_are_looks() {
     }
 }
 
-/// A look finds its gradients where the optimizer was bound last.
+/// A look reads its gradients from the buffers of the last rebind.
 #[test]
 fn a_look_follows_a_rebind() {
     let specs = [spec(Rule::sgdm(0.9), CurvatureForm::Short)];
@@ -260,7 +261,7 @@ fn a_look_follows_a_rebind() {
     }
 }
 
-/// A checkpoint knows whether a look is still to come.
+/// A checkpoint records whether a look is still due.
 #[test]
 fn a_look_follows_a_checkpoint() {
     let specs = [spec(Rule::sgd(), CurvatureForm::Newton)];

@@ -1,8 +1,9 @@
-//! Promises of `LossScaler`: with any scale the parameters, rates and records have the bits that they have without one; the norm is right
-//! for scaled gradients of any size; a gradient that is not finite halves the scale, good steps double it, within its bounds, as
-//! `torch.amp.GradScaler` would; what is divided out is the scale that the gradients were made with, also within one submit.
+//! Tests of `LossScaler`: with any scale the parameters, rates and records have the bits that they have without a scaler. The norm is right for
+//! scaled gradients of any size. As in `torch.amp.GradScaler`, gradients that are not finite halve the scale and good steps double it, within its
+//! bounds. The gradients of a step are divided by the scale that they were computed with, also within one submit.
 //!
-//! Faults tried once by hand, each failed its test: the next scale divided out by pass 4, the norm's exponent left as it is, good steps that go on counting through a skip.
+//! Each of these faults was introduced by hand once and made a test fail: pass 4 that divides by the next scale, a norm whose exponent is not
+//! adjusted, and a count of good steps that is not reset by a skipped step.
 
 use wgpu_optim::internals::layout::GroupState;
 use wgpu_optim::{LossScaler, Regime, Rule, WeightDecay};
@@ -11,7 +12,7 @@ use wgpu_optim_conformance::{Kernel, Numbers, assert_close, noise, submit_pass, 
 
 use crate::helpers::{pairs_with, rules_and_regimes};
 
-/// Every rule and kind of memory, each with one of three: nothing, decay, decay and a clip.
+/// Returns groups with every rule and kind of state, in turn without decay, with decay, and with decay and a clip.
 fn specs() -> Vec<Spec> {
     let mut specs = Vec::new();
     for (i, (rule, regime)) in rules_and_regimes().into_iter().enumerate() {
@@ -33,7 +34,7 @@ fn without_scale(states: Vec<GroupState>) -> Vec<GroupState> {
 #[test]
 fn with_any_scale_the_bits_are_those_without() {
     let all = specs();
-    // One that changes between the steps, one far beyond.
+    // One scale changes between the steps, the other one is very large.
     let growing = LossScaler { initial_scale: 1.0, growth_interval: 2, ..LossScaler::default() };
     let far = LossScaler::fixed(2f32.powi(100));
     for (scaler, specs) in [(growing, &all[..]), (far, &all[..4])] {
@@ -65,7 +66,7 @@ fn with_any_scale_the_bits_are_those_without() {
     }
 }
 
-/// Scaled gradients from the smallest normal f32 to the largest; the true norm may be far below what f32 can hold.
+/// The norm is right for scaled gradients from the smallest normal f32 to the largest, also where the true norm underflows f32.
 #[test]
 fn the_norm_is_right_for_scaled_gradients_of_any_size() {
     let decayed = Spec {
@@ -93,7 +94,7 @@ fn the_norm_is_right_for_scaled_gradients_of_any_size() {
                 if !flushed || norm_of(&states[0]) > 0.0 {
                     assert_close(&what, norm_of(&states[0]) / true_norm, 1.0, 2e-6);
                 }
-                // With decay the true gradient is added to w: it must be a normal f32.
+                // With decay the true gradient is added to w, so that it must be a normal f32.
                 if true_norm > 1e-36 {
                     assert_close(format_args!("{what}, decayed"), norm_of(&states[1]) / true_norm, 1.0, 2e-6);
                 }
@@ -112,7 +113,7 @@ fn the_norm_is_right_for_scaled_gradients_of_any_size() {
     }
 }
 
-/// `torch.amp.GradScaler` on the host, with bounds.
+/// A model of `torch.amp.GradScaler` with bounds.
 struct Model {
     scaler: LossScaler,
     scale: f32,
@@ -120,7 +121,7 @@ struct Model {
 }
 
 impl Model {
-    /// The scale after a step.
+    /// Updates the scale after a step and returns it.
     fn update(&mut self, good: bool) -> f32 {
         if !good {
             self.scale = (0.5 * self.scale).max(self.scaler.min_scale);
@@ -146,7 +147,7 @@ fn it_grows_and_falls_as_a_grad_scaler() {
     let setup = Setup { scaler: Some(scaler), ..Setup::default() };
     for mut run in every_path_with(&specs, setup) {
         let mut model = Model { scaler, scale: 16.0, good: 0 };
-        // Up to the largest, down to the smallest, and back, with single bad steps between.
+        // The scale rises to the largest, falls to the smallest and rises again, with single bad steps in between.
         let good = [1, 1, 1, 1, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 1, 1, 0, 1, 1, 1, 0, 1, 1, 1];
         let (mut lowest, mut highest) = (f32::MAX, 0f32);
         for (t, &good) in good.iter().enumerate() {
@@ -175,7 +176,7 @@ fn it_grows_and_falls_as_a_grad_scaler() {
     }
 }
 
-/// The gradient of ½(w - 1)² times the loss scale, too large for 16 bits at first: as a half-precision backward pass would have it.
+/// Computes the gradient of ½(w - 1)² times the loss scale. As in a half-precision backward pass, it overflows 16 bits at first.
 const BACKWARD: &str = "
 @group(0) @binding(0) var<storage, read> w: array<f32>;
 @group(0) @binding(1) var<storage, read> scale: array<f32>;
@@ -187,7 +188,7 @@ const BACKWARD: &str = "
 }
 ";
 
-/// Forty steps in one submit, the scale falling and rising between them and nobody on the host to look: the same bits as without one.
+/// In a submit of forty steps, between which the scale falls and rises without the host, the norms have the bits that they have without a scaler.
 #[test]
 fn within_one_submit_gradients_meet_the_scale_they_were_made_with() {
     for gpu in &devices() {
@@ -201,7 +202,7 @@ fn within_one_submit_gradients_meet_the_scale_they_were_made_with() {
             let mut run = gpu_run_with(gpu, &specs, if scaled { setup } else { Setup::default() });
             let scale = if scaled { run.optimizer.loss_scale().clone() } else { one.clone() };
             let backward = Kernel::new(gpu, BACKWARD, &[&run.buffers[0], &scale, &run.buffers[1]]);
-            // The scaled run skips two steps on its way down and more as it rises.
+            // The scaled run skips two steps while the scale falls, and more when it rises.
             submit_pass(gpu, |pass| {
                 for _ in 0..if scaled { 40 } else { 30 } {
                     backward.dispatch(pass);

@@ -1,6 +1,5 @@
-//! Promise: a group whose first gradients are zero, and then untypically small, does not blow up under the default regime, nor under the
-//! norm alone. That is how a low-rank adapter starts: of the product B A that is trained, B begins at zero, so that the gradient of A does
-//! too.
+//! Tests of a group whose first gradients are zero, and then untypically small: it does not diverge under the default regime, nor under the norm
+//! alone. A low-rank adapter starts this way. Of the trained product B A, B starts at zero, so that the gradient of A is zero too.
 
 use wgpu_optim::{CpuOptimizer, Group, OptimizerBuilder, Regime, Rule};
 
@@ -8,12 +7,12 @@ const ROWS: usize = 12;
 const COLUMNS: usize = 16;
 const RANK: usize = 4;
 
-/// An element of the product B A, row by row.
+/// Returns an element of the product B A, in row-major order.
 fn product(b: &[f32], a: &[f32], at: usize) -> f32 {
     (0..RANK).map(|k| b[at / COLUMNS * RANK + k] * a[k * COLUMNS + at % COLUMNS]).sum()
 }
 
-/// ½ ‖B A - T‖², and its gradients with respect to B and A.
+/// Returns ½ ‖B A - T‖², and its gradients with respect to B and A.
 fn loss_and_gradients(b: &[f32], a: &[f32], target: &[f32]) -> (f32, Vec<f32>, Vec<f32>) {
     let (mut of_b, mut of_a) = (vec![0.0; b.len()], vec![0.0; a.len()]);
     let mut loss = 0.0;
@@ -37,7 +36,7 @@ fn pseudo_random(len: usize, seed: f32) -> Vec<f32> {
 fn an_adapter_that_begins_at_zero_is_learnt() {
     let wide = pseudo_random(ROWS * RANK, 3.7);
     let tall = pseudo_random(RANK * COLUMNS, 1.3);
-    // Of rank 4, so that the loss can vanish.
+    // The target has rank 4, so that the loss can reach 0.
     let target: Vec<f32> = (0..ROWS * COLUMNS).map(|at| product(&wide, &tall, at)).collect();
     let rules = [Rule::all(), vec![Rule::adamw_without_momentum()]].concat();
     let by_norm = rules.iter().map(|&rule| (rule, Regime::norm_ratio()));
@@ -61,7 +60,7 @@ fn an_adapter_that_begins_at_zero_is_learnt() {
         let (end, ..) = loss_and_gradients(&b, &a, &target);
         let name = format!("{}, {}", rule.name(), regime.name());
         assert!(largest <= 3.0 * start, "{name}: {start} rose to {largest}");
-        // The norm alone is slow under sign rules.
+        // The norm alone converges slowly with sign rules.
         assert!(end <= 0.05 * start || regime == Regime::norm_ratio(), "{name}: {start} fell to {end} only");
         let records = optimizer.drain_records().records;
         let of_a: Vec<_> = records.iter().filter(|record| record.group == 1).collect();

@@ -1,4 +1,4 @@
-//! Promises of the library, on the CPU path and on every adapter there is.
+//! Tests of the library, on the CPU path and on every adapter.
 
 mod adafactor;
 mod auto_sgd;

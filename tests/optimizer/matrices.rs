@@ -1,5 +1,5 @@
-//! Promises about tensors with shapes and rules that work on matrices: directions are orthogonal, other tensors have a rule of their own, the number of
-//! dispatches does not depend on that of the matrices, and what is no matrix is refused by name.
+//! Tests of tensors with shapes and of rules for matrices: directions are about orthogonal, other tensors have another rule, the number of dispatches
+//! does not depend on the number of matrices, and a tensor that is no matrix is refused by its name.
 
 use wgpu_optim::internals::PassName;
 use wgpu_optim::{Averaging, ErrorKind, Group, Muon, MuonPrecision, OptimizerBuilder, Regime, Rule, SecantForm, wgpu};
@@ -14,8 +14,8 @@ fn muon(shapes: &[[usize; 2]]) -> Spec {
     Spec { shapes: shapes.iter().map(|&shape| shape.into()).collect(), ..spec }
 }
 
-/// The iteration brings singular values of a hundredth of the norm and more to between 0.6 and 1.3. The direction times its transpose then has
-/// eigenvalues between 0.36 and 1.7, and so have its diagonal elements.
+/// The iteration maps singular values of at least a hundredth of the norm to values between 0.6 and 1.3. The direction times its transpose then has
+/// eigenvalues between 0.36 and 1.7, and so are its diagonal elements.
 #[test]
 fn rows_of_a_direction_are_about_orthogonal() {
     for [rows, columns] in [[8, 40], [40, 8], [70, 130]] {
@@ -39,7 +39,7 @@ fn rows_of_a_direction_are_about_orthogonal() {
     }
 }
 
-/// Scaling the gradients by any power of ten turns no direction.
+/// Scaling the gradients does not change the directions.
 #[test]
 fn directions_do_not_depend_on_the_size_of_gradients() {
     let spec = muon(&[[20, 33], [65, 3]]);
@@ -52,7 +52,7 @@ fn directions_do_not_depend_on_the_size_of_gradients() {
     };
     for (at, mut run) in every_path(std::slice::from_ref(&spec)).into_iter().enumerate() {
         let expected = after_steps(run.as_mut(), 1.0);
-        // Above ε of 1e-7.
+        // The gradients stay above ε, which is 1e-7.
         for exponent in [-20i32, 40, 100] {
             let scale = 2f32.powi(exponent);
             let mut other = every_path(std::slice::from_ref(&spec)).remove(at);
@@ -64,7 +64,7 @@ fn directions_do_not_depend_on_the_size_of_gradients() {
     }
 }
 
-/// Directions in f16 are those in f32 but for rounding, and the same where the device has no f16.
+/// Directions in f16 are those in f32 up to rounding, and exactly those where the device has no f16.
 #[test]
 fn an_iteration_in_f16_is_near_one_in_f32() {
     let in_f16 = Rule::Muon(Muon { precision: MuonPrecision::F16, ..Muon::default() });
@@ -93,7 +93,7 @@ fn an_iteration_in_f16_is_near_one_in_f32() {
     }
 }
 
-/// A group with matrices and others is two groups, with the others after the matrices.
+/// A group with matrices and other tensors becomes two groups, with the other tensors after the matrices.
 #[test]
 fn other_tensors_are_a_group_of_their_own() {
     let (w, b) = (vec![0.5f32; 12], vec![0.25f32; 4]);
@@ -115,14 +115,14 @@ fn other_tensors_are_a_group_of_their_own() {
         bits(&[w, b])
     };
     assert_eq!(run(&mut divided), run(&mut explicit));
-    // The group's own rule for them comes before the builder's, and rules that take every tensor divide nothing.
+    // A group's rule for the other tensors has precedence over the builder's. Rules for all tensors do not split a group.
     let own = matrices().tensor("bias", &b, &b).other_tensors(Rule::sgd());
     let optimizer = builder().group(own).build_cpu().expect("builds");
     assert_eq!(optimizer.groups()[1].rule, Rule::sgd());
     let flat = OptimizerBuilder::new(Rule::sgd()).other_tensors(Rule::adamw());
     let optimizer = flat.group(matrices().tensor("bias", &b, &b)).build_cpu().expect("builds");
     assert_eq!(optimizer.groups().len(), 1);
-    // Without matrices there are the others alone; each of several may have a rate of its own.
+    // A group without matrices becomes one group of other tensors. Each tensor of a split group can have its own rate.
     let optimizer = builder().group(Group::new("biases").tensor("bias", &b, &b)).build_cpu().expect("builds");
     assert_eq!(optimizer.groups()[0].name, "biases/others");
     let each = matrices().tensor("bias", &b, &b).shaped_tensor("square", &[2, 2], &b, &b).per_tensor();
@@ -131,7 +131,7 @@ fn other_tensors_are_a_group_of_their_own() {
     assert_eq!(names, ["layer/weight", "layer/square", "layer/others/bias"]);
 }
 
-/// What is known to fail with the rule of the other tensors is told of their group.
+/// A regime's warnings also cover the group of the other tensors and its rule.
 #[test]
 fn warnings_are_of_the_other_tensors_too() {
     let w = vec![0.5f32; 12];
@@ -144,7 +144,7 @@ fn warnings_are_of_the_other_tensors_too() {
     assert_says(&warnings[1], &["group \"all/others\"", "dog", "sgdm"]);
 }
 
-/// Gradients of zeros move nothing, and the matrix beside them has the direction that it has alone.
+/// A matrix whose gradient is zero does not move, and the matrix beside it moves.
 #[test]
 fn a_gradient_of_zeros_has_no_direction() {
     let spec = muon(&[[5, 9], [9, 5]]);
@@ -182,7 +182,7 @@ fn what_is_no_matrix_is_refused() {
     let words = ["tensor \"w\"", "muon", "shaped_tensor", "other_tensors"];
     let error = assert_refused(build(of(Rule::muon()), flat()), &words);
     assert_eq!(error.kind(), ErrorKind::Build);
-    // Neither is it one for itself.
+    // The rule for the other tensors cannot be one for matrices.
     assert_refused(build(of(Rule::muon()).other_tensors(Rule::muon()), flat()), &words);
     assert_refused(build(of(Rule::muon()), Group::new("all").shaped_tensor("w", &[12], &w, &w)), &words);
     for rule in [Rule::sgd(), Rule::muon()] {
@@ -191,7 +191,7 @@ fn what_is_no_matrix_is_refused() {
             assert_refused(build(of(rule).other_tensors(Rule::sgd()), group), &["\"w\"", "12 elements"]);
         }
     }
-    // Without elements a shape may be of any lengths.
+    // A shape without elements may have any lengths.
     let (empty, sizes): (&[f32], _) = (&[], [0, usize::MAX, 2]);
     let group = Group::new("all").shaped_tensor("w", &sizes, empty, empty);
     build(of(Rule::muon()), group).expect("a matrix without elements");
@@ -216,7 +216,7 @@ fn what_is_no_matrix_is_refused() {
     }
 }
 
-/// A matrix lies in one binding, and is not cut.
+/// A matrix must fit one binding, and is not split.
 #[test]
 fn a_matrix_beyond_a_binding_is_refused() {
     for gpu in &small_bindings(1 << 20) {

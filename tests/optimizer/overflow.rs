@@ -1,17 +1,17 @@
-//! Promises of what a step leaves: finite gradients, a rate or a decay that do not fit, and 16 bits never make a parameter or a momentum
-//! infinite. The element takes no step, the others take theirs, and the record names the first.
+//! Tests of results that are out of range: finite gradients never make a parameter or a momentum infinite, whatever the rate or the decay, in 16 bits
+//! as well. Such an element takes no step, the others take theirs, and the record names the first one.
 //!
-//! Faults tried once by hand, each failed its test: no comparison of the momentum, the largest f32 as f16's limit, the key written to the next
-//! record, a telemetry kernel that tells nothing.
+//! Each of these faults was introduced by hand once and made a test fail: no comparison of the momentum, the largest f32 as the limit of f16, the key
+//! written to the next record, and a telemetry kernel that reports nothing.
 
 use wgpu_optim::{Averaging, Element, ErrorKind, NonFinitePolicy, Regime, Rounding, Rule, WeightDecay};
 use wgpu_optim_conformance::run::{Setup, Spec, bits, devices, every_path, every_path_with};
 use wgpu_optim_conformance::{Numbers, assert_says, drain, step};
 
-/// Where elements are whose new values are out of range, by tensor: around quads, blocks and ends.
+/// The tensor and index of the elements whose new values are out of range: around multiples of four, blocks and ends.
 const OUTSIDE: [(usize, usize); 6] = [(0, 4098), (0, 4099), (0, 8191), (1, 0), (1, 6), (2, 2)];
 
-/// Two groups of a decay that multiplies every parameter by -1999, and elements that this is too much for, or in their places small ones.
+/// Returns two groups with a decay that multiplies every parameter by -1999. The elements in `OUTSIDE` are large enough to overflow, or small.
 fn specs(rule: Rule, averaging: Averaging, telemetry: bool, stored: (Element, Rounding), outside: bool) -> Vec<Spec> {
     let large = if stored.0 == Element::F16 { 60_000.0 } else { 3e38 };
     let mut numbers = Numbers(1);
@@ -31,7 +31,7 @@ fn specs(rule: Rule, averaging: Averaging, telemetry: bool, stored: (Element, Ro
         .to_vec()
 }
 
-/// One step of all of it on every path, beside a step where everything fits.
+/// Takes one step on every path, and compares it with a step in which all results are in range.
 fn check(rule: Rule, averaging: Averaging, telemetry: bool, stored: (Element, Rounding)) {
     let all = |outside| specs(rule, averaging, telemetry, stored, outside);
     let (outside, inside) = (all(true), all(false));
@@ -89,7 +89,7 @@ fn nor_in_16_bits() {
     }
 }
 
-/// The momentum of the element that takes no step is the one from before it.
+/// The momentum of an element that takes no step keeps its value.
 #[test]
 fn a_momentum_that_would_overflow_stays_as_it_was() {
     let spec = Spec::new(Rule::sgdm(0.9), Regime::fixed(0.01), vec![vec![1.0; 37]]);
@@ -101,7 +101,7 @@ fn a_momentum_that_would_overflow_stays_as_it_was() {
         }
         let overflows: Vec<bool> = run.records().records.iter().map(|record| record.overflow.is_some()).collect();
         assert_eq!(overflows, [false, true, true, false], "{path}");
-        // m is g, twice g again, and at last 0.9 g - g.
+        // The momentum is g, stays g in two steps, and is 0.9 g - g in the end.
         let g = f64::from(g);
         let expected = 1.0 - 0.01 * g - 0.01 * (0.9 * g - g);
         for w in &run.params()[0] {
@@ -110,7 +110,7 @@ fn a_momentum_that_would_overflow_stays_as_it_was() {
     }
 }
 
-/// So many such steps in a row halt training where the policy says so, on the device too; none halts by the other policy.
+/// A given number of such steps in a row halts training where the policy says so. The other policy never halts.
 #[test]
 fn overflows_in_a_row_halt_by_policy() {
     let mut spec = Spec::new(Rule::sgd(), Regime::fixed(1.0), vec![vec![1.0, 3e38], vec![2.0]]);
@@ -131,7 +131,7 @@ fn overflows_in_a_row_halt_by_policy() {
                 assert_eq!(told, [true; 5], "{what}");
                 continue;
             }
-            // Two steps were taken but for one element; the third finds that out before it changes anything.
+            // Two steps were taken, except for one element. The third halts before it changes anything.
             assert_eq!(told, [true, true, false, false, false], "{what}");
             assert!(params[0] != params[1] && params[1] == params[2] && params[2] == params[4], "{what}");
             let error = last.expect_err("halted");
@@ -144,7 +144,7 @@ fn overflows_in_a_row_halt_by_policy() {
     }
 }
 
-/// The record of the step itself tells, not one that comes later, also in a ring of the least size and with several steps in one submit.
+/// The record of the step itself reports the overflow, not a later one, also in a ring of the smallest size.
 #[test]
 fn the_steps_own_record_tells() {
     for gpu in devices() {
@@ -163,7 +163,7 @@ fn the_steps_own_record_tells() {
     }
 }
 
-/// Clip factors below the smallest f32 are divided between two numbers.
+/// A clip factor below the smallest normal f32 is split into two factors.
 #[test]
 fn a_clip_by_more_than_two_to_the_126_has_the_length_that_is_asked_for() {
     for (gradient, clip) in [(6e37f32, 0.5f32), (3e38, 0.5), (3e38, 1e-20), (1e20, 1e-30), (3.0, 1e-3)] {
@@ -182,7 +182,7 @@ fn a_clip_by_more_than_two_to_the_126_has_the_length_that_is_asked_for() {
     }
 }
 
-/// Pass 4 runs over the streams of a step that is skipped, and the element that is not finite is none of its new values.
+/// In a skipped step, pass 4 still runs for the streams. The element that is not finite is not reported as a new value out of range.
 #[test]
 fn a_skipped_step_reports_nothing_out_of_range() {
     for separate_passes in [false, true] {

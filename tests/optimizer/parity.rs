@@ -1,6 +1,6 @@
-//! Promise: with a fixed rate SGD, SGD with momentum, Adam, AdamW, AMSGrad, RMSprop, Adagrad, Adafactor, Muon and SparseAdam are those of PyTorch, Lion is that of its paper, and schedule-free
-//! training is its paper's, parameter for parameter over 100 steps. The numbers come from `tests/golden/make_torch.py`, `make_lion.py` and
-//! `make_schedule_free.py`, which takes the average from its definition.
+//! Tests of parity, parameter for parameter over 100 steps at a fixed rate: SGD, SGD with momentum, Adam, AdamW, AMSGrad, RMSprop, Adagrad,
+//! Adafactor, Muon and SparseAdam are those of PyTorch, and Lion and schedule-free training are those of their papers. The numbers come from
+//! `tests/golden/make_torch.py`, `make_lion.py` and `make_schedule_free.py`, which computes the average from its definition.
 
 use wgpu_optim::{Adafactor, AdamW, AmsGrad, Averaging, Muon, MuonScale, Regime, RmsProp, Rule, Sgdm, WeightDecay};
 use wgpu_optim_conformance::run::{Spec, every_path};
@@ -9,12 +9,12 @@ use wgpu_optim_conformance::ulps_of_largest;
 const D: usize = 12;
 const RATE: f32 = 0.01;
 
-/// The generator's gradient, exact in f32.
+/// Returns the generator's gradient, which is exact in f32.
 fn gradient(t: usize) -> Vec<f32> {
     (0..D).map(|i| ((7 * i + 13 * t) % 32) as f32 / 16.0 - 1.0 + (i as f32 - 5.0) / 64.0).collect()
 }
 
-/// That of a case: without one of three rows where it is sparse.
+/// Returns the gradient of a case. In a sparse case every third row of it is zero.
 fn gradient_of(name: &str, t: usize) -> Vec<f32> {
     let mut gradient = gradient(t);
     if name.starts_with("sparse") {
@@ -61,7 +61,7 @@ fn spec(name: &str) -> Spec {
     };
     let mut spec = new(name, rule);
     if name.ends_with("default") {
-        // PyTorch's.
+        // PyTorch's default.
         spec.regime = Regime::fixed(1e-3);
     }
     spec.shapes = match name {
@@ -112,16 +112,16 @@ fn schedule_free(name: &str) -> Spec {
 
 #[test]
 fn a_fixed_rate_is_pytorchs() {
-    // Both sides round every step once or twice; 1.5 units are the most that was seen (1.12 of Adafactor). PyTorch adds 1e-6 to the norm of a clip, which
-    // shortens every step by a part in a few million: 7.2 after 100 steps.
-    // A strong decay makes the parameters small beside the momentum whose rounding they carry: 5.0.
-    // RMSprop's 1 - α is that of an f32 here and that of an f64 there, and nothing divides it out: 2.3 after 30 steps.
-    // Muon's iteration stretches what rounding has turned of a direction: 3.8 after 100 steps.
+    // Both sides round every step once or twice. The largest difference so far is 1.5 ulps (1.12 for Adafactor). These cases differ by more: PyTorch
+    // adds 1e-6 to the norm of a clip, which shortens every step by a few parts in ten million: 7.2 ulps after 100 steps. A strong decay makes the
+    // parameters small compared with the momentum, whose rounding errors they accumulate: 5.0 ulps. RMSprop's 1 - α is computed in f32 here and in
+    // f64 in PyTorch, and nothing divides it out: 2.3 ulps after 30 steps. Muon's iteration amplifies the rounding errors of a direction: 3.8 ulps
+    // after 100 steps.
     let grows = |name: &str| {
         ["rmsprop", "muon"].iter().any(|rule| name.starts_with(rule)) || name.contains("clip") || name.contains("tenth")
     };
     let allowed = |name: &str, steps: f64| match name {
-        // PyTorch iterates in bf16, so that directions differ by parts in a hundred: by 2e-3 of the parameters after 100 steps.
+        // PyTorch iterates in bf16, so that directions differ by a few percent, and parameters by 2e-3 after 100 steps.
         "muon-bf16" => 3e4,
         name if grows(name) => 2.0 + 0.1 * steps,
         _ => 2.0,
@@ -131,24 +131,24 @@ fn a_fixed_rate_is_pytorchs() {
 
 #[test]
 fn lion_is_its_papers() {
-    // Its numbers are in f64, where the same product and difference are not rounded every time.
+    // The golden numbers are computed in f64, without a rounding of the product and of the difference in every step.
     follow(include_str!("../golden/lion.csv"), 2, spec, |_, steps| 2.0 + 0.25 * steps);
 }
 
 #[test]
 fn schedule_free_training_is_its_papers() {
-    // Decoupled decay is a factor of f32 once a step, whose rounding is the same every time.
+    // Decoupled decay multiplies by the same f32 factor in every step, whose rounding error is the same every time.
     follow(include_str!("../golden/schedule_free.csv"), 9, schedule_free, |_, steps| 2.0 + 0.25 * steps);
 }
 
-/// Every case of a file on every path, within so many units in the last place of the largest parameter.
+/// Compares every case of a file on every path, with a tolerance in ulps of the largest parameter.
 fn follow(text: &str, cases: usize, spec: fn(&str) -> Spec, allowed: impl Fn(&str, f64) -> f64) {
     let lines = text.lines().filter(|line| !line.starts_with('#') && !line.starts_with("case"));
     let rows: Vec<Vec<&str>> = lines.map(|line| line.split(',').collect()).collect();
     let mut names: Vec<&str> = rows.iter().map(|row| row[0]).collect();
     names.dedup();
     let specs: Vec<Spec> = names.iter().map(|name| spec(name)).collect();
-    // Of schedule-free training y and x.
+    // Schedule-free training has rows for y and x.
     let iterates = rows[0].len() - 1 - D;
     assert_eq!((names.len(), rows.len()), (cases, cases * 6 * iterates));
     for mut run in every_path(&specs) {

@@ -1,15 +1,16 @@
-//! Promise: the default regime solves the problems that other libraries test their optimizers on, with no learning rate given: those of
-//! optax's contributed optimizers (20,000 steps, every coordinate within 3e-2), and PyTorch's Rosenbrock function along one coordinate at a
-//! time (1,800 steps, no farther from the minimum than at the start). The tail average of SGD with a constant rate has the excess risk that
-//! the theory of weight averaging gives it, which falls with the number of steps where that of the last iterate does not (Meterez et al.,
-//! arXiv:2506.15535; Zou et al., arXiv:2103.12692).
+//! Tests on problems that other libraries use to test their optimizers. The default regime solves them without a learning rate: those of optax's
+//! contributed optimizers (20,000 steps, every coordinate within 3e-2), and PyTorch's Rosenbrock function along one coordinate at a time (1,800
+//! steps, no farther from the minimum than at the start).
+//!
+//! The tail average of SGD at a constant rate has the excess risk of the theory of weight averaging, which falls with the number of steps, whereas
+//! that of the last iterate does not (Meterez et al., arXiv:2506.15535; Zou et al., arXiv:2103.12692).
 
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::StandardNormal;
 use wgpu_optim::{Averaging, Group, NAdamW, OptimizerBuilder, Regime, Rule, Schedule};
 
-/// Initial parameters, where they must end, and the gradient in f64.
+/// A problem with its initial parameters, its solution, and its gradient in f64.
 struct Problem {
     name: &'static str,
     start: Vec<f32>,
@@ -26,7 +27,7 @@ fn rosenbrock(w: &[f64]) -> Vec<f64> {
     vec![-2.0 * (1.0 - w[0]) - 400.0 * w[0] * valley, 200.0 * valley]
 }
 
-/// Σ (A w - t)² for a 2x2 matrix A, whose squared singular values are 35 apart.
+/// Returns the gradient of ‖A w - t‖² for a 2x2 matrix A. The squares of its singular values differ by a factor of 15.
 fn linear(w: &[f64]) -> Vec<f64> {
     const A: [[f64; 2]; 2] = [[2.0, 1.0], [0.5, 1.0]];
     let target = [A[0][0] - A[0][1], A[1][0] - A[1][1]];
@@ -42,7 +43,7 @@ fn problems() -> [Problem; 3] {
     ]
 }
 
-/// Takes steps along what is left of the gradient, and returns the parameters.
+/// Takes steps along the gradient's unmasked elements and returns the parameters.
 fn train(
     rule: Rule,
     schedule: Schedule,
@@ -67,8 +68,8 @@ fn train(
     w
 }
 
-/// Rules along the gradient need nothing. Sign rules, RMSprop, AMSGrad and Adafactor circle a minimum without noise at the length of a step, since Seesaw holds a rate whose
-/// norm has not risen: with a schedule that ends at 0 they arrive too.
+/// Rules along the gradient solve the problems with a constant schedule. Sign rules, RMSprop, AMSGrad and Adafactor circle a minimum without noise at
+/// a distance of one step, since Seesaw does not lower the rate while the norm has not risen. With a schedule that ends at 0 they arrive too.
 #[test]
 fn the_problems_of_optax_are_solved_without_a_rate() {
     const STEPS: usize = 20_000;
@@ -90,7 +91,8 @@ fn the_problems_of_optax_are_solved_without_a_rate() {
     }
 }
 
-/// With a momentum along the gradient. Without one the two coordinates' steps do not see each other, and Seesaw makes them too long.
+/// The rules have a momentum along the gradient. Without one, the steps of the two coordinates do not affect each other, and Seesaw makes them too
+/// long.
 #[test]
 fn one_coordinate_at_a_time_leads_no_farther_away() {
     let problem = Problem { name: "Rosenbrock", start: vec![1.5, 1.5], end: vec![1.0, 1.0], gradient: rosenbrock };

@@ -1,7 +1,8 @@
-//! Promise: whatever groups, lengths, offsets, buffers, rules, regimes, averages and geometry a caller comes up with, every adapter and the CPU
-//! path agree. Cases are random; proptest prints the case that fails, and `PROPTEST_RNG_SEED` and `PROPTEST_CASES` choose others.
+//! Random cases: for any groups, lengths, offsets, buffers, rules, regimes, averages and tunings, every adapter agrees with the CPU path. proptest
+//! prints the case that fails, and `PROPTEST_RNG_SEED` and `PROPTEST_CASES` choose other cases.
 //!
-//! Faults tried once by hand, each failed: gradients addressed as the parameters are, spans joined across a gap of the gradients.
+//! Each of these faults was introduced by hand once and made the test fail: gradients addressed as the parameters are, and spans joined across a gap
+//! in the gradients.
 
 use proptest::prelude::*;
 use wgpu_optim::gpu::{Partials, Tuning};
@@ -9,24 +10,24 @@ use wgpu_optim::{Averaging, NormRatio, Record, Regime, Rule, Sgdm, WeightDecay};
 use wgpu_optim_conformance::Numbers;
 use wgpu_optim_conformance::run::{CpuRun, GpuRun, Place, Run, Spec, devices, lengths};
 
-/// A case, small enough to be read when it fails: data comes from the seed.
+/// A case that is short enough to be read when it fails, since its data follow from the seed.
 #[derive(Debug, Clone)]
 struct Case {
     groups: Vec<CaseGroup>,
-    /// `None`: the adapter's own geometry.
+    /// The adapter's own tuning if `None`.
     tuning: Option<Tuning>,
     seed: u64,
 }
 
 #[derive(Debug, Clone)]
 struct CaseGroup {
-    /// Without its tensors.
+    /// The group's settings, without its tensors.
     spec: Spec,
     shares: bool,
     tensors: Vec<CaseTensor>,
 }
 
-/// Length; buffer and gap before it, of parameters and of gradients.
+/// The length, and the buffer and the gap before the tensor, for parameters and for gradients.
 #[derive(Debug, Clone)]
 struct CaseTensor {
     len: usize,
@@ -67,7 +68,7 @@ fn tensor() -> impl Strategy<Value = CaseTensor> {
     })
 }
 
-/// Over three steps: from the start, after it, and not at all.
+/// Returns averages that start at one of the three steps, or after the last one.
 fn averaging() -> impl Strategy<Value = Averaging> {
     let kinds = prop_oneof![
         (0u32..4).prop_map(|start| Averaging::Running { start }),
@@ -114,14 +115,14 @@ impl Case {
         let spec = |(i, group): (usize, &CaseGroup)| {
             let tensors = group.tensors.iter().map(|tensor| numbers.vec(tensor.len)).collect();
             let spec = Spec { tensors, ..group.spec.clone().named(format!("{i}")) };
-            // Rules with and without momentum cannot share an alignment.
+            // Rules with and without momentum cannot share inner products.
             let norm = if spec.rule.has_momentum() { "heavy" } else { "plain" };
             if group.shares { spec.sharing(norm) } else { spec }
         };
         self.groups.iter().enumerate().map(spec).collect()
     }
 
-    /// Tensors follow each other in their buffers; gradients and parameters may share one.
+    /// Places the tensors one after another in their buffers, which parameters and gradients may share.
     fn places(&self) -> Vec<Place> {
         let mut ends = [0usize; 4];
         let mut place = |(buffer, gap): (usize, usize), len: usize| {
@@ -143,12 +144,12 @@ impl Case {
     }
 }
 
-/// What came from a device: not to be mistaken for what it is compared with.
+/// A device's results, as a type of their own, so that they are not confused with the host's.
 struct FromDevice(Vec<Vec<f32>>);
 struct FromHost(Vec<Vec<f32>>);
 
-/// Sums of up to 3000 elements and 20 tensors differ by their order: up to some 50 roundings of 2^-24, in all three norms, hence
-/// in η; parameters then differ by that share of three steps, which are shorter than ten.
+/// Sums of up to 3000 elements and 20 tensors are added in other orders. They differ by up to some 50 roundings of 2^-24, in all three norms and
+/// hence in η. The parameters then differ by that fraction of three steps, each of which is shorter than ten.
 const TOLERANCE: f64 = 1e-5;
 
 fn compare_params(specs: &[Spec], device: &FromDevice, host: &FromHost, rates: &[f32]) -> Result<(), String> {
@@ -160,7 +161,7 @@ fn compare_params(specs: &[Spec], device: &FromDevice, host: &FromHost, rates: &
             if off <= TOLERANCE * f64::from(on_host).abs().max(1.0) {
                 continue;
             }
-            // A sum such as g + λw that cancels to its last bit may have either sign: one or two elements of a case.
+            // The sign of a sum such as g + λw may differ where it cancels to its last bit, for one or two elements of a case.
             let flip = specs[group].rule.is_scale_free() && off <= 2.1 * f64::from(rates[group]) * 10.0;
             flips += usize::from(flip);
             if !flip || flips > 2 {
@@ -229,7 +230,7 @@ proptest! {
     }
 }
 
-/// A seeded fault: one element off by little, one lost, one NaN: the comparison tells.
+/// The comparison detects seeded faults: an element that is slightly off, a lost element, and a NaN.
 #[test]
 fn the_comparison_sees_one_wrong_element() {
     let specs = [Spec::new(Rule::sgd(), Regime::seesaw(), vec![vec![0.5; 100], vec![2.0; 3]])];

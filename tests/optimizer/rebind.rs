@@ -1,9 +1,9 @@
-//! Promises of `Optimizer::rebind`: buffers that move have the bits of buffers that stay, in steps, averages, records and checkpoints,
-//! wherever parameters and gradients come to lie; what cannot be bound is refused and leaves everything bound as it was; and a place
-//! that comes again is looked up.
+//! Tests of `Optimizer::rebind`: steps, averages, records and checkpoints have the same bits for buffers that move and for buffers that stay,
+//! wherever parameters and gradients are placed. Tensors that cannot be bound are refused without any change. The bind groups of a repeated place are
+//! reused.
 //!
-//! Faults tried once by hand, when each tensor still had windows of its own, each failed its test: parameters of checkpoints where they
-//! were at first; places told apart by their parameters alone; a kernel that only reads the gradients; overlaps not looked for.
+//! Each of these faults was introduced by hand once, when each tensor still had its own windows, and made a test fail: a checkpoint of the
+//! parameters' first place; places compared by their parameters alone; a kernel that only reads the gradients; no check for overlaps.
 
 use wgpu_optim::gpu::Tensor;
 use wgpu_optim::internals::PassName;
@@ -17,7 +17,7 @@ use crate::halves::kept;
 use crate::helpers::assert_same_bits;
 use crate::schedule_free;
 
-/// Every rule, a regime of each kind of memory, and everything else that has a part in a step.
+/// Returns rules and regimes with every kind of state, and with every other setting that affects a step.
 fn cases() -> Vec<Spec> {
     let rules = [Rule::sgd(), Rule::sgdm(0.9), Rule::nesterov(0.8), Rule::sign_sgd(), Rule::signum(0.9), Rule::muon()];
     let mut numbers = Numbers(1);
@@ -58,26 +58,26 @@ fn cases() -> Vec<Spec> {
     specs
 }
 
-/// Groups with parameters and gradients in 16 bits, or parameters alone.
+/// Returns groups with 16-bit parameters and gradients of these types.
 fn halves(params: Element, grads: Element) -> Vec<Spec> {
     kept(params).into_iter().map(|spec| Spec { grads, ..spec }).collect()
 }
 
-/// What a place must start at a multiple of, in bytes.
+/// Returns the alignment of a place, in bytes.
 fn alignment(gpu: &Gpu) -> usize {
     gpu.device().limits().min_storage_buffer_offset_alignment.max(16) as usize
 }
 
 const BUFFERS: usize = 3;
 
-/// Places drawn from a few buffers, without order: parameters and gradients of a tensor are often in one buffer.
+/// Returns random places in a few buffers. The parameters and the gradients of a tensor are often in one buffer.
 fn scattered(gpu: &Gpu, specs: &[Spec], seed: u64) -> Vec<Place> {
     let alignment = alignment(gpu);
     let mut numbers = Numbers(seed);
     let mut ends = [0; BUFFERS];
     let mut place = |len: usize, element: Element| {
         let buffer = ((numbers.next() + 1.0) / 2.0 * BUFFERS as f32) as usize;
-        // Now and then a gap.
+        // Some places have a gap before them.
         let start = ends[buffer] + usize::from(numbers.next() > 0.0) * alignment;
         let bytes = element.bytes() as usize;
         ends[buffer] = start + (bytes * len).next_multiple_of(alignment).max(alignment);
@@ -86,7 +86,7 @@ fn scattered(gpu: &Gpu, specs: &[Spec], seed: u64) -> Vec<Place> {
     let mut places = Vec::new();
     for spec in specs {
         for (index, len) in spec.tensors.iter().map(Vec::len).enumerate() {
-            // And some the other way round: the gradients first.
+            // Some tensors have their gradients before their parameters.
             let (params, grads) = match index % 3 {
                 0 => {
                     let grads = place(len, spec.grads);
@@ -110,12 +110,12 @@ fn gradients(specs: &[Spec], step: u64) -> Vec<Vec<f32>> {
     noise(specs, 100 + step)
 }
 
-/// Everything that there is of a run, to the bit.
+/// Asserts that two runs have the same parameters, averages, records and checkpoints, bit for bit.
 #[track_caller]
 fn assert_same(moving: &mut GpuRun, staying: &mut GpuRun, when: &str) {
     assert_same_bits(moving, staying, when);
     let path = format!("{}, {when}", moving.path());
-    // As text, where a NaN is itself.
+    // The records are compared as text, in which a NaN equals a NaN.
     let [moved, stayed] = [&mut *moving, staying].map(|run| format!("{:?}", run.records()));
     assert!(moved == stayed, "{path}: records");
     assert!(moving.checkpoint().to_bytes() == staying.checkpoint().to_bytes(), "{path}: checkpoints");
@@ -143,7 +143,7 @@ fn assert_moving_changes_nothing(gpu: &Gpu, what: &str, specs: &[Spec]) {
     for step in 0..8 {
         let mut grads = gradients(specs, step);
         if step == 4 {
-            // A step that is skipped.
+            // This step is skipped.
             *grads.last_mut().and_then(|g| g.last_mut()).expect("some") = f32::NAN;
         }
         moving.move_to(scattered(gpu, specs, step)).expect("rebinds");
@@ -156,7 +156,7 @@ fn assert_moving_changes_nothing(gpu: &Gpu, what: &str, specs: &[Spec]) {
     }
     assert_same(&mut moving, &mut staying, &format!("{what}, at the end"));
 
-    // Back in time, at places that the checkpoint knows nothing of.
+    // Restore an earlier checkpoint into places that it does not know.
     let checkpoint = staying.checkpoint();
     for run in [&mut moving, &mut staying] {
         run.step(&gradients(specs, 20));
@@ -169,7 +169,7 @@ fn assert_moving_changes_nothing(gpu: &Gpu, what: &str, specs: &[Spec]) {
     }
     assert_same(&mut moving, &mut staying, &format!("{what}, after a restore"));
 
-    // The averages come where the parameters are.
+    // A swap writes the averages to the parameters' current place.
     moving.move_to(scattered(gpu, specs, 31)).expect("rebinds");
     let params = bits(&moving.params());
     for run in [&mut moving, &mut staying] {
@@ -186,7 +186,7 @@ fn assert_moving_changes_nothing(gpu: &Gpu, what: &str, specs: &[Spec]) {
     assert_same(&mut moving, &mut staying, &format!("{what}, after an exchange"));
 }
 
-/// Places in which `pair` gives the buffers of each tensor's parameters and gradients. Tensors follow each other in a buffer.
+/// Returns places in which `pair` chooses the buffers of each tensor's parameters and gradients. The tensors are one after another in a buffer.
 fn placed_by(gpu: &Gpu, specs: &[Spec], pair: impl Fn(usize) -> [usize; 2]) -> Vec<Place> {
     let alignment = alignment(gpu) / 4;
     let mut ends = [0; BUFFERS];
@@ -202,7 +202,7 @@ fn placed_by(gpu: &Gpu, specs: &[Spec], pair: impl Fn(usize) -> [usize; 2]) -> V
     places.collect()
 }
 
-/// Tensors whose parameters, and whose gradients, lie in one buffer share a dispatch in each pass, and are left out one by one.
+/// Tensors that share a pair of buffers share a dispatch in each pass, and each can be left out of a step.
 #[test]
 fn tensors_share_the_dispatches_of_their_buffers() {
     let mut numbers = Numbers(3);
@@ -225,7 +225,7 @@ fn tensors_share_the_dispatches_of_their_buffers() {
             let mut staying = GpuRun::with(gpu, &specs, separate(&specs), absent_gradients);
             let mut moving = movable(gpu, &specs);
             for step in 0..9 {
-                // All in one pair of buffers, in two, everything in one buffer, and the first again.
+                // The tensors share one pair of buffers, then use two pairs, then one buffer for everything, then the first pair again.
                 let (pairs, places) = match step % 4 {
                     1 => (2, placed_by(gpu, &specs, |tensor| [tensor % 2, 2])),
                     2 => (1, placed_by(gpu, &specs, |_| [1, 1])),
@@ -251,7 +251,7 @@ fn tensors_share_the_dispatches_of_their_buffers() {
     }
 }
 
-/// A tensor in several windows, each of which moves with it.
+/// A tensor in several windows moves with all of them.
 #[test]
 fn tensors_longer_than_a_binding_move() {
     let specs = [Spec::new(Rule::sgdm(0.9), Regime::seesaw(), tensors(3, &[40_001, 6]))];
@@ -270,7 +270,7 @@ fn tensors_longer_than_a_binding_move() {
     }
 }
 
-/// One tensor of these many elements in buffers of its own.
+/// Builds an optimizer with one tensor of eight elements in these buffers.
 fn one_tensor(gpu: &Gpu, builder: OptimizerBuilder<Tensor>, buffers: [&wgpu::Buffer; 2]) -> Result<Optimizer, Error> {
     let [params, grads] = buffers.map(|buffer| buffer.slice(..32));
     let group = Group::new("all").tensor("w", params, grads);
@@ -282,7 +282,7 @@ fn own_groups(optimizer: &Optimizer) -> Vec<wgpu::BindGroup> {
     sweeps.filter_map(|dispatch| dispatch.bind_groups.get(1)).map(|group| (**group).clone()).collect()
 }
 
-/// What was recorded keeps its places, in one submit with what is recorded after a rebind.
+/// A recorded step keeps its places, also when a rebind and further steps follow within the same submit.
 #[test]
 fn recorded_steps_keep_their_places() {
     for gpu in &devices() {
@@ -318,7 +318,7 @@ fn a_place_that_comes_again_is_looked_up() {
         assert_eq!(first.len(), 2);
         let others: Vec<_> = (1..8).map(&mut groups_at).collect();
         assert!(!others.contains(&first));
-        // Eight places are kept, the latest.
+        // The eight latest places are kept.
         assert!(groups_at(0) == first);
         for (index, groups) in (1..8).zip(&others) {
             assert!(groups_at(index) == *groups, "place {index}");
@@ -329,7 +329,7 @@ fn a_place_that_comes_again_is_looked_up() {
     }
 }
 
-/// Eight elements from a byte on.
+/// Returns the slice of eight elements from this byte on.
 fn slice(buffer: &wgpu::Buffer, start: u64) -> wgpu::BufferSlice<'_> {
     buffer.slice(start..start + 32)
 }
@@ -376,7 +376,7 @@ fn what_cannot_be_bound_is_refused_and_nothing_changes() {
         optimizer.rebind(&[good, (slice(&c, 0), slice(&d, 0))]).expect("rebinds");
         assert!(own_groups(&optimizer) != before);
 
-        // Who did not ask for it, or cannot have it, is told so.
+        // A rebind without the builder's setting is refused, and so is the setting for a place that is not aligned.
         let mut fixed = builder().build(gpu).expect("builds");
         let same = (a.slice(..32), b.slice(..32));
         let error = fixed.rebind(&[same, (slice(&c, 0), slice(&d, 0))]);

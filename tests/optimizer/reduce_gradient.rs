@@ -1,9 +1,9 @@
-//! Promise: one sweep gives the right sums for every finite gradient, of any length, at any offset, on every path: ‖g‖², ‖w₀‖²,
-//! ⟨g, q⟩, ⟨g, sign u⟩, ‖g‖₁, ⟨g, m⟩, each against f64.
+//! Tests of pass 1: one sweep computes ‖g‖², ‖w₀‖², ⟨g, q⟩, ⟨g, sign u⟩, ‖g‖₁ and ⟨g, m⟩ for every finite gradient, of any length, at any offset, on
+//! every path, compared with f64.
 //!
-//! Beside the kept faults below, these were tried once by hand in the shaders and each failed its test: the fourth element of a
-//! scalar load dropped, the last level of the tree dropped, plain sums at any magnitude, a scalar store past the end. So were, in the
-//! sums by subgroup: a subgroup dropped, sums added at different exponents, an exponent taken from a sum of zero, a sum left unadded.
+//! Besides the seeded faults below, each of these faults was introduced by hand into the shaders once and made a test fail: the fourth element of a
+//! scalar load dropped, the last level of the tree dropped, plain sums at any magnitude, and a scalar store past the end. In the sums by subgroup: a
+//! subgroup dropped, sums added at different exponents, an exponent taken from a sum of zero, and a sum left unadded.
 
 use wgpu_optim::gpu::{Partials, Tuning};
 use wgpu_optim::internals::layout::{ScopeSums, Squares};
@@ -11,19 +11,19 @@ use wgpu_optim::{Gpu, OptimizerBuilder, Regime, Rule, WeightDecay};
 use wgpu_optim_conformance::run::{CpuRun, GpuRun, Place, Run, Spec, devices, every_path_and_kind, packed};
 use wgpu_optim_conformance::{Numbers, assert_close, times, ulps};
 
-/// Σ x² in f64: exact squares, and an error of at most n · 2^-53.
+/// Returns Σ x² in f64. The squares are exact, and the relative error is at most n · 2^-53.
 fn exact_square(x: &[f32]) -> f64 {
     x.iter().map(|&x| f64::from(x) * f64::from(x)).sum()
 }
 
-/// Bound on the relative error of a sum of squares, in units of 2^-24: each addend takes part in at most `trips` additions
-/// within an invocation, 2 across its four lanes, up to `strides` in pass 2, at most 8 + 6 in trees, and one rounding of its own
-/// square and up to three of scaling. All addends are positive, so that relative errors do not grow when they are added.
+/// Returns a bound on the relative error of a sum of squares, in units of 2^-24. Each addend is rounded in at most `trips` additions within an
+/// invocation, 2 across its four lanes, `strides` in pass 2 and 8 + 6 in trees, once for its square, and up to three times by scaling. All addends
+/// are positive, so that relative errors do not grow by adding.
 fn roundings(trips: usize, strides: usize) -> f64 {
     (trips + strides + 2 + 14 + 4) as f64
 }
 
-/// Rust's own path: rows of 32 in blocks of 8192, 64 lanes in pass 2.
+/// Returns the bound for the CPU path, which adds rows of 32 in blocks of 8192, and 64 lanes in pass 2.
 fn cpu_roundings(len: usize) -> f64 {
     roundings(len.min(8192).div_ceil(32), len.div_ceil(8192 * 64)) + 7.0
 }
@@ -31,9 +31,9 @@ fn cpu_roundings(len: usize) -> f64 {
 fn gpu_roundings(tuning: Tuning, len: usize) -> f64 {
     let block = tuning.block_elements() as usize;
     let trips = len.min(block).div_ceil(4 * tuning.workgroup_size as usize);
-    // Heads and tails are blocks of their own.
+    // A head and a tail are additional blocks.
     let partials = (len.div_ceil(block) + 2) * tuning.partials_per_block() as usize;
-    // Subgroups may add one after the other, and so do those who meet.
+    // The elements of a subgroup may be added one after another, and so are the sums of the subgroups.
     let in_a_row = match tuning.partials {
         Partials::Subgroup => tuning.workgroup_size,
         Partials::PerInvocation | Partials::PerWorkgroup => 0,
@@ -65,7 +65,7 @@ fn small_tunings(gpu: &Gpu) -> Vec<Tuning> {
         tuning(64, 1, Partials::PerWorkgroup, 64),
         tuning(256, 1, Partials::PerWorkgroup, 256),
     ];
-    // Less than a subgroup, one, and several.
+    // Workgroups smaller than a subgroup, as large as one, and of several subgroups.
     tunings.extend(tunings.clone().into_iter().map(|tuning| Tuning { partials: Partials::Subgroup, ..tuning }));
     tunings.retain(|tuning| tuning.partials.is_supported(gpu.device().features()));
     tunings
@@ -78,12 +78,12 @@ fn lengths(block: usize) -> Vec<usize> {
     lengths
 }
 
-/// One optimizer with a group per length, so that kernels are compiled once; the first step's sums are compared.
+/// Compares the sums of a first step. All lengths are groups of one optimizer, so that its kernels are compiled once.
 fn check_lengths(gpu: Option<&Gpu>, lengths: &[usize], start: usize, gap: usize, dyadic: bool) {
     let mut numbers = Numbers(7 + start as u64);
     let mut values = |len: usize| -> Vec<f32> {
         if dyadic {
-            // Multiples of 1/4 up to 2: up to 2^17 squares add up without rounding.
+            // Multiples of 1/4 up to 2: up to 2^17 squares of them add up without rounding.
             (0..len).map(|_| (numbers.next() * 8.0).round() / 4.0).collect()
         } else {
             numbers.vec(len)
@@ -100,7 +100,7 @@ fn check_lengths(gpu: Option<&Gpu>, lengths: &[usize], start: usize, gap: usize,
         }
         Some(gpu) => {
             let mut places = packed(&specs, start, gap);
-            // Gradients are shifted against parameters by one element more from group to group: every phase mod 4 occurs.
+            // From group to group the shift of the gradients against the parameters grows by up to two elements, so that every phase modulo 4 occurs.
             let mut shift = 0;
             for (i, place) in places.iter_mut().enumerate() {
                 if gap > 0 {
@@ -156,13 +156,13 @@ fn every_length_with_small_geometries_and_every_kind_of_partials() {
     }
 }
 
-/// A million and three elements; a wrong tail, head or block would show in the last bit of a sum of ones.
+/// The tensor has a million and three elements. A wrong tail, head or block changes the last bit of a sum of ones.
 #[test]
 fn many_blocks_lose_no_element() {
     let len = (1 << 20) + 3;
     let ones: Vec<f32> = (0..len).map(|i| if i % 3 == 0 { -1.0 } else { 1.0 }).collect();
     let mut random = Numbers(3).vec(len);
-    // A spike at either end of what would be nothing: whoever drops it loses nearly all.
+    // The first and the last element are large, so that losing either of them shows up in the sum.
     random[0] = 100.0;
     random[len - 1] = 1000.0;
     for grads in [ones, random] {
@@ -177,7 +177,7 @@ fn many_blocks_lose_no_element() {
         for (roundings, run) in &mut runs {
             run.step(std::slice::from_ref(&grads));
             let sums = run.sums()[0];
-            // Ones and halves add up exactly below 2^24.
+            // Sums of ones and of quarters are exact below 2^24.
             let roundings = if grads[1] == 1.0 { 0.0 } else { *roundings };
             assert_square(&run.path(), sums.square, &grads, roundings);
             assert_square(&run.path(), sums.initial_square, &vec![0.5; len], 0.0);
@@ -185,7 +185,8 @@ fn many_blocks_lose_no_element() {
     }
 }
 
-/// Magnitudes that a plain sum of squares loses: each case, mixed into every place of a tensor of several blocks.
+/// The norm is right for magnitudes whose plain sum of squares overflows or underflows. Each case fills a tensor of several blocks, densely and
+/// sparsely.
 #[test]
 fn any_magnitude_has_its_norm() {
     let least_normal = f32::MIN_POSITIVE;
@@ -202,7 +203,7 @@ fn any_magnitude_has_its_norm() {
         ("1, 1e30, 1e-30", vec![1.0, 1e30, 1e-30]),
         ("1e-30, 1", vec![1e-30, -1.0]),
         ("1e-13, 1e-12, 1e-11", vec![1e-13, -1e-12, 1e-11]),
-        // Beside zeros, whose own exponent is 0: 4^64 is what f32 cannot hold.
+        // Zeros have exponent 0, and f32 cannot represent the factor 4^64 between the two exponents.
         ("down to 2^-64", vec![f32::from_bits((127 - 63) << 23)]),
         ("1e11, 1e12, 1e13", vec![1e11, -1e12, 1e13]),
     ];
@@ -212,7 +213,7 @@ fn any_magnitude_has_its_norm() {
     let mut numbers = Numbers(11);
     for (name, values) in &cases {
         for sparse in [false, true] {
-            // Between one half and all of the value, but never below the normal range.
+            // A factor between one half and one that never leaves the normal range.
             let least = if values[0] == least_normal { 1.0 } else { 0.0 };
             let mut share = || (0.75 + 0.25 * numbers.next()).max(least);
             let is_zero = |i: usize| sparse && i % 1777 != 3;
@@ -229,11 +230,11 @@ fn any_magnitude_has_its_norm() {
         let records = run.records().records;
         for (i, g) in grads.iter().enumerate() {
             let what = format!("{}, {}", run.path(), specs[i].name);
-            // Blocks of 8192 or fewer on all paths here.
+            // On all of these paths blocks have at most 8192 elements.
             let roundings = cpu_roundings(len) + 32.0;
             assert_square(&what, sums[i].square, g, roundings);
             assert_square(&what, sums[i].initial_square, g, roundings);
-            // The record's norm saturates where f32 does; the state behind it does not.
+            // The record's norm saturates at the largest f32, while the state's does not.
             let norm = exact_square(g).sqrt().min(f64::from(f32::MAX));
             let off = ulps(records[i].norm, norm);
             assert!(off <= roundings, "{what}: norm {:e} is {off} ulps off {norm:e}", records[i].norm);
@@ -241,7 +242,7 @@ fn any_magnitude_has_its_norm() {
     }
 }
 
-/// Seeded faults of the comparison itself: what a plain sum, a lost tail or a lost block would give is refused.
+/// The comparison detects seeded faults: the results of a plain sum, a lost tail and a lost block.
 #[test]
 fn the_comparison_sees_overflow_underflow_and_lost_elements() {
     let refused = |squares: Squares, x: &[f32]| {
@@ -259,7 +260,7 @@ fn the_comparison_sees_overflow_underflow_and_lost_elements() {
     assert!(refused(plain(&x[8192..]), &x), "a lost block");
 }
 
-/// Denormals: a device may flush them, then the norm is 0 and the step waits; the norm is right where they are kept.
+/// A device may flush denormals. The norm is then 0 and the step waits. Where denormals are kept, the norm is right.
 #[test]
 fn denormals_are_right_or_flushed_but_never_garbage() {
     for value in [f32::from_bits(1), f32::from_bits(0x0040_0000), f32::from_bits(0x007f_ffff)] {
@@ -282,7 +283,7 @@ fn denormals_are_right_or_flushed_but_never_garbage() {
     }
 }
 
-/// The alignment's sums after two steps, for counters and for a momentum, at three scales of the gradient.
+/// The sums of the alignment are right after two steps, for counters and for a momentum, at three scales of the gradient.
 #[test]
 fn inner_products_with_the_direction_memory() {
     let len = 10_007;
@@ -312,12 +313,12 @@ fn inner_products_with_the_direction_memory() {
             let before = wide(&first[i], 1.0);
             let memory: Vec<f64> = match spec.rule {
                 Rule::Sgd(_) | Rule::SignSgd(_) => before.iter().map(sign).collect(),
-                // The first momentum is the gradient, or (1 - β) of it.
+                // The first momentum is the gradient, or (1 - β) times it.
                 Rule::Sgdm(_) => wide(&first[i], momentum_scale),
                 Rule::Lion(_) => wide(&first[i], momentum_scale * f64::from(1.0 - 0.99f32)),
                 _ => wide(&first[i], momentum_scale * f64::from(1.0 - 0.9f32)),
             };
-            // Signed addends: the error is relative to the sum of magnitudes. Two more roundings for scaling and product.
+            // The addends have signs, so that the error is relative to the sum of their magnitudes. Scaling and the product add two roundings.
             let close = |name: &str, got: f32, a: &[f64], b: &[f64]| {
                 let exact: f64 = a.iter().zip(b).map(|(a, b)| a * b).sum();
                 let magnitude: f64 = a.iter().zip(b).map(|(a, b)| (a * b).abs()).sum();
@@ -336,7 +337,7 @@ fn inner_products_with_the_direction_memory() {
     }
 }
 
-/// The raw norm that a clip goes by beside the regularised one that the regime goes by.
+/// A clip uses the raw norm and the regime uses the regularised one. Each has its own sum.
 #[test]
 fn weight_decay_and_clip_have_a_sum_each() {
     let len = 4099;
@@ -351,7 +352,7 @@ fn weight_decay_and_clip_have_a_sum_each() {
         let sums = run.sums()[0];
         let path = run.path();
         assert_square(&format!("{path}, raw"), sums.raw_square, &g, cpu_roundings(len) + 32.0);
-        // g + λw was rounded once per element, in f32, above; fused or not on the device.
+        // The expression for `seen` rounds g + λw once per element. The device may fuse it or not.
         assert_square(&format!("{path}, seen"), sums.square, &seen, cpu_roundings(len) + 34.0);
     }
 }

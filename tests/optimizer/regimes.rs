@@ -1,5 +1,6 @@
-//! Promise: every regime that says what the rate is, every schedule, and layer-wise rates do what their papers' formulas say, on every
-//! path: record by record and parameter by parameter against the f64 oracle. What the terms say adds up.
+//! Tests of every regime that computes the rate, of every schedule, and of trust ratios and rates per tensor. On every path they follow the formulas
+//! of their papers: record by record and parameter by parameter they agree with the f64 oracle, and the terms of a record add up to the rate's
+//! change.
 
 use std::fmt::Display;
 
@@ -17,7 +18,7 @@ use crate::helpers::{assert_alike, pairs};
 const LEN: usize = 61;
 const STEPS: usize = 20;
 
-/// The regimes that say what the rate is, and a bound of the secant's that acts.
+/// Returns the regimes that compute the rate by a formula, one of them with a limit that acts.
 pub fn formulas() -> Vec<(&'static str, Regime)> {
     let tight = Regime::BarzilaiBorwein(BarzilaiBorwein {
         max_change: 1.1,
@@ -45,13 +46,13 @@ pub fn formulas() -> Vec<(&'static str, Regime)> {
     ]
 }
 
-/// Streams that know after five rounds, and streams of which the middle one wins then.
+/// Returns streams whose test is certain after five rounds, and streams whose test never is, of which the middle one wins.
 fn streams() -> Vec<(&'static str, Regime)> {
     let auto = |factor, certainty| Regime::AutoSgd(AutoSgd { factor, certainty, rounds: 4, ..AutoSgd::default() });
     vec![("auto-sgd", auto(3.0, 0.0)), ("auto-sgd, never certain", auto(2.0, 1e9))]
 }
 
-/// Every rule, one of them with a dampening.
+/// Returns eight rules, one of them with dampening.
 pub fn rules() -> [(&'static str, Rule); 8] {
     let dampened = Rule::Sgdm(Sgdm { momentum: 0.8, dampening: 0.3, nesterov: false });
     [
@@ -66,12 +67,12 @@ pub fn rules() -> [(&'static str, Rule); 8] {
     ]
 }
 
-/// Gradients that do not depend on the parameters, so that errors do not feed back: a pull that turns and fades, and noise.
+/// Returns gradients that do not depend on the parameters, so that errors do not feed back: a part that rotates and fades, and noise.
 fn gradient(t: usize, noise: &mut Numbers) -> Vec<f32> {
     (0..LEN).map(|i| ((i + 2 * t) as f32).cos() / (1.0 + 0.2 * t as f32) + 0.3 * noise.next()).collect()
 }
 
-/// It falls with noise, jumps once, and is below any optimum in the end.
+/// Returns a loss that falls with noise, jumps once, and is below any optimum in the last step.
 fn loss(t: usize, noise: &mut Numbers) -> f32 {
     match t {
         11 => 40.0,
@@ -80,8 +81,8 @@ fn loss(t: usize, noise: &mut Numbers) -> f32 {
     }
 }
 
-/// A record's terms come from sums of 61 products, a quotient and a logarithm or two; a secant's y is a difference, which is as
-/// uncertain as the two gradients are; 20 steps add up.
+/// The terms of a record come from sums of 61 products, a quotient and one or two logarithms. The y of a secant is a difference of two gradients and
+/// has the errors of both. The errors of 20 steps add up.
 const TOLERANCE: f64 = 256.0 / 16_777_216.0;
 
 #[track_caller]
@@ -89,7 +90,7 @@ fn assert_near(what: impl Display, got: impl Into<f64>, expected: f64) {
     assert_close(what, got, expected, TOLERANCE * expected.abs().max(1.0));
 }
 
-/// Runs 20 steps of all specs, which have one tensor each, on every path; hands every record to `see`.
+/// Takes 20 steps with all specs, which have one tensor each, on every path. Compares them with the oracle and passes every record to `see`.
 fn follow_the_oracle(specs: &[Spec], mut see: impl FnMut(usize, &Record)) {
     for mut run in every_path(specs) {
         let mut noise = Numbers(5);
@@ -97,14 +98,14 @@ fn follow_the_oracle(specs: &[Spec], mut see: impl FnMut(usize, &Record)) {
         let mut oracles: Vec<Oracle> = specs.iter().map(Spec::oracle).collect();
         for t in 0..STEPS {
             let mut grads: Vec<Vec<f32>> = specs.iter().map(|_| gradient(t, &mut noise)).collect();
-            // One gradient of zeros, which carries a trust ratio over; but a decay has its own gradient.
+            // One gradient is zero, so that the trust ratio is carried over, except where a coupled decay makes the gradient nonzero.
             if t == 5 {
                 grads.iter_mut().zip(specs).filter(|(_, spec)| spec.trust.is_some()).for_each(|(g, _)| g.fill(0.0));
             }
             let loss = loss(t, &mut noise);
             run.set_loss(loss);
             run.step(&grads);
-            // Rates rise and fall.
+            // The rates rise and fall.
             let turn = [0.5, -1.0][t % 2];
             let looks: Vec<Vec<f32>> =
                 grads.iter().map(|g| g.iter().map(|g| turn * g + 0.1 * noise.next()).collect()).collect();
@@ -125,7 +126,7 @@ fn follow_the_oracle(specs: &[Spec], mut see: impl FnMut(usize, &Record)) {
                 let ratio = f64::from(records[i].learning_rate) / out.rate;
                 assert_close(format_args!("{what}: rate"), ratio, 1.0, allowed);
                 assert_eq!(records[i].flags.first(), out.first, "{what}");
-                // The terms are the change, whatever was clamped.
+                // The terms add up to the change, whether or not it was clamped.
                 if let Some(last) = last_rates[i].replace(records[i].ln_rate) {
                     assert_near(format_args!("{what}: terms"), records[i].change(), records[i].ln_rate - last);
                 }
@@ -134,7 +135,7 @@ fn follow_the_oracle(specs: &[Spec], mut see: impl FnMut(usize, &Record)) {
         }
         for ((params, spec), oracle) in run.params().iter().zip(specs).zip(&oracles) {
             for (i, (w, expected)) in params.iter().zip(&oracle.w).enumerate() {
-                // The distances of DoG and DoWG feed back on the parameters: those with momentum were 1.07 of TOLERANCE off.
+                // The distances of DoG and DoWG depend on the parameters and feed back on them: with momentum the errors reach 1.07 times TOLERANCE.
                 let allowed = 2.0 * TOLERANCE * expected.abs().max(1.0);
                 assert_close(format_args!("{}, {}, parameter {i}", run.path(), spec.name), *w, *expected, allowed);
             }
@@ -156,7 +157,7 @@ fn every_formula_follows_the_oracle() {
                 (WeightDecay::Coupled(0.05), f32::INFINITY, true),
                 (WeightDecay::Decoupled(0.01), 2.0, false),
             ] {
-                // DoWG with momentum is close to its tolerance, and keeps the numbers that it has without this regime.
+                // DoWG with momentum is close to its tolerance, so that adding a regime must not change the random numbers of the others.
                 let values = if regime.1.needs_schedule_free() { tensors(3, &[LEN]) } else { vec![numbers.vec(LEN)] };
                 let spec = Spec::new(of_rule.1, regime.1, values);
                 let name = format!("{}, {}, {decay:?}, clip {clip}", of_rule.0, regime.0);
@@ -168,11 +169,11 @@ fn every_formula_follows_the_oracle() {
             clipped += usize::from(record.flags.clipped());
         });
     }
-    // The cases exercise what they name.
+    // Enough cases are clamped or clipped.
     assert!(clamped > 50 && clipped > 500, "{clamped} {clipped}");
 }
 
-/// In an optimizer of its own: streams take turns in all of it.
+/// These regimes need an optimizer by themselves, since all of its groups take turns.
 #[test]
 fn streams_follow_the_oracle() {
     for (name, regime) in streams() {
@@ -220,8 +221,8 @@ fn every_schedule_multiplies_every_kind_of_regime() {
     }
 }
 
-/// With each rule, decay and kind of regime, as a factor and as a cap, from parameters of zero as well, of which the ratio is 1 until they have
-/// moved.
+/// The trust ratio follows the oracle for every rule, decay and kind of regime, as a factor and as a cap. One case starts from parameters of zero,
+/// whose ratio is 1 until they have moved.
 #[test]
 fn the_trust_ratio_is_the_oracles() {
     let regimes = [
@@ -258,14 +259,14 @@ fn the_trust_ratio_is_the_oracles() {
         assert!(!spec.trust_caps || record.trust_ratio <= 1.0, "{}", spec.name);
         let follows = record.flags.first() && spec.regime == Regime::seesaw() && !spec.trust_caps;
         if follows && spec.decay.decoupled() == 0.0 {
-            // The first step has its length, whatever the ratio.
+            // The length of the first step does not depend on the ratio.
             assert!(record.trust_ratio != 1.0 || at == 14, "{}", spec.name);
         }
     });
     assert!(capped > STEPS, "caps lowered {capped} rates");
 }
 
-/// A group with a rate per tensor is as many groups of one tensor each, bit for bit, in no more dispatches.
+/// A group with a rate per tensor has the bits of one group for each tensor.
 #[test]
 fn per_tensor_is_a_group_for_each_tensor() {
     let tensors = tensors(4, &[7, 300, 1, 64]);

@@ -1,4 +1,5 @@
-//! Promises about rates of rows and columns: they are those of groups with other rates, and rows without a gradient are left alone, bit for bit.
+//! Tests of rate factors for rows and columns, which have the bits of groups at other rates, and of lazy rows, which keep every bit without a
+//! gradient.
 
 use wgpu_optim::{
     Averaging, ErrorKind, Group, OptimizerBuilder, RateFactors, Regime, Rule, SecantForm, State, WeightDecay,
@@ -16,12 +17,12 @@ fn table(rule: Rule) -> Spec {
     Spec { shapes: vec![vec![ROWS, COLUMNS]], ..spec }
 }
 
-/// Rules with each kind of memory.
+/// Returns rules with each kind of state.
 fn rules() -> [Rule; 6] {
     [Rule::sgd(), Rule::sgdm(0.9), Rule::lion(), Rule::adamw(), Rule::amsgrad(), Rule::adafactor()]
 }
 
-/// Gradients without the rows of which this is true.
+/// Returns gradients that are zero in the rows for which `absent` is true.
 fn without(spec: &Spec, step: u64, absent: impl Fn(usize) -> bool) -> Vec<Vec<f32>> {
     let mut grads = noise(std::slice::from_ref(spec), step);
     for (_, row) in grads[0].chunks_mut(COLUMNS).enumerate().filter(|(row, _)| absent(*row)) {
@@ -30,7 +31,7 @@ fn without(spec: &Spec, step: u64, absent: impl Fn(usize) -> bool) -> Vec<Vec<f3
     grads
 }
 
-/// Factors that are powers of two give a row or a column the bits that it has in a run at such a rate.
+/// With a factor that is a power of two, a row or a column has the bits of a run at that multiple of the rate.
 #[test]
 fn a_factor_is_another_rate() {
     let factors = [1.0, 0.5, 4.0, 0.0, 0.25];
@@ -47,7 +48,7 @@ fn a_factor_is_another_rate() {
                     let regime = Regime::fixed(if factor == 0.0 { 0.01 } else { 0.01 * factor });
                     let rate = Spec { regime, ..plain.clone() };
                     let mut alone = every_path(std::slice::from_ref(&rate)).remove(at);
-                    // None where nothing moves.
+                    // With a factor of 0 nothing moves.
                     let steps = if factor == 0.0 { 0 } else { 4 };
                     (0..steps).for_each(|t| alone.step(&noise(std::slice::from_ref(&spec), t)));
                     let expected = bits(&alone.params()).remove(0);
@@ -60,7 +61,7 @@ fn a_factor_is_another_rate() {
     }
 }
 
-/// A decoupled decay goes with the rate: where the gradient is 0 each step is a factor of 1 - f η λ.
+/// A factor also scales decoupled decay: where the gradient is 0, each step multiplies by 1 - f η λ.
 #[test]
 fn a_factor_is_one_of_the_decay_too() {
     let rates = RateFactors::Columns([1.0, 0.5, 0.0, 2.0, 1.0].into());
@@ -79,7 +80,7 @@ fn a_factor_is_one_of_the_decay_too() {
     }
 }
 
-/// Rows without a gradient keep all bits, of parameters and of what is remembered; the others have those of a step in which all rows had one.
+/// Lazy rows without a gradient keep every bit of their parameters and state. The others have the bits of a step in which all rows have a gradient.
 #[test]
 fn lazy_rows_are_left_alone() {
     let absent = |row: usize| row.is_multiple_of(3) || row == 64;
@@ -116,7 +117,7 @@ fn lazy_rows_are_left_alone() {
     }
 }
 
-/// -0 is no gradient, and a denormal number is one.
+/// A row with gradients of -0 has no gradient, and a row with a denormal one has.
 #[test]
 fn the_smallest_gradient_is_one() {
     let spec = Spec { lazy_rows: true, decay: WeightDecay::Decoupled(1.0), ..table(Rule::adamw()) };
@@ -133,7 +134,7 @@ fn the_smallest_gradient_is_one() {
     }
 }
 
-/// A skipped step leaves everything, and the next one sees its own rows.
+/// A skipped step changes nothing, and the next step determines its own rows.
 #[test]
 fn rows_are_marked_anew_in_each_step() {
     let spec = Spec { lazy_rows: true, ..table(Rule::sgdm(0.9)) };
@@ -197,7 +198,7 @@ fn what_has_no_such_rows_is_refused() {
         assert_refused(build(group().rule(rule).lazy_rows(true)), &["lazy_rows", "muon", "adafactor"]);
     }
     assert_refused(build(group().rule(Rule::adamw()).state(State::Bits8).lazy_rows(true)), &["lazy_rows", "8-bit"]);
-    // The others of Muon's group have no rows to tell apart.
+    // Muon's other tensors do not inherit the factors.
     let both = group().tensor("b", &w[..4], &w[..4]).rate_factors(columns(&[1.0; 4]));
     let optimizer = OptimizerBuilder::new(Rule::muon()).other_tensors(Rule::sgd()).group(both).build_cpu();
     assert_eq!(optimizer.expect("builds").groups()[1].rate_factors, None);

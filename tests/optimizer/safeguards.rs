@@ -1,8 +1,8 @@
-//! Promises: a gradient that is not finite changes nothing, is counted and named; a zero gradient carries the rate over; whatever
-//! follows is as if the bad step had never been.
+//! Tests of bad gradients. One that is not finite changes nothing, is counted and named, and leaves no trace in later steps. A zero gradient carries
+//! the rate over.
 //!
-//! Faults tried once by hand, each failed its test: pass 4 without its skip, a group that looks at its own norm only, the first bad
-//! element located by lane.
+//! Each of these faults was introduced by hand once and made a test fail: pass 4 without its skip, a group that checks only its own norm, and a first
+//! bad element found per lane.
 
 use wgpu_optim::gpu::Tuning;
 use wgpu_optim::internals::layout::GroupState;
@@ -16,8 +16,8 @@ use wgpu_optim_conformance::{
 use crate::helpers::{assert_same_bits, pairs};
 use crate::regimes;
 
-/// Three groups of every kind of memory: counters, momentum with decay and clip, none. The first has two tensors, one of several
-/// blocks.
+/// Returns three groups: one with counters, one with a momentum, decay and clip, and one without state. The first has two tensors, one of which has
+/// several blocks.
 fn specs() -> Vec<Spec> {
     let mut numbers = Numbers(1);
     vec![
@@ -31,7 +31,7 @@ fn specs() -> Vec<Spec> {
     ]
 }
 
-/// Parameters and gradients in 16 bits, each way of rounding a group.
+/// Returns groups with parameters and gradients in 16 bits, one for each kind of rounding.
 fn halves(element: Element) -> Vec<Spec> {
     let roundings = [Rounding::Masters, Rounding::Nearest, Rounding::Stochastic { seed: 7 }];
     let spec = |rounding: Rounding| {
@@ -41,13 +41,13 @@ fn halves(element: Element) -> Vec<Spec> {
     roundings.map(spec).to_vec()
 }
 
-/// A rate and a trust ratio of each tensor's own, and what is measured of its step.
+/// Returns a group with a rate and a trust ratio for each tensor, and with telemetry.
 fn watched() -> Vec<Spec> {
     let spec = Spec::new(Rule::sgdm(0.9), Regime::seesaw(), tensors(4, &[300, 7]));
     vec![Spec { per_tensor: true, trust: Some(0.1), telemetry: true, ..spec }]
 }
 
-/// Every regime that is a formula, under a schedule.
+/// Returns every regime of a formula under a schedule.
 fn formulas() -> Vec<Spec> {
     let schedule = Schedule::InverseSqrt { warmup: 3 };
     let spec = |(name, regime): (&str, Regime)| {
@@ -58,13 +58,13 @@ fn formulas() -> Vec<Spec> {
     regimes::formulas().into_iter().map(|formula| Spec { schedule: schedule.clone(), ..spec(formula) }).collect()
 }
 
-/// Where a bad element is put: tensor and index.
+/// Returns the tensor and index of the elements that are made bad.
 fn spots(specs: &[Spec]) -> Vec<(usize, usize)> {
     let tensors = lengths(specs).enumerate();
     tensors.flat_map(|(tensor, len)| [(tensor, 0), (tensor, len / 2), (tensor, len - 1)]).collect()
 }
 
-/// The record says that nothing was done, and where so many elements were not finite.
+/// Asserts that the record reports a skipped step, and how many elements were not finite and the first of them.
 #[track_caller]
 fn assert_skipped(what: &str, record: &Record, count: u32, tensor: usize, element: u64) {
     assert!(record.flags.skipped() && record.norm.is_nan(), "{what}: {record:?}");
@@ -76,11 +76,11 @@ fn a_bad_element_anywhere_skips_the_step_bit_for_bit() {
     for specs in [specs(), halves(Element::F16), halves(Element::Bf16), watched(), formulas()] {
         let spots = spots(&specs);
         for (mut run, mut undisturbed) in pairs(&specs, &specs) {
-            // Of steps, skipped ones too.
+            // `steps` includes the skipped ones.
             let (mut steps, mut skipped) = (0, 0);
             for t in 0..4 {
                 let good = noise(&specs, t as u64);
-                // Before the first step and between steps, so that every state has been there.
+                // Bad steps come before the first step and between steps, so that they meet every kind of state.
                 let (before, states, rates) = (bits(&run.params()), run.states(), run.rates());
                 for (i, &(tensor, element)) in spots.iter().enumerate() {
                     for bad in [NOT_FINITE[i % 8], NOT_FINITE[(i + t + 3) % 8]] {
@@ -111,7 +111,8 @@ fn a_bad_element_anywhere_skips_the_step_bit_for_bit() {
                 let counts = (state.steps_low.into(), state.steps_high, state.skipped);
                 assert_eq!(counts, (steps, 0, skipped), "{what}");
                 assert_eq!(undisturbed.states()[0].skipped, 0);
-                // The momentum and the counters are seen in the steps that follow. Random bits are those of another step.
+                // The next steps would show a change of the momentum or the counters. Stochastic rounding draws other bits, since the number of the
+                // step differs.
                 let groups = specs.iter().flat_map(|spec| vec![spec.rounding; spec.tensors.len()]);
                 for ((params, undisturbed), rounding) in run.params().into_iter().zip(undisturbed.params()).zip(groups)
                 {
@@ -125,7 +126,7 @@ fn a_bad_element_anywhere_skips_the_step_bit_for_bit() {
     }
 }
 
-/// A loss that is not finite skips the step as a gradient does, where a regime asks for it.
+/// A loss that is not finite skips the step, as a gradient does, where one of the regimes uses the loss.
 #[test]
 fn a_bad_loss_skips_the_step_bit_for_bit() {
     let specs = formulas();
@@ -149,7 +150,7 @@ fn a_bad_loss_skips_the_step_bit_for_bit() {
     }
 }
 
-/// A seeded fault that the test above must tell: an element that is large but finite is a step.
+/// An element that is large or tiny but finite does not skip the step.
 #[test]
 fn the_largest_finite_gradient_is_no_reason_to_skip() {
     let specs = specs();
@@ -184,7 +185,7 @@ fn many_bad_elements_are_counted_and_the_first_is_named() {
             assert_says(record, &words);
         }
     }
-    // All of a large tensor.
+    // All elements of a large tensor are bad.
     grads[0].fill(f32::NAN);
     for mut run in every_path(&specs) {
         run.step(&grads);
@@ -192,7 +193,7 @@ fn many_bad_elements_are_counted_and_the_first_is_named() {
     }
 }
 
-/// Parameters that are not finite would make the first step's length NaN: it waits until they are repaired elsewhere.
+/// Parameters that are not finite would make the length of the first step NaN, so that the step waits until they have been repaired.
 #[test]
 fn parameters_that_are_not_finite_hold_up_the_automatic_first_step() {
     for bad in NOT_FINITE {
@@ -213,7 +214,7 @@ fn parameters_that_are_not_finite_hold_up_the_automatic_first_step() {
     }
 }
 
-/// Parameters that are not finite are seen through coupled decay at any time: the regularised gradient is not finite.
+/// Coupled decay detects parameters that are not finite at any step, since the regularised gradient is not finite either.
 #[test]
 fn coupled_decay_sees_parameters_that_are_not_finite() {
     let spec = Spec {
@@ -256,8 +257,8 @@ fn zero_gradients_before_the_first_step_wait_for_it() {
     }
 }
 
-/// A zero gradient later: the rate is carried over, plain rules stand still, momentum coasts, and the regime goes on from where
-/// it was.
+/// A zero gradient after the first step carries the rate over. Rules without momentum stand still, the momentum decays and moves the parameters, and
+/// the regime keeps its state.
 #[test]
 fn zero_gradients_in_the_middle_carry_the_rate_over() {
     let mut numbers = Numbers(3);
@@ -284,7 +285,7 @@ fn zero_gradients_in_the_middle_carry_the_rate_over() {
         assert_eq!(bits(&after[..2]), bits(&before[..2]), "{}: plain rules stand still", run.path());
         for i in 0..50 {
             let wide = |x: f32| f64::from(x);
-            // m is g, halved; Nesterov looks ahead by another half; Signum's sign stays.
+            // m is half of g. Nesterov halves it once more to look ahead. The sign that Signum uses does not change.
             let directions = [0.5 * wide(first[i]), 0.25 * wide(first[i]), wide(first[i]).signum()];
             for (group, direction) in (2..).zip(directions) {
                 let expected = wide(before[group][i]) - wide(rates[group]) * direction;
@@ -294,7 +295,7 @@ fn zero_gradients_in_the_middle_carry_the_rate_over() {
     }
 }
 
-/// A tensor of zeros beside others, and single elements of either zero: sign(0) is 0.
+/// Elements with a gradient of 0 or -0 do not move under sign rules, since sign(0) is 0.
 #[test]
 fn zero_elements_do_not_move_under_sign_rules() {
     for rule in [Rule::sign_sgd(), Rule::signum(0.9), Rule::lion()] {
@@ -306,7 +307,7 @@ fn zero_elements_do_not_move_under_sign_rules() {
     }
 }
 
-/// The learning-rate buffer is what the record says, step after step, skipped or not.
+/// The learning-rate buffer has the rate of the record after every step, skipped or not.
 #[test]
 fn the_rate_buffer_follows_the_record() {
     let specs = specs();
@@ -329,8 +330,8 @@ fn the_rate_buffer_follows_the_record() {
     }
 }
 
-/// The longest loops there are: every quad of the largest block bad, in gradients and parameters. Some drivers stop an invocation
-/// after 65,535 trips in silence; the step must be skipped and the first element named all the same.
+/// The longest possible loops, with every quad of the largest block bad in gradients and parameters, still skip the step and name the first element.
+/// Some drivers silently stop an invocation after 65,535 trips.
 #[test]
 fn the_longest_loops_still_find_what_is_not_finite() {
     for gpu in &devices() {

@@ -1,5 +1,5 @@
-//! Promises of `Schedule`: the factors are PyTorch's (`tests/golden/make_schedules.py`), they are right to a few ulps at every step that can be
-//! counted, on the CPU path and on every adapter, and a table is what the caller gave.
+//! Tests of `Schedule`: the factors are those of PyTorch (`tests/golden/make_schedules.py`) and right to a few ulps at every possible step, on the
+//! CPU path and on every adapter. A table has the caller's factors.
 
 use std::iter::once;
 
@@ -12,7 +12,7 @@ use wgpu_optim_conformance::{
     Kernel, assert_close, assert_refused, download, filled, noise, submit_pass, tensors, ulps, upload,
 };
 
-/// The cases of the golden numbers, in their order.
+/// Returns the schedules of the golden numbers, in their order.
 fn golden_schedules() -> Vec<(&'static str, Schedule)> {
     let stable = |shape| Schedule::WarmupStableDecay { warmup: 8, steps: 43, decay: 15, last: 0.0, shape };
     vec![
@@ -39,7 +39,7 @@ fn golden_schedules() -> Vec<(&'static str, Schedule)> {
     ]
 }
 
-/// A factor at a step, on the CPU path and in f64.
+/// The expected factor of a schedule at a step.
 struct Case {
     what: String,
     constants: GroupConstants,
@@ -47,7 +47,7 @@ struct Case {
     expected: f64,
 }
 
-/// The factors of the tables among some schedules, end to end, and the schedules' constants.
+/// Returns the constants of these schedules, and the factors of the tables among them, one after another.
 fn placed(schedules: &[Schedule]) -> (Vec<GroupConstants>, Vec<f32>) {
     let mut all = Vec::new();
     let place = |schedule: &Schedule| {
@@ -73,7 +73,7 @@ const FACTORS: &str = "
 }
 ";
 
-/// Holds the factors of every path against those expected.
+/// Compares the factors on every path with the expected ones.
 fn check(cases: &[Case], factors: &[f32], most_ulps: f64) {
     let held = |path: &str, case: &Case, factor: f32| {
         let off = ulps(factor, case.expected);
@@ -88,7 +88,7 @@ fn check(cases: &[Case], factors: &[f32], most_ulps: f64) {
     for case in cases {
         held("CPU", case, schedule_factor(&case.constants, factors, case.t));
     }
-    // The test's kernel has a storage buffer for the tables: only their number is the pass's own.
+    // The kernel of this test has a storage buffer for the tables, with as many factors as the pass's uniform buffer.
     let uniform = "@group(0) @binding(7) var<uniform> table_factors: array<vec4<f32>, TABLE_QUADS>;";
     let source = wgpu_optim::internals::link("learning_rate/schedule", &["table"]);
     assert!(source.contains(uniform));
@@ -129,7 +129,7 @@ fn the_factors_are_those_of_pytorch() {
     check(&cases, &factors, 8.0);
 }
 
-/// At the ends of warm-ups, falls and cycles, and of what can be counted.
+/// The factors are right at the ends of warm-ups, falls and cycles, and up to the last step that can be counted.
 #[test]
 fn the_factors_are_right_at_any_step() {
     let mut all: Vec<Schedule> = golden_schedules().into_iter().map(|(_, schedule)| schedule).collect();
@@ -158,7 +158,7 @@ fn the_factors_are_right_at_any_step() {
     check(&cases, &factors, 12.0);
 }
 
-/// Beside groups without a table, and with the same one.
+/// A group's table does not affect groups without a table or with another one.
 #[test]
 fn every_group_follows_its_own_table() {
     let table = |factors: &[f32], every| Schedule::Table { factors: factors.into(), every };
@@ -207,7 +207,7 @@ fn tables_that_do_not_fit_are_refused() {
         every: 1,
     };
     builder(&[table(4095, 0.5)]).build_cpu().expect("as many as there can be");
-    // Equal ones are kept once.
+    // Equal tables are stored once.
     builder(&[table(4000, 0.5), table(4000, 0.5), table(94, 0.5)]).build_cpu().expect("4096 in all");
     let words = &["factors in the tables", "4097", "4096", "every"];
     let error = assert_refused(builder(&[table(4000, 0.5), table(95, 0.5)]).build_cpu(), words);
@@ -233,8 +233,8 @@ fn tables_that_do_not_fit_are_refused() {
     }
 }
 
-/// Gradients that all agree raise a rate faster than the warm-up does: at its end the rate has risen from that of the first step as it does
-/// without a warm-up, and not by both.
+/// Gradients that all agree raise the rate faster than the warm-up does. At the end of the warm-up the rate is the one without a warm-up, not that
+/// rate multiplied by the warm-up as well.
 #[test]
 fn a_warm_up_under_seesaw_does_not_overshoot() {
     const WARMUP: u32 = 20;

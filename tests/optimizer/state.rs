@@ -1,6 +1,7 @@
-//! Promises of 8-bit state, on the CPU path and on every adapter: it takes the bytes that are documented, the same codes come of the same steps on
-//! every path and wherever tensors lie, means stay right, what takes no step keeps its bits, and checkpoints go on with the same bits, or are
-//! converted where that is accepted. (`wgpu-optim check --family state` compares the codes with the f64 reference.)
+//! Tests of 8-bit state, on the CPU path and on every adapter: it takes the documented number of bytes. The same steps give the same codes on every
+//! path and wherever tensors lie, and means stay right. Elements without a step keep their bits. A run that is resumed from a checkpoint has the same
+//! bits, and a checkpoint of other state is converted where that is accepted. (`wgpu-optim check --family state` compares the codes with the f64
+//! reference.)
 
 use wgpu_optim::gpu::Tuning;
 use wgpu_optim::{
@@ -17,14 +18,14 @@ use wgpu_optim_conformance::{Numbers, assert_close, assert_refused, filled, nois
 use crate::halves::masters;
 use crate::helpers::{at_odd_places, bytes_of, raw_tensor};
 
-/// Around the boundaries of quads, of blocks of 32, and of the plan's blocks.
+/// Lengths around multiples of four, of the blocks of 32, and of the plan's blocks.
 const LENGTHS: [usize; 8] = [1, 4, 31, 32, 33, 0, 100, 4129];
 
 fn in_8_bits(spec: Spec) -> Spec {
     Spec { state: State::Bits8, ..spec }
 }
 
-/// Rules with one moment and with both, in steps that f32 has no rounding for.
+/// Returns rules with either moment and with both, whose steps are exact in f32.
 fn exact() -> Vec<Spec> {
     let rate = Regime::fixed(2f32.powi(-10));
     let rules = [
@@ -37,19 +38,19 @@ fn exact() -> Vec<Spec> {
     rules.map(spec).into()
 }
 
-/// Multiples of 1/8 up to 1, of which squares are exact too.
+/// Returns gradients that are multiples of 1/8 up to 1, whose squares are exact too.
 fn exact_gradients(specs: &[Spec], step: u64) -> Vec<Vec<f32>> {
     let mut all = noise(specs, 77 + step);
     all.iter_mut().flatten().for_each(|g| *g = (*g * 8.0).round() / 8.0);
     all
 }
 
-/// Every path, tensors at odd places, and small geometries.
+/// Returns runs on every path, with tensors at odd places, and with small tunings.
 fn everywhere(specs: &[Spec]) -> Vec<Box<dyn Run>> {
     let mut runs = every_path(specs);
     runs.extend(at_odd_places(specs));
     for gpu in &devices() {
-        // Blocks of one and of five workgroups' quads, and tensors in several windows.
+        // Blocks with one and with five quads per invocation.
         for (workgroup_size, quads_per_invocation) in [(8, 1), (16, 5)] {
             let tuning = Tuning { workgroup_size, quads_per_invocation, ..gpu.tuning() };
             let gpu = gpu.clone().with_tuning(tuning).expect("a small geometry");
@@ -59,7 +60,7 @@ fn everywhere(specs: &[Spec]) -> Vec<Box<dyn Run>> {
     runs
 }
 
-/// The codes and scales in a run's checkpoint, by name.
+/// Returns the codes and scales in a run's checkpoint, with their names.
 fn codes(run: &dyn Run) -> Vec<(String, Vec<u8>)> {
     let checkpoint = run.checkpoint();
     let is_code = |name: &String| name.contains("_codes/") || name.starts_with("state_scales/");
@@ -82,10 +83,10 @@ fn state_takes_the_bytes_that_are_documented() {
     for (rule, is_half, averaging, f32_bytes, bytes) in [
         (Rule::adamw(), false, off, 8.0, 2.125),
         (Rule::sgdm(0.9), false, off, 4.0, 1.125),
-        // And 2 of the remainders, or 1.
+        // The remainders take 2 bytes more in f32 state, and 1 byte more in 8 bits.
         (Rule::adamw(), true, off, 10.0, 3.125),
         (Rule::sgd(), true, off, 2.0, 1.0),
-        // An average comes back as it was.
+        // With an average the remainders take 2 bytes in 8-bit state too.
         (Rule::adamw(), true, average, 14.0, 8.125),
         (Rule::sgd(), false, off, 0.0, 0.0),
     ] {
@@ -109,15 +110,15 @@ fn every_path_finds_the_same_codes_wherever_tensors_lie() {
             assert!(codes(&**run) == expected, "{}, step {step}", run.path());
         }
     }
-    // Momentum alone is exact to the end.
+    // The parameters of a rule with only a momentum are exact too.
     let expected = bits(&runs[0].params()[..LENGTHS.len()]);
     for run in &runs[1..] {
         assert!(bits(&run.params()[..LENGTHS.len()]) == expected, "{}", run.path());
     }
 }
 
-/// Masters of 24 bits in steps that f32 rounds once, beside rules with a momentum and without memory. f16 takes denormal ones, too, and
-/// powers of two, between which and the next smaller code the unit changes.
+/// Returns groups with 24-bit masters whose steps f32 rounds only once, for rules with a momentum and without state. The parameters include denormal
+/// f16 numbers, and powers of two, below which the unit is smaller.
 fn with_short_masters() -> Vec<Spec> {
     let tiny: Vec<f32> = (0..4129).map(|i| (i % 97) as f32 * 2f32.powi(-24) - 2f32.powi(-18)).collect();
     let powers: Vec<f32> = (0..700).map(|i| 2f32.powi(i % 16 - 12) * if i % 3 == 0 { -1.0 } else { 1.0 }).collect();
@@ -135,7 +136,7 @@ fn with_short_masters() -> Vec<Spec> {
     ]
 }
 
-/// What a tensor's masters have for a unit at this size.
+/// Returns the unit of a tensor's masters at this magnitude.
 fn short_unit(element: Element, size: f64) -> f64 {
     half_ulp(element, size) / 128.0
 }
@@ -153,7 +154,7 @@ fn short_masters_have_the_same_bits_on_every_path() {
             assert!(codes(&**run) == expected, "{}, step {step}: codes", run.path());
         }
     }
-    // Where nothing is added, nothing changes: of rules without a momentum.
+    // For rules without a momentum, a gradient of zero changes nothing.
     let (params, before) = (bits(&runs[0].params()), codes(&*runs[0]));
     let is_still = |(name, _): &&(String, Vec<u8>)| name.starts_with("remainder_codes/") && !name.contains("momentum");
     let still = |all: &[(String, Vec<u8>)]| all.iter().filter(is_still).cloned().collect::<Vec<_>>();
@@ -165,7 +166,7 @@ fn short_masters_have_the_same_bits_on_every_path() {
     }
 }
 
-/// Each step is that of the master to within a unit; what is stored is the master's nearest, a tie away from 0.
+/// Each step is that of an exact master up to one unit. The stored parameter is the nearest to the master, with ties away from 0.
 #[test]
 fn short_masters_take_steps_to_within_a_unit() {
     let specs = with_short_masters();
@@ -184,7 +185,7 @@ fn short_masters_take_steps_to_within_a_unit() {
             let momentum = |tensor: usize| decoded(&run.checkpoint(), Moment::First, &names[tensor].0);
             for (tensor, (name, element)) in names.iter().enumerate() {
                 let rate = if name.starts_with("tiny") { 2f64.powi(-33) } else { 2f64.powi(-15) };
-                // A momentum is stored in codes, of which the step knows nothing.
+                // The expected step has no momentum, so that the tolerance includes its part.
                 let allowed = if momentum(tensor).is_some() { 2.5 * rate } else { 0.0 };
                 for (i, &after) in after[tensor].iter().enumerate() {
                     let expected = before[tensor][i] - rate * f64::from(grads[tensor][i]);
@@ -201,8 +202,8 @@ fn short_masters_take_steps_to_within_a_unit() {
     }
 }
 
-/// AdamW goes down to one minimum and up to another by steps of a 32nd (bf16) or a quarter (f16) of the masters' unit, so far that parameters
-/// change: by as much on average as in f32, in both directions and across the boundary between two parameters.
+/// AdamW moves down to one minimum and up to another, in steps of a 32nd (bf16) or a quarter (f16) of the masters' unit, far enough for parameters to
+/// change. On average they move as far as in f32, in both directions and across the boundary between two parameters.
 #[test]
 fn steps_smaller_than_the_unit_of_a_short_master_arrive_on_average() {
     const STEPS: u32 = 6000;
@@ -232,7 +233,7 @@ fn steps_smaller_than_the_unit_of_a_short_master_arrive_on_average() {
                 (0..starts.len()).filter(of_side).map(|i| f64::from((exact[i] - starts[i]).abs())).sum::<f64>();
             assert!(mean_way / count >= 100.0 * unit, "{element:?}: {} units", mean_way / count / unit);
             let mean = (0..starts.len()).filter(of_side).map(off).sum::<f64>() / count;
-            // A unit with a probability of the rate's share of it in each step.
+            // In each step a master moves by one unit with a probability of the rate divided by the unit.
             let deviation = (f64::from(STEPS) * f64::from(rate) / unit).sqrt();
             assert_close(format_args!("{element:?}, side {side}"), mean, 0.0, 5.0 * deviation / count.sqrt());
             let moved = (0..starts.len()).filter(of_side).filter(|&i| stored[i] != starts[i]).count();
@@ -241,7 +242,7 @@ fn steps_smaller_than_the_unit_of_a_short_master_arrive_on_average() {
     }
 }
 
-/// The trace of `tests/golden/make_state.py`, which is written from the definition: all codes, and parameters at both ends.
+/// All codes, and the first and the last parameter, are those of the trace of `tests/golden/make_state.py`, which implements the definition.
 #[test]
 fn codes_and_steps_are_those_of_the_definition() {
     let rows = include_str!("../golden/state.csv").lines().skip(1).map(|line| line.split(',').collect::<Vec<_>>());
@@ -282,8 +283,8 @@ fn codes_and_steps_are_those_of_the_definition() {
     }
 }
 
-/// Where gradients become ten times as small, v falls by 0.1 % in a step, which no code could tell: on average it falls all the same. So does a
-/// momentum of 0.99 follow gradients that change slowly.
+/// When gradients become ten times as small, v falls by 0.1 % per step, which is less than the distance between two codes. On average it still falls.
+/// Likewise a momentum with β = 0.99 follows gradients that change slowly.
 #[test]
 fn means_are_right_though_steps_are_smaller_than_codes() {
     let lengths = [4096];
@@ -318,11 +319,11 @@ fn means_are_right_though_steps_are_smaller_than_codes() {
     let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>().sqrt();
     let off = norm(&mut m.iter().zip(&got).map(|(&m, got)| f64::from(m) - got));
     let size = norm(&mut m.iter().map(|&m| f64::from(m)));
-    // Rounded to the nearest code it would be off by more than half.
+    // With rounding to the nearest code it would be off by more than half.
     assert!(off <= 0.1 * size, "{off} of {size}");
 }
 
-/// Elements a thousand and a million times as small as their neighbours have steps of a bounded length: their v is never 0.
+/// Elements a thousand and a million times as small as their neighbours have steps of a bounded length, since their v is never 0.
 #[test]
 fn small_elements_beside_large_ones_take_bounded_steps() {
     let spec = in_8_bits(Spec::new(Rule::adamw(), Regime::fixed(1.0), vec![vec![0.0; 640]]));
@@ -330,7 +331,7 @@ fn small_elements_beside_large_ones_take_bounded_steps() {
         let mut before = run.params().remove(0);
         for step in 0..60 {
             let mut numbers = Numbers(step + 1);
-            // Some of them once, and never again.
+            // Every fifth element has a gradient in the first step only.
             let size = |i: usize| match i % 5 {
                 3 if step > 0 => 0.0,
                 at => [1.0, 1e-3, 1e-6, 1e-4, 1e-9][at],
@@ -338,7 +339,7 @@ fn small_elements_beside_large_ones_take_bounded_steps() {
             run.step(&[(0..640).map(|i| size(i) * numbers.next()).collect()]);
             let after = run.params().remove(0);
             for (i, (w, next)) in before.iter().zip(&after).enumerate() {
-                // 7.3 is AdamW's own bound, (1 - β₁)/√(1 - β₂ - (…)), and codes may double what is smallest.
+                // AdamW's own bound is (1 - β₁)/√((1 - β₂)(1 - β₁²/β₂)) = 7.3, and codes may double the smallest magnitudes.
                 assert!((w - next).abs() <= 15.0, "{}, step {step}, element {i}: {}", run.path(), w - next);
             }
             before = after;
@@ -346,7 +347,7 @@ fn small_elements_beside_large_ones_take_bounded_steps() {
     }
 }
 
-/// A run in 8 bits ends about where the one in f32 ends, under every kind of regime, those that take the last step from the moments too.
+/// A run in 8 bits ends about where the run in f32 ends, under every kind of regime, including those that derive the last step from the moments.
 #[test]
 fn runs_end_about_where_those_in_f32_end() {
     let loss = |w: &[f32]| w.iter().enumerate().map(|(i, w)| 0.5 * curvature(i) * f64::from(*w).powi(2)).sum::<f64>();
@@ -389,7 +390,7 @@ fn runs_end_about_where_those_in_f32_end() {
     }
 }
 
-/// Rules and regimes with all kinds of memory beside codes.
+/// Returns rules and regimes with every kind of state beside codes.
 fn kept() -> Vec<Spec> {
     let spec = |seed, rule, regime, name: &str| {
         in_8_bits(Spec::new(rule, regime, tensors(seed, &[1, 0, 40, 4129])).named(name))
@@ -440,7 +441,7 @@ fn skipped_steps_absent_tensors_and_frozen_groups_keep_every_bit() {
     }
 }
 
-/// An element whose parameter would leave the range keeps its momentum, to within a code of the block's new scale; its neighbours move.
+/// An element whose parameter would leave the range keeps its momentum, up to one code at the block's new scale. Its neighbours move.
 #[test]
 fn an_element_out_of_range_keeps_its_momentum() {
     let regime = Regime::fixed(1.0);
@@ -476,7 +477,7 @@ fn a_resumed_run_has_the_same_bits() {
         steps(&mut *resumed, 4..9);
         assert!(resumed.checkpoint().to_bytes() == whole.checkpoint().to_bytes(), "{}", whole.path());
     }
-    // From one path to the other all codes are the same.
+    // A checkpoint restores the same codes on every path.
     let mut host = CpuRun::new(&specs);
     steps(&mut host, 0..4);
     let checkpoint = host.checkpoint();
@@ -496,7 +497,7 @@ fn a_checkpoint_says_what_it_keeps_and_is_converted_where_that_is_accepted() {
             Spec { state, ..spec }
         };
         let masters = |rule, element, name: &str| of(rule, name).stored(element, element, Rounding::Masters);
-        // Those of 16 bits first, which then end before the others begin.
+        // The groups with 16 bits come first, so that their state ends before that of the others begins.
         vec![
             masters(Rule::sgd(), Element::Bf16, "masters"),
             masters(Rule::lion(), Element::F16, "masters of f16"),
@@ -531,7 +532,7 @@ fn a_checkpoint_says_what_it_keeps_and_is_converted_where_that_is_accepted() {
                 assert!(lines.contains(&expected), "{expected} in {lines:#?}");
             }
             assert!(!lines.iter().any(|line| line.contains("anew") || line.contains("dropped")), "{lines:#?}");
-            // The codes stand for the moments.
+            // The codes represent the moments.
             let (here, there) = (run.checkpoint(), &checkpoint);
             let (with_codes, with_floats) = if name == "f32" { (there, &here) } else { (&here, there) };
             for (moment, entry) in [(Moment::First, "momentum"), (Moment::Second, "second_moment")] {
@@ -544,13 +545,13 @@ fn a_checkpoint_says_what_it_keeps_and_is_converted_where_that_is_accepted() {
                     assert_close(format_args!("{}, {entry}", run.path()), code, *value, allowed);
                 }
             }
-            // And the remainders for the masters.
+            // The remainders represent the masters.
             for (element, group) in [(Element::Bf16, "masters"), (Element::F16, "masters of f16")] {
                 let tensor = format!("{group}/0");
                 let short = short_masters(with_codes, element, &tensor).expect("masters");
                 let long = masters(&with_floats.to_bytes(), element, &tensor);
                 for (short, long) in short.into_iter().zip(long) {
-                    // Half a unit, or a whole one beside the next parameter.
+                    // The error is half a unit, or a whole one beside the next parameter.
                     let allowed = if name == "f32" { 0.0 } else { short_unit(element, short) };
                     assert_close(format_args!("{}, {element:?}", run.path()), long, short, allowed);
                 }
@@ -560,7 +561,7 @@ fn a_checkpoint_says_what_it_keeps_and_is_converted_where_that_is_accepted() {
     }
 }
 
-/// An average that is switched on takes remainders of 16 bits, which stand for the same masters, and gives them back.
+/// Switching on an average converts the remainders to 16 bits, which represent the same masters, and switching it off converts them back.
 #[test]
 fn remainders_have_16_bits_where_an_average_is_kept() {
     let of = |averaging| {
@@ -578,14 +579,14 @@ fn remainders_have_16_bits_where_an_average_is_kept() {
         let converted = run.checkpoint();
         let found = masters(&converted.to_bytes(), Element::Bf16, "group/1");
         assert!(found.iter().zip(&expected).all(|(&a, &b)| f64::from(a) == b), "{}", run.path());
-        // It began with the parameters.
+        // The average started from the parameters.
         let averages: Vec<f32> = bytemuck::pod_collect_to_vec(converted.entry("averages/group/1").expect("averages"));
         assert!(bits(&[averages]) == bits(&[found]), "{}", run.path());
         let mut back = CpuRun::new(&off);
         back.restore_with(&converted, Differences::none().settings()).expect("converts");
         let found = short_masters(&back.checkpoint(), Element::Bf16, "group/1").expect("masters");
         assert!(found == expected, "{}", run.path());
-        // A master of 24 bits may lie between two parameters, where one of 32 bits loses its last place.
+        // A 24-bit master may lie between two parameters, where a 32-bit one loses its last place.
         run.swap_averages();
         run.swap_averages();
         for (found, &expected) in masters(&run.checkpoint().to_bytes(), Element::Bf16, "group/1").iter().zip(&expected)
@@ -607,12 +608,12 @@ fn what_cannot_be_in_8_bits_is_refused() {
         let words = ["group \"all\"", rule.name(), "state", "8bit", "State::F32"];
         assert_eq!(assert_refused(of(rule).build_cpu(), &words).kind(), ErrorKind::Build);
     }
-    // A group says otherwise than its builder.
+    // A group's setting overrides the builder's.
     let own = Group::new("all").shaped_tensor("w", &[3, 4], &w, &w).state(State::F32);
     let builder = OptimizerBuilder::new(Rule::muon()).regime(Regime::fixed(0.1)).state(State::Bits8);
     let optimizer = builder.group(own).build_cpu().expect("builds");
     assert_eq!(optimizer.groups()[0].state, State::F32);
-    // Rules without memory ignore it.
+    // Rules without state ignore the setting.
     assert_eq!(of(Rule::sgd()).build_cpu().expect("builds").groups()[0].state, State::Bits8);
     for gpu in &devices() {
         let tuning = Tuning { workgroup_size: 4, ..gpu.tuning() };
@@ -626,7 +627,7 @@ fn what_cannot_be_in_8_bits_is_refused() {
     }
 }
 
-/// Ranks draw random bits of their own, so that they end near one optimizer that has all, and agree on every rate.
+/// Ranks draw their own random bits. They end near a single optimizer with all tensors, and agree on every rate.
 #[test]
 fn ranks_with_8_bit_state_agree() {
     let spec = in_8_bits(Spec::new(Rule::adamw(), Regime::seesaw(), tensors(6, &[256, 256])));
@@ -658,7 +659,7 @@ fn ranks_with_8_bit_state_agree() {
     }
 }
 
-/// Decay, clip, loss scale and micro-batches reach the codes as they reach f32.
+/// Multiplying the gradients by a power of two changes no bit of the parameters.
 #[test]
 fn a_power_of_two_on_gradients_changes_no_step() {
     let decay = WeightDecay::Decoupled(0.01);

@@ -1,7 +1,8 @@
-//! Promise: a step does what the specification says, for every rule, regime, weight decay, clip and direction of climb, on every
-//! path: record by record and parameter by parameter over 20 steps against the f64 oracle.
+//! Tests of steps: on every path and over 20 steps, they follow the f64 oracle record by record and parameter by parameter, for eight rules and every
+//! combination of regime, weight decay, clip and direction.
 //!
-//! Beside the kept faults below, tried once by hand: counters that saturate at 6 on the host, Nesterov's direction from m alone.
+//! Besides the seeded faults below, each of these faults was introduced by hand once and made a test fail: counters that saturate at 6 on the host,
+//! and a Nesterov direction from m alone.
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
@@ -65,7 +66,7 @@ fn every_case() -> Vec<Spec> {
     specs
 }
 
-/// The gradient of a noisy diagonal quadratic (of its negative where the case climbs), with condition 100.
+/// Returns the gradient of a noisy diagonal quadratic with condition number 100, or of its negative where the case maximizes.
 fn gradient(w: &[f32], maximize: bool, noise: &mut Numbers) -> Vec<f32> {
     w.iter()
         .enumerate()
@@ -77,8 +78,8 @@ fn gradient(w: &[f32], maximize: bool, noise: &mut Numbers) -> Vec<f32> {
         .collect()
 }
 
-/// One f32 rounding, 2^-24, per operation: a record's terms come from sums of 61 products (8 roundings deep), a quotient, a
-/// logarithm of two ulps and the parameters' own error, which the coupled decay and the momentum feed back over 20 steps.
+/// Each operation in f32 has one rounding, 2^-24. The terms of a record come from sums of 61 products (8 roundings deep), a quotient, a logarithm of
+/// two ulps, and the parameters' errors, which coupled decay and momentum feed back over 20 steps.
 const TOLERANCE: f64 = 64.0 / 16_777_216.0;
 
 #[track_caller]
@@ -140,12 +141,12 @@ fn twenty_steps_of_every_combination_follow_the_oracle() {
             let moved = params.iter().zip(&spec.tensors[0]).any(|(w, w0)| (w - w0).abs() > 0.01);
             assert!(moved, "{}: nothing was learnt", spec.name);
         }
-        // The cases exercise what they name.
+        // Enough cases are clipped, braked and decayed.
         assert!(clipped > 1000 && braked > 100 && decayed > 1000, "{clipped} {braked} {decayed}");
     }
 }
 
-/// Seeded faults: an oracle that is wrong in one number is told from the optimizer, so the tolerance is no blank cheque.
+/// Seeded faults: an oracle with one wrong number is detected, so that the tolerance is not too wide.
 #[test]
 fn an_oracle_with_one_wrong_number_is_refused() {
     let w = Numbers(3).vec(LEN);
@@ -191,8 +192,8 @@ fn an_oracle_with_one_wrong_number_is_refused() {
     }
 }
 
-/// Three steps of `torch.optim.SGD` by hand: η = 1/8, w = 1, gradients 1, 2, -1; all numbers are dyadic, so that the answer is
-/// exact. PyTorch: g += λw; buf = g at first, then μ buf + (1-δ) g; g + μ buf with Nesterov; w -= η g.
+/// Three steps have the results of `torch.optim.SGD`, computed by hand with η = 1/8, w = 1 and the gradients 1, 2, -1. All numbers are dyadic, so
+/// that the results are exact. PyTorch's step is: g += λw; buf = g at first, then μ buf + (1-δ) g; g + μ buf with Nesterov; w -= η g.
 #[test]
 #[expect(clippy::excessive_precision, reason = "exact dyadic numbers, written out")]
 fn fixed_is_torch_sgd() {
@@ -212,7 +213,7 @@ fn fixed_is_torch_sgd() {
         ("nesterov 1/2", sgdm(0.5, 0.0, true), coupled(0.0), false, [0.8125, 0.40625, 0.515625]),
         // g 1.5, 2 + 0.40625 = 2.40625, …: w 0.8125, 0.51171875, -1 + 0.255859375 → 0.604736328125.
         ("weight decay 1/2", Rule::sgd(), coupled(0.5), false, [0.8125, 0.511_718_75, 0.604_736_328_125]),
-        // w (1 - 1/16) - g/8: 0.8125, 0.51171875, 0.604736328125 as well: they differ once a momentum remembers the decay.
+        // w (1 - 1/16) - g/8 gives 0.8125, 0.51171875, 0.604736328125 as well. The two kinds of decay differ only with a momentum.
         ("decoupled 1/2", Rule::sgd(), decoupled(0.5), false, [0.8125, 0.511_718_75, 0.604_736_328_125]),
         // g 1.5, 2.40625, …; buf 1.5, 3.15625, …: w 0.8125, 0.41796875; g -0.791015625, buf 0.787109375.
         ("momentum, weight decay", half, coupled(0.5), false, [0.8125, 0.417_968_75, 0.319_580_078_125]),
@@ -242,7 +243,7 @@ fn fixed_is_torch_sgd() {
     }
 }
 
-/// Clip by global norm as `torch.nn.utils.clip_grad_norm_` does it, in numbers that are exact: norm 4, clip 1.
+/// Clipping follows `torch.nn.utils.clip_grad_norm_`, in numbers that are exact: a norm of 4 and a clip of 1.
 #[test]
 fn clip_scales_the_gradient_and_the_record_says_so() {
     let spec = Spec::new(Rule::sgd(), Regime::fixed(0.5), vec![vec![0.0; 16]]);
@@ -256,7 +257,7 @@ fn clip_scales_the_gradient_and_the_record_says_so() {
     }
 }
 
-/// A device keeps its pipelines: a second optimizer of the same kind compiles nothing, whatever the sizes of its tensors.
+/// A device keeps its pipelines, so that a second optimizer of the same kind compiles nothing, whatever the sizes of its tensors.
 #[test]
 fn a_second_optimizer_of_the_same_kind_compiles_nothing() {
     for gpu in conformance::adapters() {
@@ -270,7 +271,7 @@ fn a_second_optimizer_of_the_same_kind_compiles_nothing() {
             }
             conformance::build(builder, gpu)
         };
-        // Clones of a source are one: the pipelines' addresses tell whether they are the same.
+        // Clones of a pipeline share one source, whose address therefore identifies the pipeline.
         let kernels = |optimizer: &Optimizer| -> BTreeSet<*const KernelSource> {
             let dispatches = optimizer.dispatches().iter();
             dispatches.map(|dispatch| std::ptr::from_ref(dispatch.pipeline.source())).collect()
@@ -281,7 +282,7 @@ fn a_second_optimizer_of_the_same_kind_compiles_nothing() {
         assert_eq!(kernels(&first), kernels(&second), "{} compiled something again", gpu.describe());
         let other = built(&gpu, Rule::lion(), &[64]);
         assert_ne!(kernels(&first), kernels(&other));
-        // Another device has nothing in common with this one.
+        // Another device shares no pipelines with this one.
         let elsewhere = Gpu::from_parts(gpu.device().clone(), gpu.queue().clone());
         let apart = built(&elsewhere, Rule::sgdm(0.9), &[64]);
         assert!(kernels(&first).is_disjoint(&kernels(&apart)));

@@ -1,9 +1,10 @@
-//! Promises: a record of every tensor's norm and step is what an f64 sum says, for tensors of any size anywhere; the trust ratio is
-//! LARS's, over any rule and regime; steps bring the effective rates of scale-invariant tensors together as the theory says; neither changes a bit of a step that is not asked for it. (That a trust ratio follows the oracle is
-//! tested in `regimes`, that a skipped step leaves it alone in `safeguards`, and several steps in one submit in `encoding`.)
+//! Tests of telemetry and trust ratios. A record has the norms of every tensor and its step as in f64, for tensors of any size at any place. The
+//! trust ratio is that of LARS, with any rule and regime. The effective rates of scale-invariant tensors converge as the theory says. Neither setting
+//! changes a bit of a step that does not use it. (`regimes` tests that a trust ratio follows the oracle, `safeguards` that a skipped step leaves it
+//! unchanged, and `encoding` several steps in one submit.)
 //!
-//! Beside the kept faults below, tried once by hand: pass 5 that leaves out the last row of a unit; a trust ratio of the parameters after
-//! the step; a first step without the division by the ratio.
+//! Besides the seeded faults below, each of these faults was introduced by hand once and made a test fail: pass 5 that leaves out the last row of a
+//! unit; a trust ratio of the parameters after the step; a first step without the division by the ratio.
 
 use wgpu_optim::internals::PassName;
 use wgpu_optim::{Averaging, Regime, Rule, TensorRecord, Term, WeightDecay};
@@ -15,7 +16,7 @@ use wgpu_optim_conformance::{Numbers, assert_close, noise, tensors, times, ulps}
 use crate::helpers::{Pair, assert_alike, pairs};
 
 fn norm(values: impl Iterator<Item = f64>) -> f64 {
-    // Of numbers of any size.
+    // The scaling avoids overflow and underflow for numbers of any size.
     let values: Vec<f64> = values.collect();
     let largest = values.iter().fold(0f64, |most, x| most.max(x.abs()));
     if largest == 0.0 {
@@ -24,17 +25,17 @@ fn norm(values: impl Iterator<Item = f64>) -> f64 {
     largest * values.iter().map(|x| (x / largest).powi(2)).sum::<f64>().sqrt()
 }
 
-/// f32 sums of up to a few thousand squares in blocks, then a tree.
+/// The tolerance of f32 sums of up to a few thousand squares per block, followed by a tree.
 const NORM_ULPS: f64 = 64.0;
 
-/// What the records of one step must be, from the parameters before and after it.
+/// Asserts that the records of one step have the norms that follow from the parameters before and after it.
 fn assert_records(what: &str, records: &[TensorRecord], before: &[Vec<f32>], after: &[Vec<f32>]) {
     assert_eq!(records.len(), after.len(), "{what}");
     for (record, (old, new)) in records.iter().zip(before.iter().zip(after)) {
         let what = format!("{what}, tensor {}", record.tensor);
         assert!(!record.skipped, "{what}");
         let parameters = norm(new.iter().map(|&w| f64::from(w)));
-        // The step as rounded is the difference, which f32 holds to its own rounding.
+        // The rounded step is the difference of the parameters, which is exact in f32 up to its own rounding.
         let step = norm(new.iter().zip(old).map(|(new, old)| f64::from(new - old)));
         for (name, got, expected) in
             [("parameters", record.parameter_norm, parameters), ("step", record.step_norm, step)]
@@ -50,7 +51,7 @@ fn assert_records(what: &str, records: &[TensorRecord], before: &[Vec<f32>], aft
     }
 }
 
-/// Steps along these gradients, after each of which every tensor that asks for it has the norms that it should.
+/// Takes steps along these gradients, and asserts after each that every tensor with telemetry has the right norms.
 fn check_norms(
     runs: Vec<Box<dyn Run>>,
     specs: &[Spec],
@@ -74,7 +75,7 @@ fn check_norms(
     }
 }
 
-/// Lengths around the blocks of every geometry that is run.
+/// Lengths around the block sizes of every tuning in use.
 const LENGTHS: [usize; 12] = [1, 3, 4, 5, 63, 64, 65, 2047, 4096, 4097, 9001, 0];
 
 #[test]
@@ -85,7 +86,7 @@ fn every_tensor_has_its_norms() {
         ..Spec::new(rule, [Regime::seesaw(), Regime::fixed(0.1)][i % 2], tensors(3 + i as u64, &LENGTHS))
             .named(format!("{i}"))
     });
-    // The norms are of the parameters, whatever is evaluated.
+    // In schedule-free training the norms are those of the parameters, not of the average.
     let averaging = Averaging::ScheduleFree;
     let free = Spec::new(Rule::sgd(), Regime::seesaw(), tensors(16, &LENGTHS)).named("schedule-free");
     let specs: Vec<Spec> = specs.chain([Spec { averaging, telemetry: true, ..free }]).collect();
@@ -102,8 +103,8 @@ fn parameters_and_steps_of_any_size_have_norms() {
     }
 }
 
-/// Magnitudes on both sides of every border between the scales of a sum, and far from each other, within one tensor: so that some
-/// invocations meet one, some the other, and their sums must meet.
+/// One tensor has magnitudes on both sides of every boundary between the scales of a sum, or far apart. Invocations then have sums of different
+/// scales, which must be combined.
 #[test]
 fn tensors_of_two_sizes_have_norms() {
     let sizes = [1e-30, 2f32.powi(-41), 2f32.powi(-40), 1.0, 2f32.powi(40), 1e19, 1e30];
@@ -118,7 +119,7 @@ fn tensors_of_two_sizes_have_norms() {
     check_norms(every_path_and_kind(&specs), &specs, 1, |before, _| before.to_vec());
 }
 
-/// Of tensors longer than the stretches that threads take, and of tensors in buffers of their own.
+/// Tensors that are longer than a thread's stretch, and tensors in separate buffers, have the right norms.
 #[test]
 fn long_tensors_and_separate_ones_have_norms() {
     let spec = Spec::new(Rule::sgd(), Regime::seesaw(), tensors(2, &[140_001, 8192, 70_000]));
@@ -130,7 +131,7 @@ fn long_tensors_and_separate_ones_have_norms() {
     check_norms(runs, &specs, 1, |_, t| noise(&specs, t));
 }
 
-/// Neighbours in one buffer stay one dispatch, and pass 5 is one for all of them; who does not ask has none.
+/// Neighbours in one buffer stay one dispatch, pass 5 is one dispatch for all of them, and an optimizer without telemetry has no pass 5.
 #[test]
 fn measuring_is_one_dispatch_more() {
     let names = |spec: &Spec, gpu| -> Vec<PassName> {
@@ -154,7 +155,7 @@ fn measuring_is_one_dispatch_more() {
 
 #[test]
 fn what_is_not_finite_is_not_hidden() {
-    // A step leaves nothing that is not finite, but the caller's parameters may be so.
+    // A step leaves no value that is not finite, but the caller's parameters may have one.
     let spec = Spec::new(Rule::sgd(), Regime::fixed(0.1), vec![vec![f32::INFINITY; 9], vec![1.0; 5]]);
     for mut run in every_path(&[Spec { telemetry: true, ..spec }]) {
         run.step(&[vec![1.0; 9], vec![0.0; 5]]);
@@ -189,7 +190,7 @@ fn a_skipped_step_moves_nothing_and_keeps_the_norm() {
     }
 }
 
-/// Telemetry looks and does not touch: same parameters, same rates, bit for bit, and the same blocks where tensors are not neighbours.
+/// Telemetry changes no bit of parameters and rates, where tensors that are not neighbours have the same blocks with and without it.
 #[test]
 fn telemetry_changes_no_bit() {
     let rules = Rule::all().into_iter().enumerate();
@@ -198,7 +199,7 @@ fn telemetry_changes_no_bit() {
     let watched: Vec<Spec> = plain.iter().map(|spec| Spec { telemetry: true, ..spec.clone() }).collect();
     let mut runs: Vec<Pair> = pairs(&plain, &watched).take(1).collect();
     for gpu in &devices() {
-        // A gap between tensors, so that they are separate either way.
+        // The gap between the tensors keeps their blocks separate in both cases.
         let run = |specs: &[Spec]| Box::new(GpuRun::new(gpu, specs, packed(specs, 1, 5)));
         runs.push((run(&plain), run(&watched)));
     }
@@ -210,13 +211,13 @@ fn telemetry_changes_no_bit() {
     }
 }
 
-/// A number that is a quotient of norms of f32 sums.
+/// Asserts a quotient of norms that are f32 sums.
 #[track_caller]
 fn assert_quotient(what: &str, got: f32, expected: f64) {
     assert_close(what, got, expected, 1e-5 * expected);
 }
 
-/// Coefficient · ‖w‖/‖g + λ w‖ of every layer by itself, whatever its size, for every rule.
+/// A layer's trust ratio is coefficient · ‖w‖/‖g + λ w‖, whatever its magnitude, for every rule.
 #[test]
 fn trust_ratios_go_by_each_tensors_own_parameters() {
     let mut numbers = Numbers(10);
@@ -242,8 +243,8 @@ fn trust_ratios_go_by_each_tensors_own_parameters() {
                     let seen = seen.map(|(&g, &w)| f64::from(g) + 0.125 * f64::from(w));
                     let direction = if rule.is_scale_free() { 37f64.sqrt() } else { norm(seen) };
                     let w = norm(before[tensor].iter().map(|&w| f64::from(w)));
-                    // Signs are so long beside the smallest parameters, and so short beside the largest, that the bounds act; and
-                    // they can take the smallest back to zero, all at once.
+                    // Signs are so long compared with the smallest parameters, and so short compared with the largest, that the bounds act. They can
+                    // also move all of the smallest parameters back to zero at once.
                     let trust = match w {
                         0.0 => 1.0,
                         _ => (0.01 * w / direction).clamp(1e-8, 1e8),
@@ -257,7 +258,7 @@ fn trust_ratios_go_by_each_tensors_own_parameters() {
     }
 }
 
-/// One factor for a group of several tensors, of all their parameters and all their gradients; a group beside it has none.
+/// A group of several tensors has one ratio, from all its parameters and gradients. The other group has none.
 #[test]
 fn a_group_of_several_tensors_has_one_trust_ratio() {
     let mut numbers = Numbers(11);
@@ -282,7 +283,7 @@ fn a_group_of_several_tensors_has_one_trust_ratio() {
     }
 }
 
-/// Rescaling the loss by a power of two changes no bit of the steps.
+/// Scaling the loss by a power of two changes no bit of the steps.
 #[test]
 fn the_scale_of_the_loss_changes_no_bit_with_a_trust_ratio() {
     let specs = [Spec { trust: Some(0.02), ..Spec::new(Rule::sgdm(0.9), Regime::seesaw(), tensors(14, &[77])) }];
@@ -292,7 +293,7 @@ fn the_scale_of_the_loss_changes_no_bit_with_a_trust_ratio() {
     });
 }
 
-/// Layer by layer, in one optimizer, against an independent form.
+/// Every layer of one optimizer follows an independent implementation of LARS.
 #[test]
 fn it_is_lars() {
     let numbers = |line: &str| line.split(',').map(|x| x.parse::<f64>().expect("a number")).collect::<Vec<_>>();
@@ -327,19 +328,19 @@ fn it_is_lars() {
     }
 }
 
-/// The gradient of a tensor of two elements whose loss depends on its direction alone: orthogonal to it, and 1/‖w‖ long.
+/// Returns the gradient of a two-element tensor whose loss depends only on its direction. It is orthogonal to the tensor and has the length 1/‖w‖.
 fn across(w: &[f32]) -> Vec<f32> {
     let [x, y] = [w[0], w[1]].map(f64::from);
     let square = x * x + y * y;
     vec![(-y / square) as f32, (x / square) as f32]
 }
 
-/// With e = ‖g‖/‖w‖ a step at the rate η makes e' = e/(1 + η² e²) (derived from arXiv:2306.00700). At η = 1/√(e_max e_min) two tensors
-/// are equal after one step, and ten with a spread of 10⁴ after four.
+/// With e = ‖g‖/‖w‖, a step at the rate η gives e' = e/(1 + η² e²) (derived from arXiv:2306.00700). At η = 1/√(e_max e_min), the e of two tensors are
+/// equal after one step, and those of ten tensors, initially spread by a factor of 10⁴, after four.
 #[test]
 fn effective_rates_of_scale_invariant_tensors_come_together() {
     for tensors in [2, 10] {
-        // From e = 1 to e = 1e-4.
+        // The initial e range from 1 to 1e-4.
         let sizes = (0..tensors).map(|i| 10f64.powf(2.0 * i as f64 / (tensors - 1) as f64));
         let initial: Vec<Vec<f32>> = sizes.map(|size| vec![(0.6 * size) as f32, (0.8 * size) as f32]).collect();
         let spec = Spec { telemetry: true, ..Spec::new(Rule::sgd(), Regime::fixed(1.0), initial) };
@@ -358,12 +359,12 @@ fn effective_rates_of_scale_invariant_tensors_come_together() {
                 let records = run.records().tensors;
                 for (tensor, (record, e)) in records.iter().zip(&mut expected).enumerate() {
                     let what = format!("{}, tensor {tensor} of {tensors}, step {t}", run.path());
-                    // The parameters are 1/√e long, and the step is η √e.
+                    // The parameters have the length 1/√e, and the step has η √e.
                     assert_close(&what, f64::from(record.step_norm) / (f64::from(rate) * e.sqrt()), 1.0, 4e-6);
                     *e /= 1.0 + (f64::from(rate) * *e).powi(2);
                     assert_close(&what, record.effective_rate() / f64::from(rate) / *e, 1.0, 4e-6);
                 }
-                // A relative step is to the parameters after it.
+                // A relative step is relative to the parameters after it.
                 let rates: Vec<f64> = records.iter().map(TensorRecord::effective_rate).collect();
                 assert_close("the effective rates", spread(&rates), spread(&expected), 1e-5 * spread(&expected));
                 let relative: Vec<f64> = records.iter().map(TensorRecord::relative_step).collect();

@@ -1,15 +1,16 @@
-//! Promise: the CPU path gives the same bits for any number of threads, and wherever slices begin in memory.
+//! Tests of the CPU path: its results have the same bits for any number of threads, and wherever slices start in memory.
 //!
-//! Tried once by hand: partial sums that depend on the thread that made them; a first tile, up to a cache line, that is left out.
+//! Each of these faults was introduced by hand once and made a test fail: partial sums that depend on the thread that computed them, and a first
+//! tile, up to a cache line, that is left out.
 
 use wgpu_optim::{Averaging, Group, OptimizerBuilder, Regime, Rule};
 use wgpu_optim_conformance::run::{CpuRun, Run, Spec, bits};
 use wgpu_optim_conformance::{noise, tensors};
 
-/// Above what is worth handing to other threads, and no multiple of a block.
+/// More than the number of elements that is worth dividing among threads, and no multiple of a block.
 const LEN: usize = (1 << 18) + 4099;
 
-/// Parameters, averages and rates after some steps.
+/// Returns parameters, averages and rates after some steps.
 fn outcome(threads: usize) -> Vec<Vec<u32>> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
     pool.install(|| {
@@ -36,7 +37,7 @@ fn the_number_of_threads_changes_no_bit() {
     }
 }
 
-/// Steps of a rule over slices that begin so many elements after another place.
+/// Returns the parameters after steps of a rule over slices that start at this offset.
 fn outcome_at(rule: Rule, regime: Regime, offset: usize) -> Vec<u32> {
     const LEN: usize = 3 * 4096 + 77;
     let values = |seed: u64| [vec![0.0; offset], tensors(seed, &[LEN]).remove(0)].concat();

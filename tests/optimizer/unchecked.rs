@@ -1,8 +1,8 @@
-//! Promises of `NonFinitePolicy::Unchecked`: where nothing needs the norm of the gradients, pass 1 does not run, and finite gradients move the
-//! parameters to the same bits as with it; wherever something needs it, gradients are measured and looked at as ever.
+//! Tests of `NonFinitePolicy::Unchecked`. Where nothing needs the norm of the gradients, pass 1 does not run, and finite gradients move the
+//! parameters to the same bits as with it. Where something needs the norm, gradients are still measured and checked.
 //!
-//! Faults tried once by hand, each failed its test: sums that begin with a first element, a window without pass 1 that takes the bind group of
-//! the next one, a group with a trust ratio that is not measured.
+//! Each of these faults was introduced by hand once and made a test fail: sums that start with a first element, a window without pass 1 that takes
+//! the bind group of the next one, and a group with a trust ratio that is not measured.
 
 use wgpu_optim::internals::PassName;
 use wgpu_optim::{
@@ -38,7 +38,7 @@ fn gradients(specs: &[Spec], step: u64) -> Vec<Vec<f32>> {
     noise(specs, 100 + step)
 }
 
-/// Passes 1 and 2 of a step.
+/// Returns the number of dispatches of passes 1 and 2.
 fn measuring(run: &GpuRun) -> [usize; 2] {
     [PassName::ReduceGradient, PassName::FinishReduction]
         .map(|pass| run.optimizer.dispatches().iter().filter(|dispatch| dispatch.pass == pass).count())
@@ -67,7 +67,7 @@ fn finite_gradients_move_the_parameters_to_the_same_bits() {
                 assert!(without.flags.unmeasured() && !with.flags.unmeasured(), "{path}");
                 assert_eq!(without.flags.first(), without.step == 0, "{path}");
                 assert!(!without.flags.zero_gradient() && without.nonfinite.is_none(), "{path}");
-                // The measured sentence has nothing that the other lacks: neither has norms at a fixed rate.
+                // The two sentences are equal, since neither states a norm at a fixed rate.
                 assert_eq!(with.to_string(), without.to_string(), "{path}");
             }
         }
@@ -104,7 +104,7 @@ fn what_needs_a_norm_is_measured_and_nothing_else_is() {
                 "a shared norm",
                 vec![plain().sharing("all"), follows_the_norm().sharing("all")],
                 UNCHECKED,
-                // They have one kernel and become one window.
+                // The groups have the same kernel and share one window.
                 [windows, 1],
             ),
         ] {
@@ -113,7 +113,7 @@ fn what_needs_a_norm_is_measured_and_nothing_else_is() {
     }
 }
 
-/// Of a group that is measured a bad element skips the step of all groups; of one that is not, it stays with its element.
+/// A bad element in a measured group skips the step of all groups. In an unmeasured group it only leaves its own parameter unchanged.
 #[test]
 fn bad_elements_skip_the_step_only_where_they_are_looked_for() {
     let specs = [fixed(Rule::sgd()), follows_the_norm()];
@@ -133,7 +133,7 @@ fn bad_elements_skip_the_step_only_where_they_are_looked_for() {
         assert!(records[2].flags.skipped() && records[3].flags.skipped(), "{path}");
         assert_says(&records[2], &["1 non-finite element, the first in tensor \"seesaw/0\" at index 5"]);
         assert!(!records[4].flags.skipped() && records[4].flags.unmeasured(), "{path}");
-        // These drivers have infinities.
+        // These drivers support infinities.
         assert_eq!(records[4].overflow, Some((1, 4)), "{path}");
         for (tensor, (before, after)) in before.iter().zip(&after).enumerate() {
             for (element, (before, after)) in before.iter().zip(after).enumerate() {
@@ -169,7 +169,7 @@ fn a_clip_cannot_be_set_later_and_other_controls_can() {
     }
 }
 
-/// Windows without pass 1 lie between others with it, whose bind groups a look and a rebind find.
+/// Windows without pass 1 lie between windows with it. Looks and rebinds use the bind groups of the right windows.
 #[test]
 fn looks_and_buffers_that_move_find_the_windows_that_are_measured() {
     let looks = Spec::new(Rule::sgd(), Regime::Curvature(Curvature::new(CurvatureForm::Long)), tensors(9, &[40]));
@@ -210,7 +210,7 @@ fn looks_and_buffers_that_move_find_the_windows_that_are_measured() {
     }
 }
 
-/// A group that takes its step in one dispatch on the device does not look at its gradients either.
+/// A small model, whose step is one dispatch on the device, does not check its gradients either.
 #[test]
 fn an_element_that_is_not_finite_stays_alone_in_a_small_model() {
     for separate_passes in [false, true] {
@@ -230,7 +230,7 @@ fn an_element_that_is_not_finite_stays_alone_in_a_small_model() {
     }
 }
 
-/// Each rank has some of the tensors, and nothing of what it measures is of use to the others.
+/// Each rank has some of the tensors, and none needs the measurements of the others.
 #[test]
 fn ranks_take_the_steps_of_one_optimizer() {
     let specs = [fixed(Rule::adamw())];
@@ -279,7 +279,7 @@ fn a_checkpoint_goes_on_with_and_without() {
     }
 }
 
-/// Nothing is run but what is named: steps of the device path without a norm are two dispatches for a tensor.
+/// On the device, a step without a norm takes two dispatches for a tensor.
 #[test]
 fn a_step_without_a_norm_is_two_dispatches() {
     for gpu in &devices() {

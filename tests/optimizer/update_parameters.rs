@@ -1,4 +1,4 @@
-//! Promise: pass 4 is right to the last places, for every rule, on every path: one parameter at a time against f64, in ulps.
+//! Tests of pass 4: for every rule listed here and on every path, each parameter agrees with f64 to a few ulps.
 
 use wgpu_optim::{AdamW, AmsGrad, Lion, Regime, Rule, Sgdm, Signum};
 use wgpu_optim_conformance::run::{Spec, every_path};
@@ -7,7 +7,7 @@ use wgpu_optim_conformance::{Numbers, assert_close};
 const LEN: usize = 1001;
 const RATE: f32 = 0.037;
 
-/// What one step of a rule does to one parameter, in f64.
+/// Returns a parameter after one step of a rule, in f64.
 fn exact(rule: Rule, w: f64, g: f64, step: i32, m: &mut Option<f64>, [v, largest_v]: &mut [f64; 2]) -> f64 {
     let sign = |x: f64| if x == 0.0 { 0.0 } else { x.signum() };
     let direction = match rule {
@@ -45,14 +45,14 @@ fn exact(rule: Rule, w: f64, g: f64, step: i32, m: &mut Option<f64>, [v, largest
     w - f64::from(RATE) * direction
 }
 
-/// Each step rounds the product η u and the difference, at most half an ulp each of the larger of w and η u, and the momentum
-/// rounds two products and a sum before that: 3 ulps a step are generous, and a wrong sign or share is off by 2^20.
+/// Returns the tolerance. Each step rounds the product η u and the difference by at most half an ulp each of the larger of w and η u. The momentum
+/// rounds two products and a sum before that. 3 ulps a step are enough, and a wrong sign or factor is off by 2^20.
 fn tolerance(w: f64, g: f64, steps: usize) -> f64 {
     let unit = w.abs().max(f64::from(RATE) * 10.0 * g.abs()).max(1e-30) * f64::from(f32::EPSILON);
     3.0 * steps as f64 * unit
 }
 
-/// A parameter with its momentum and its second moment, now and at most.
+/// A parameter, its momentum, and its second moment with the largest value so far.
 type Remembered = (f64, Option<f64>, [f64; 2]);
 
 #[test]
@@ -67,7 +67,7 @@ fn every_rule_is_right_to_the_last_places() {
         Rule::adamw(),
         Rule::AdamW(AdamW { beta1: 0.0, beta2: 0.5, epsilon: 0.125 }),
         Rule::lion(),
-        // v falls where a gradient is smaller than the one before.
+        // v decreases where a gradient is smaller than the one before.
         Rule::AmsGrad(AmsGrad { beta1: 0.9, beta2: 0.5, epsilon: 0.125 }),
     ];
     let start = Numbers(1).vec(LEN);
@@ -105,8 +105,8 @@ fn every_rule_is_right_to_the_last_places() {
     }
 }
 
-/// Squares that f32 cannot hold: a gradient of any finite size moves a parameter of AdamW by about η, a small one by η g/ε, and later steps
-/// go on as if nothing had been.
+/// A gradient of any finite size moves a parameter of AdamW by about η, or by η g/ε if it is small, although its square may overflow f32. Later steps
+/// are not affected.
 #[test]
 fn any_finite_gradient_leaves_adamw_finite() {
     let sizes = [3.4e38f32, 1e30, 1.9e19, 1.8e19, 1e10, 1.0, 1e-5, 1e-20, 1e-30, 1e-38, 0.0];
@@ -124,7 +124,7 @@ fn any_finite_gradient_leaves_adamw_finite() {
         run.step(&[vec![1.0; 2 * sizes.len()]]);
         for ((w, old), g) in run.params()[0].iter().zip(&before[0]).zip(&gradient) {
             let step = (w - old).abs();
-            // By Cauchy and Schwarz m/√v of two gradients is no more than that.
+            // By the Cauchy-Schwarz inequality, m/√v of two gradients is at most 3.
             assert!(step.is_finite() && step <= 3.0 * RATE, "{}, after {g:e}: a step of {step}", run.path());
             assert!(step > 0.0, "{}, after {g:e}: it is stuck", run.path());
         }

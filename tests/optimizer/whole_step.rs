@@ -1,5 +1,5 @@
-//! Promise: a small model takes its step in one dispatch, with the bits of the step in four; where one workgroup cannot do the step, the passes
-//! are dispatches of their own.
+//! Tests of the step in one dispatch: a small model takes it, with the bits of a step in four dispatches. Where one workgroup cannot take the step,
+//! every pass is a dispatch.
 
 use wgpu_optim::gpu::Tuning;
 use wgpu_optim::internals::{PassName, WHOLE_STEP_BLOCKS, WHOLE_STEP_ELEMENTS, uses_fxc};
@@ -12,7 +12,7 @@ use wgpu_optim_conformance::{kinds_of_partials, limited_devices, noise, tensors,
 
 use crate::helpers::rules_and_regimes;
 
-/// The devices that take one dispatch.
+/// Returns the devices that support a step in one dispatch.
 fn devices() -> Vec<Gpu> {
     let mut devices = run::devices();
     devices.retain(|gpu| !uses_fxc(gpu));
@@ -27,7 +27,7 @@ fn is_whole(optimizer: &Optimizer) -> bool {
     passes(optimizer) == [PassName::WholeStep]
 }
 
-/// A case in one dispatch and in separate ones.
+/// Returns a case with one dispatch and with separate passes.
 fn both(gpu: &Gpu, specs: &[Spec], setup: Setup, places: &[Place], clears: bool) -> [GpuRun; 2] {
     [false, true].map(|separate_passes| {
         let run = GpuRun::with(gpu, specs, places.to_vec(), |builder| {
@@ -39,14 +39,14 @@ fn both(gpu: &Gpu, specs: &[Spec], setup: Setup, places: &[Place], clears: bool)
     })
 }
 
-/// Everything that a step leaves behind has the same bits: parameters, averages, rates, records, and what a checkpoint holds.
+/// Asserts that all results of a step have the same bits: parameters, averages, rates, records and the checkpoint.
 #[track_caller]
 fn assert_alike([whole, separate]: &mut [GpuRun; 2], what: &str) {
     let path = whole.path();
     let of = |run: &mut GpuRun| (bits(&run.params()), bits(&run.averages()), run.rates(), run.loss_scale());
     assert_eq!(of(whole), of(separate), "{path}, {what}");
     assert_eq!(whole.states(), separate.states(), "{path}, {what}");
-    // As text, in which a NaN is like another.
+    // Records are compared as text, in which a NaN equals a NaN.
     let records =
         |run: &mut GpuRun| run.records().records.iter().map(|record| format!("{record:?}")).collect::<Vec<_>>();
     for (whole, separate) in records(whole).iter().zip(&records(separate)) {
@@ -56,10 +56,10 @@ fn assert_alike([whole, separate]: &mut [GpuRun; 2], what: &str) {
     whole.assert_surroundings_untouched();
 }
 
-/// The settings of a case, by a number: between them they have everything that a kernel of one dispatch can be compiled with.
+/// Returns the settings of a case by its number. Together the cases have every option with which the kernel of one dispatch can be compiled.
 fn varied(number: usize, spec: Spec) -> (Vec<Spec>, Setup) {
     let regime = spec.regime;
-    // Averages of 16-bit parameters want master weights.
+    // Averages of 16-bit parameters need master weights.
     let averages = number % 4 == 1 && number % 6 < 4 && !regime.needs_streams();
     let averaging = if averages { Averaging::polynomial_decay() } else { Averaging::Off };
     let spec = Spec {
@@ -97,8 +97,8 @@ fn varied(number: usize, spec: Spec) -> (Vec<Spec>, Setup) {
     (vec![spec], setup)
 }
 
-/// Every rule, and SGD with every regime, and between them every setting; 20 steps, one of which is skipped. All of it on the first adapter, and a
-/// sample on the others, since kernels take their time to compile.
+/// A sample of the rules and regimes, and SGD with every regime, take 20 steps with every setting between them, one of which is skipped. The first
+/// adapter runs all cases, and the others run a sample, since compiling the kernels takes long.
 #[test]
 fn one_dispatch_has_the_bits_of_four() {
     let mut pairs: Vec<(Rule, Regime)> = rules_and_regimes().into_iter().step_by(3).collect();
@@ -137,7 +137,7 @@ fn one_dispatch_has_the_bits_of_four() {
     }
 }
 
-/// Lengths around quads, workgroups, blocks and the largest small model, in every geometry.
+/// The lengths are around multiples of four, workgroups, blocks and the largest small model, for every tuning.
 #[test]
 fn lengths_around_boundaries() {
     for gpu in &devices() {
@@ -167,8 +167,8 @@ fn lengths_around_boundaries() {
     }
 }
 
-/// Groups with norms of their own and with one that they share, one of which is empty, frozen groups, tensors without gradients, numbers that f32
-/// cannot square, and steps that are skipped.
+/// The groups have separate norms or share one. The cases include an empty group, a frozen group, tensors without gradients, gradients whose squares
+/// overflow or underflow f32, and steps that are skipped.
 #[test]
 fn groups_that_stay_away_for_a_step() {
     for gpu in &devices() {
@@ -205,7 +205,7 @@ fn groups_that_stay_away_for_a_step() {
     }
 }
 
-/// An element that leaves the range of its type is in the record, and halts training with the next ones.
+/// The record names an element that leaves the range of its type.
 #[test]
 fn overflows_are_told() {
     for gpu in &devices() {
@@ -223,7 +223,7 @@ fn overflows_are_told() {
     }
 }
 
-/// A loss that is not finite skips the step of every regime that goes by it.
+/// A loss that is not finite skips the step of a regime that uses the loss.
 #[test]
 fn a_loss_that_is_not_finite_skips() {
     for gpu in &devices() {
@@ -242,7 +242,7 @@ fn a_loss_that_is_not_finite_skips() {
     }
 }
 
-/// 200 tensors that are neighbours in one buffer, of lengths that are no multiples of four.
+/// 200 tensors are neighbours in one buffer, with lengths that are not multiples of four, and take one dispatch.
 #[test]
 fn two_hundred_tensors_are_one_dispatch() {
     for gpu in &devices() {
@@ -256,7 +256,7 @@ fn two_hundred_tensors_are_one_dispatch() {
     }
 }
 
-/// What one workgroup cannot do, or has no room for, takes separate dispatches.
+/// An optimizer whose step exceeds one workgroup's abilities or memory takes separate dispatches.
 #[test]
 fn other_optimizers_take_separate_dispatches() {
     let plain = || Spec::new(Rule::sgd(), Regime::seesaw(), vec![vec![1.0; 64]]);
@@ -303,7 +303,7 @@ fn other_optimizers_take_separate_dispatches() {
         assert_eq!(passes(&GpuRun::new(gpu, &two, separate(&two)).optimizer).len(), 6);
         let rebindable = GpuRun::with(gpu, &[plain()], packed(&[plain()], 0, 0), OptimizerBuilder::rebindable);
         assert_eq!(passes(&rebindable.optimizer).len(), 4);
-        // A loss in the buffer of the tensors.
+        // The loss is in the buffer of the tensors.
         let buffer = upload(gpu, &[0.5; 36]);
         let with_loss = |loss: wgpu::BufferSlice| {
             let group = Group::new("all").tensor("w", buffer.slice(..64), buffer.slice(64..128));
@@ -315,8 +315,8 @@ fn other_optimizers_take_separate_dispatches() {
     }
 }
 
-/// The kernel has 8 storage buffers, and one more for what is remembered of the parameters. A device of which 8 can be asked has four
-/// dispatches where that is too few, and so has one whose workgroups have too little memory.
+/// The kernel has 8 storage buffers, and one more where it keeps state for each parameter. A device with too few storage buffers takes four
+/// dispatches, and so does one with too little workgroup memory.
 #[test]
 fn devices_with_small_limits_take_separate_dispatches() {
     let dispatches = |gpu: &Gpu, rule, regime| {

@@ -1,9 +1,9 @@
-//! The shaders in a browser. This program builds optimizers on a device of this machine, writes down what they consist of (composed WGSL,
-//! override constants, buffers and their contents, dispatches) with gradients and what the CPU path makes of them, and serves it to the
-//! page beside it, which runs it on `navigator.gpu` and compares. The page knows nothing of optimizers but how to dispatch.
+//! Runs the shaders in a browser. This program builds optimizers on a device of this machine and writes down their parts (composed WGSL, override
+//! constants, buffers and their contents, dispatches), the gradients, and the results of the CPU path. It serves them to the page beside it, which
+//! runs them on `navigator.gpu` and compares the results. The page can only dispatch, and has no code for optimizers.
 //!
-//! `cargo run --release --example conformance_page` serves on <http://127.0.0.1:8031/>; `-- --browser chromium` starts a headless one, waits for its report and
-//! exits with 1 where anything differs.
+//! `cargo run --release --example conformance_page` serves on <http://127.0.0.1:8031/>. `-- --browser chromium` starts a headless browser, waits for
+//! its report, and exits with 1 where anything differs.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -36,7 +36,7 @@ struct Args {
     port: u16,
 }
 
-/// Where in the page a report belongs that is to be shown.
+/// The place in the page for a report that is to be shown.
 const REPORT: &str = "<!-- report -->";
 
 fn main() -> ExitCode {
@@ -63,7 +63,7 @@ fn run(args: &Args) -> Outcome<bool> {
     let Some(program) = &args.browser else {
         println!("serving {address}");
         for stream in listener.incoming() {
-            // A browser that goes away is no reason to stop.
+            // A browser that disconnects does not stop the server.
             let _ = answer(stream?, include_str!("index.html"), &vectors);
         }
         return Ok(true);
@@ -75,7 +75,7 @@ fn run(args: &Args) -> Outcome<bool> {
     let report: Value = serde_json::from_slice(&report?)?;
     println!("{}", report["text"].as_str().unwrap_or_default());
     if let Some(path) = &args.picture {
-        // The page shows the report that it is given.
+        // The page shows a report that it contains.
         let shown = report.to_string().replace('<', "\\u003c");
         let given = format!(r#"<script type="application/json" id="report">{shown}</script>"#);
         let page = include_str!("index.html").replace(REPORT, &given);
@@ -91,7 +91,7 @@ fn run(args: &Args) -> Outcome<bool> {
     Ok(report["failed"] == 0 && report["values"].as_u64() > Some(1000))
 }
 
-/// A browser, and what it writes down, which both end with this value.
+/// A browser and its profile folder, which both end when this value is dropped.
 struct Browser(Child, #[expect(dead_code, reason = "kept until it is dropped")] tempfile::TempDir);
 
 impl Browser {
@@ -122,7 +122,7 @@ impl Browser {
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // The browser may have ended by itself.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -150,7 +150,7 @@ fn wait_for_report(listener: &TcpListener, vectors: &str, timeout: u64, browser:
     }
 }
 
-/// Answers one request: the page, its script, the vectors; or takes the report.
+/// Answers one request with the page, its script or the vectors, or accepts the report.
 fn answer(mut stream: TcpStream, page: &str, vectors: &str) -> Outcome<Option<Vec<u8>>> {
     stream.set_nonblocking(false)?;
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;

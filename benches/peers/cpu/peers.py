@@ -17,9 +17,9 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[2]
 PACKAGES = {"torch": ["torch", "numpy"], "optax": ["optax", "jax[cpu]", "numpy"]}
-# Of a parameter: as far as three steps may be off.
+# Largest error after three steps, relative to the parameter.
 RELATIVE = 1e-5
-# Of a step: as far as a peer's clip may be off besides.
+# Additional error that a peer's clip may cause, relative to the step.
 MOST_OFF = 1e-3
 
 
@@ -108,7 +108,7 @@ class Worker:
             env["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 
         def pin():
-            # XLA takes as many threads as there are cores that it may run on.
+            # XLA uses as many threads as there are cores that it may run on.
             if hasattr(os, "sched_setaffinity"):
                 os.sched_setaffinity(0, cores[:threads])
 
@@ -162,7 +162,7 @@ def exact_samples(case, power, norm, samples):
         return -magnitude if hashed & 0x80 else magnitude
 
     rule, _, extra = case.partition("+")
-    # The gradient is the same in each step: 1 + 1.9 + 2.71 of it with momentum 0.9.
+    # The gradient is the same in each step. With momentum 0.9 the sum is 1 + 1.9 + 2.71 times the gradient.
     way = 0.1 * (5.61 if rule == "sgdm" else 3.0)
     if extra == "clip":
         way *= min(1.0, 0.165 * elements**0.5 / norm)
@@ -170,7 +170,7 @@ def exact_samples(case, power, norm, samples):
     def end(start, gradient):
         if rule != "adamw":
             return start - way * gradient
-        # Such a gradient is its own first moment and the root of its second: a step is the decay, and a rate of its sign.
+        # A constant gradient equals its first moment and, in magnitude, the root of its second. A step is the decay, and the rate times the sign.
         for _ in range(3):
             start = start * (1 - 0.1 * 0.01) - math.copysign(0.1, gradient)
         return start
@@ -193,17 +193,17 @@ def require_right(workers, power):
         for case in worker.cases:
             extra = case.partition("+")[2]
             if extra not in ("", "clip", "unchecked"):
-                continue  # Only we have it; the crate's own tests see to it.
+                continue  # Only wgpu-optim has this case, and the crate's own tests cover it.
             *found, total = worker.check(case)
             allowed = MOST_OFF if worker.peer != "ours" and extra == "clip" else 0.0
             for value, (start, end) in zip(found, exact_samples(case, power, norm, len(found))):
                 error, length = abs(value - end), abs(end - start)
-                # NaN fails.
+                # The comparison is false for NaN.
                 if not error <= RELATIVE * abs(end) + allowed * length:
                     raise Failure(f"{worker}: {case}: {start!r} became {value!r} after three steps instead of {end!r}")
                 if error > RELATIVE * abs(end):
                     off[worker, case] = max(off.get((worker, case), 0.0), error / length)
-            # The samples are few: the sum sees the rest.
+            # The sum covers the parameters that are not sampled.
             first = sums.setdefault(case.removesuffix("+unchecked"), total)
             if not abs(total - first) <= (RELATIVE + allowed) * first:
                 raise Failure(f"{worker}: {case}: magnitudes add up to {total!r} after three steps, ours to {first!r}")
@@ -230,7 +230,7 @@ def rows_of(times, off):
     rows = []
     for (worker, case), found in times.items():
         rule, _, extra = case.partition("+")
-        # A regime is ours alone: it is compared with our own fixed rate.
+        # Only wgpu-optim has regimes. They are compared with its own fixed rate.
         same = ours.get((worker.threads, case if extra == "clip" else rule))
         rows.append(
             {
@@ -240,7 +240,7 @@ def rows_of(times, off):
                 "ns_per_param": statistics.median(found),
                 "lowest": min(found),
                 "highest": max(found),
-                # Round by round, so that what slows both down does not count.
+                # The ratio is taken in each round, so that load which slows both down has no influence.
                 "by_ours": statistics.median(a / b for a, b in zip(found, same)) if same else None,
                 "step_off_by": off.get((worker, case)),
             }

@@ -7,7 +7,7 @@ import numpy as np
 
 CASES = ["sgd", "sgdm", "adamw", "sgd+clip", "sgdm+clip", "adamw+clip"]
 
-# The numbers below are those of src/main.rs: the results are compared.
+# The constants below must equal those of src/main.rs, because the results are compared.
 CHECK_RATE = 0.1
 RUN_RATE = 1e-4
 MOMENTUM = 0.9
@@ -42,7 +42,7 @@ class Torch:
 
         torch.set_num_threads(threads)
         self.torch = torch
-        # Memory of torch's own: numpy asks for huge pages, torch does not.
+        # torch allocates the memory, because numpy requests huge pages and torch does not.
         self.start, self.given = self.copied(params), self.copied(grads)
         self.params = torch.nn.Parameter(self.copied(params))
         self.params.grad = self.copied(grads)
@@ -63,7 +63,7 @@ class Torch:
     def restore(self):
         with self.torch.no_grad():
             self.params.copy_(self.start)
-            # clip_grad_norm_ writes the clipped gradient over the given one.
+            # clip_grad_norm_ overwrites the gradient with the clipped one.
             self.params.grad.copy_(self.given)
 
     def steps(self, optimizer, count):
@@ -123,7 +123,7 @@ class Worker:
     def __init__(self, peer, elements):
         self.peer = peer
         self.elements = elements
-        # What was run before: its optimizer, and the steps that take a second.
+        # For each case that has run: its optimizer, and the steps per second.
         self.running = {}
 
     def answer(self, line):
@@ -149,7 +149,7 @@ class Worker:
         optimizer, pace = self.running[case]
         self.peer.restore()
         count = max(1, int(seconds * pace))
-        # What the copy left in the caches, or the pause, is not the step's.
+        # One step is not timed, so that the state of the caches after the copy or a pause has no influence.
         self.time(optimizer, 1)
         taken = self.time(optimizer, count)
         sizes = np.abs(self.peer.values())

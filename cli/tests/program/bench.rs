@@ -1,5 +1,5 @@
-//! Promise: `wgpu-optim bench` measures everything it says, its figures agree with each other, its report is there, and bad input
-//! ends in one line and exit code 2 before anything is measured. How fast anything is, is not tested here.
+//! Tests of `wgpu-optim bench`: it measures everything that it lists, its figures are consistent, and it writes its report. Bad input ends in one
+//! line and exit code 2 before anything is measured. Speed is not tested here.
 
 use std::path::Path;
 use std::process::Output;
@@ -34,7 +34,7 @@ fn count(report: &Value, what: &str) -> usize {
     rows(report).iter().filter(|row| row["what"] == what).count()
 }
 
-/// What is wrong with the rows, each fault once.
+/// Returns the faults of the rows, each of them once.
 fn faults(report: &Value) -> Vec<String> {
     let mut faults = Vec::new();
     for row in rows(report) {
@@ -60,7 +60,7 @@ fn faults(report: &Value) -> Vec<String> {
                 .iter()
                 .find(|other| other["what"] == roof && other["elements"] == row["elements"])
                 .expect("copy and triad at every size");
-            // The roof by the other clock is not in the table.
+            // The table does not have the roof by the other clock.
             if of_this_size["clock"] == row["clock"] {
                 let percent = 100.0 * number(row, "gb_per_s") / number(of_this_size, "gb_per_s");
                 if !close(number(row, &format!("percent_of_{roof}")), percent) {
@@ -80,7 +80,7 @@ fn every_rule_and_regime_on_the_cpu_path_against_copy_and_triad() {
     for (what, rows) in [
         ("copy", 3),
         ("triad", 3),
-        // Six rules under three regimes, and at a fixed rate unchecked.
+        // Six rules under three regimes, and unchecked at a fixed rate.
         ("step", 48),
         ("step+clip", 6),
         ("many-tensors", 4),
@@ -101,7 +101,7 @@ fn every_rule_and_regime_on_the_cpu_path_against_copy_and_triad() {
         });
         found.unwrap_or_else(|| panic!("sgd, {regime}, {mode}"))
     };
-    // By the byte model: 16 bytes with the norm alone, 19 with the direction memory.
+    // The byte model has 16 bytes with the norm alone, and 19 with the direction memory.
     for (regime, mode, bytes) in [("norm-ratio", "f32", 16.0), ("seesaw", "f32", 19.0)] {
         let row = sgd(regime, mode);
         let moved = number(row, "gb_per_s") * number(row, "ns_per_param");
@@ -109,7 +109,7 @@ fn every_rule_and_regime_on_the_cpu_path_against_copy_and_triad() {
     }
 }
 
-/// By the byte model: with masters w comes with 2 more bytes, read and written; rounded at random it does not.
+/// In the byte model, masters add 2 bytes to w, which are read and written. Stochastic rounding does not.
 #[track_caller]
 fn assert_sixteen_bit_rows(report: &Value) {
     assert_eq!(faults(report), Vec::<String>::new());
@@ -124,7 +124,7 @@ fn assert_sixteen_bit_rows(report: &Value) {
         for row in of_mode {
             let memory = match text(row, "rule") {
                 "sgd" => 0.0,
-                // Read and written; and read for the alignment, which needs no counters then.
+                // The momentum is read and written, and read once more for the alignment, which then needs no counters.
                 _ if text(row, "regime") == "seesaw" => 16.0 + 4.0 - 3.0,
                 _ => 16.0,
             };
@@ -148,7 +148,7 @@ fn sixteen_bits_on_the_cpu_path_and_on_a_device() {
     }
 }
 
-/// Seeded faults.
+/// Seeded faults are detected.
 #[test]
 fn the_checks_see_a_wrong_percentage_a_zero_and_a_wrong_spread() {
     let sound = report(&["--backend", "cpu", "--rule", "sgd", "--regime", "fixed"]);
@@ -179,7 +179,7 @@ fn a_device_has_its_recording_and_its_passes_timed() {
         assert!(["timestamps", "wall"].contains(&text(row, "clock")));
         if row["what"] == "step" && row["clock"] == "timestamps" {
             let passes = row["pass_ns_per_param"].as_object().expect("passes");
-            // Up to 2^12 parameters.
+            // At most 2^12 parameters.
             assert_eq!(passes.keys().collect::<Vec<_>>(), ["whole_step"], "{row}");
             assert!(passes["whole_step"].as_f64().expect("a number") > 0.0, "{row}");
         }
@@ -224,7 +224,7 @@ fn reports_hold_a_plot_and_need_nothing_else() {
     for part in ["<svg", "<table>", "CPU path", "--report", "step+clip"] {
         assert!(page.contains(part), "{part}");
     }
-    // Any other name is that of a page.
+    // Any other name is that of an HTML page.
     assert!(written(folder.path(), "plot").contains("<dt>date</dt>"));
     for foreign in ["src=", "href=", "@import", "url("] {
         assert!(!page.contains(foreign), "{foreign}");

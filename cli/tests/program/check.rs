@@ -1,5 +1,5 @@
-//! Promises of `wgpu-optim check`: every family passes on every adapter; a fault in what comes back from a device is told by every
-//! family, with the smallest case that shows it; the exit code says which.
+//! Tests of `wgpu-optim check`: every family passes on every adapter. Every family detects a fault in the results of a device, with the smallest case
+//! that shows it, and the exit code reports it.
 
 use crate::command::{assert_refused, json_of, wgpu_optim};
 use serde_json::Value;
@@ -22,7 +22,7 @@ const FAMILIES: [&str; 14] = [
     "state",
 ];
 
-/// The exit code and the report of `check --json`, on one backend or on all there are.
+/// Returns the exit code and the report of `check --json`, on one backend or on all available ones.
 fn check(backend: Option<&str>, arguments: &[&str]) -> (Option<i32>, Value) {
     let mut command = wgpu_optim();
     if let Some(backend) = backend {
@@ -36,7 +36,7 @@ fn rows(report: &Value) -> &[Value] {
     report["rows"].as_array().expect("rows")
 }
 
-/// A sample of the cases: `tests/drivers` runs them all.
+/// Runs a sample of the cases. `tests/drivers` runs all of them.
 #[test]
 fn every_family_passes_on_every_adapter() {
     let (code, report) = check(None, &["--sample", "16"]);
@@ -53,8 +53,8 @@ fn every_family_passes_on_every_adapter() {
     }
 }
 
-/// The fault is in every parameter that is read, and larger each time. A sample of the cases: the unit tests of `check` find the smallest fault that
-/// each family tells.
+/// The fault is in every parameter that is read, and grows each time. Only a sample of the cases runs: the unit tests of `check` find the smallest
+/// fault that each family detects.
 #[test]
 fn a_seeded_fault_is_told_by_every_family_with_its_smallest_case() {
     let info = devices()[0].device().adapter_info();
@@ -75,7 +75,7 @@ fn a_seeded_fault_is_told_by_every_family_with_its_smallest_case() {
         let ulps = mismatch["ulps"].as_f64().expect("a distance");
         let allowed = mismatch["allowed_ulps"].as_f64().expect("a bound");
         assert!(ulps > allowed, "{family}: {smallest}");
-        // Bisected in every way there is: one group, one tensor of one element, one step.
+        // The case is bisected in every way: it has one group, one tensor of one element, and one step.
         if ["steps", "groups"].contains(&family) {
             let case = smallest["case"].as_str().expect("a case");
             assert!(case.contains(" 1 step:") && case.ends_with(" 1 elements"), "{case}");

@@ -1,7 +1,7 @@
-//! Promise: whichever call to the system fails while a run checks, reads, saves or writes its files, no file is lost or half written, nothing
-//! is left beside them, and a run that has begun ends with its figures and with an error that names the file.
+//! Tests of failing system calls while a run checks, reads, saves or writes its files. Whichever call fails, no file is lost or half written, and
+//! nothing is left beside them. A run that has started ends with its figures and with an error that names the file.
 //!
-//! `strace` fails the calls, one in each run. Where it is not installed or may not trace, nothing is tried; `tests/run` installs it.
+//! `strace` fails the calls, one in each run. Where it is not installed or may not trace, the test does nothing. `tests/run` installs it.
 
 use std::collections::BTreeMap;
 use std::fs::Permissions;
@@ -13,10 +13,10 @@ use crate::command::{wgpu_optim, words};
 
 const OUTPUTS: [&str; 3] = ["saved", "trace", "page"];
 
-/// A run of three steps, or the rest of one.
+/// The command of a run of three steps, or of the rest of one.
 const TRAIN: &str = "train --json --backend cpu --batch 2 --hidden 4";
 
-/// The run under `strace`, without any fault or with this one, and the log of its main thread's calls.
+/// Runs the command under `strace`, without a fault or with this one, and returns the log of its main thread's calls.
 fn traced(folder: &Path, options: &str, fault: Option<&str>) -> (Output, String) {
     let log = folder.with_extension("strace");
     let mut strace = Command::new("strace");
@@ -31,7 +31,7 @@ fn traced(folder: &Path, options: &str, fault: Option<&str>) -> (Output, String)
             strace.arg(option).arg(folder.join(name));
         }
     }
-    // Calls have the same order in each run.
+    // The calls have the same order in each run.
     strace.env("RAYON_NUM_THREADS", "1").env("WGPU_OPTIM_TUNING_CACHE", "").env_remove("WGPU_BACKEND");
     let output = strace.output().expect("strace runs");
     let calls = std::fs::read_to_string(&log).expect("a log");
@@ -51,7 +51,7 @@ fn can_trace() -> bool {
     can
 }
 
-/// Name and content of every file of a folder.
+/// The name and content of every file in a folder.
 type Files = BTreeMap<String, Vec<u8>>;
 
 fn contents(folder: &Path) -> Files {
@@ -60,7 +60,7 @@ fn contents(folder: &Path) -> Files {
     entries.map(|entry| (name(&entry), std::fs::read(entry.path()).expect("reads"))).collect()
 }
 
-/// Makes the folder's files these again, for nobody else to read.
+/// Restores these files in a folder, readable only by their owner.
 fn restore(folder: &Path, files: &Files) {
     let _ = std::fs::remove_dir_all(folder);
     std::fs::create_dir(folder).expect("made");
@@ -70,12 +70,12 @@ fn restore(folder: &Path, files: &Files) {
     }
 }
 
-/// What came of a run.
+/// The result of a run.
 struct Outcome<'a> {
     output: Output,
     before: &'a Files,
     found: Files,
-    /// What a run without a fault leaves.
+    /// The files of a run without a fault.
     after: &'a Files,
 }
 
@@ -88,24 +88,24 @@ impl Outcome<'_> {
         self.found.get(name).is_some_and(|found| {
             *found == self.after[name]
                 || match name {
-                    // It has times in it.
+                    // The page contains times.
                     "page" => !self.is_old(name) && found.starts_with(b"<!doctype") && found.ends_with(b"</html>\n"),
                     _ => false,
                 }
         })
     }
 
-    /// A trace may end early, with a whole row.
+    /// Returns whether a file is a trace that ends early, after a whole row.
     fn is_cut(&self, name: &str) -> bool {
         let found = self.found.get(name).map_or(&[][..], |found| found);
         name == "trace" && self.after[name].starts_with(found) && (found.is_empty() || found.ends_with(b"\n"))
     }
 
-    /// What is not as promised, of a run one of whose calls has failed.
+    /// Returns what is wrong after a run in which one call failed.
     fn wrong(&self, folder: &Path, call: &str) -> Vec<String> {
         let mut wrong = Vec::new();
         for name in self.found.keys().chain(self.before.keys()) {
-            // Only what cannot be looked at or removed is left.
+            // A file may be left only if the failed call is the one that looks at it or removes it.
             if !self.after.contains_key(name) && !call.contains(name) {
                 wrong.push(format!("{name} is left"));
             }
@@ -123,7 +123,7 @@ impl Outcome<'_> {
         let is_as_promised = match self.output.status.code() {
             Some(0) => OUTPUTS.iter().all(|name| self.is_new(name)),
             Some(1) => is_told && !self.output.stdout.is_empty(),
-            // Before the run.
+            // The run was refused before it started.
             Some(2) => is_told && self.output.stdout.is_empty() && OUTPUTS.iter().all(|name| self.is_old(name)),
             _ => false,
         };
@@ -151,13 +151,13 @@ fn whichever_call_fails_no_file_is_lost_and_the_run_says_so() {
         let (output, calls) = traced(folder, options, None);
         assert!(output.status.success(), "{options}: {}", String::from_utf8_lossy(&output.stderr));
         let after = &contents(folder);
-        // Every call that has a file of the folder in it, by its name and its place among calls of that name.
+        // Every call that has a file of the folder in its arguments, by its name and its place among the calls of that name.
         let mut places = BTreeMap::new();
         for call in calls.lines() {
             let Some((name, arguments)) = call.split_once('(') else { continue };
             let place = places.entry(name).or_insert(0);
             *place += 1;
-            // The binary has to be started, and what is closed is closed.
+            // `execve` has to start the binary, and a file whose `close` fails is closed nevertheless.
             if !arguments.contains(&*folder.to_string_lossy()) || ["execve", "close"].contains(&name) {
                 continue;
             }

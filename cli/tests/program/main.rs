@@ -1,4 +1,4 @@
-//! Promises of the command line.
+//! Tests of the command line.
 
 mod bench;
 mod check;

@@ -1,5 +1,5 @@
-//! Promise: no output replaces what was read, what another option names, or what is none of this program's, and whatever cannot be written
-//! costs neither the run nor its figures.
+//! Tests of outputs: no output replaces a file that was read, that another option names, or that this program did not write. An output that cannot be
+//! written loses neither the run nor its figures.
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -20,7 +20,7 @@ fn succeeds(folder: &Path, line: &str) -> Output {
 const TRAIN: &str = "train --json --backend cpu --epochs 1";
 const OPTIONS: [&str; 3] = ["--trace", "--report", "--checkpoint"];
 
-/// Every file below a folder, with its content.
+/// Returns every file below a folder, with its content.
 fn contents(folder: &Path) -> Vec<(String, Vec<u8>)> {
     let mut all = Vec::new();
     for entry in std::fs::read_dir(folder).expect("a folder") {
@@ -41,7 +41,7 @@ fn write(folder: &Path, name: &str, bytes: impl AsRef<[u8]>) {
     std::fs::write(path, bytes).expect("written");
 }
 
-/// A folder with data of every kind in it.
+/// Writes data files of every kind to a folder.
 fn data(folder: &Path) {
     let idx = |dimensions: &[u8], data: &[u8]| {
         let sizes = dimensions.iter().flat_map(|&size| [0, 0, 0, size]);
@@ -80,7 +80,7 @@ fn no_output_replaces_what_is_read_by_whatever_name() {
         ("svm/a.train", "hard"),
     ] {
         for option in OPTIONS {
-            // Not even by force.
+            // `--force` does not change this.
             for force in ["", "--force"] {
                 let line = format!("{TRAIN} --data {data} {option} {output} {force}");
                 assert_refused(&run(folder, &line), &[option, "would overwrite"]);
@@ -108,8 +108,8 @@ fn two_outputs_never_share_a_file() {
     assert!(contents(&folder.join("sub")).is_empty() && !folder.join("one").exists());
 }
 
-/// Precious notes, an output of another kind, a checkpoint of other settings: kept, unless it is by force. Outputs of the same kind, and empty
-/// files, are replaced.
+/// Notes of the user, an output of another kind, and a checkpoint of other settings are kept, except with `--force`. Outputs of the same kind, and
+/// empty files, are replaced.
 #[test]
 fn what_is_no_output_of_ours_is_kept() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -159,7 +159,7 @@ fn what_is_no_output_of_ours_is_kept() {
     assert!(tune().status().expect("runs").success(), "its own file");
 }
 
-/// Each has an old file where one output goes, and a mistake in another.
+/// Each line has an old file for one output and a mistake in another option.
 #[test]
 fn all_outputs_are_looked_at_before_one_is_touched() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -174,7 +174,7 @@ fn all_outputs_are_looked_at_before_one_is_touched() {
         "--trace trace --report page --checkpoint nodir/saved",
         "--checkpoint saved --trace trace --seed 1",
         "--trace trace --report page --checkpoint wide.svm",
-        // The device cannot have this model.
+        // The model exceeds the limits of the device.
         "--trace trace --report page --data wide.svm --model softmax --backend vulkan",
     ] {
         let train = if line.contains("--backend") { "train" } else { TRAIN };
@@ -194,7 +194,7 @@ fn a_run_survives_what_cannot_be_written_and_fails_at_its_end() {
     assert_eq!(output.status.code(), Some(1), "{stderr}");
     assert_eq!(json_of(&output)["runs"][0]["steps"], 23);
     assert!(stderr.contains("cannot write /dev/full") && stderr.contains("make room"), "{stderr}");
-    // No file may become longer than two kilobytes, which is as a disk that is full.
+    // No file may exceed two kilobytes, which has the effect of a full disk.
     let binary = wgpu_optim().get_program().to_owned();
     let line = format!("{TRAIN} --epochs 3 --trace trace --report page --checkpoint saved --every 7");
     let output = Command::new("sh")
@@ -220,11 +220,11 @@ fn a_run_survives_what_cannot_be_written_and_fails_at_its_end() {
     assert!(!stderr.contains("panicked"), "{stderr}");
     let trace = std::fs::read_to_string(folder.join("trace")).expect("reads");
     assert!(trace.is_empty() || trace.ends_with('\n'), "{trace}");
-    // Nothing is left of what was not written.
+    // No part of the unwritten files is left.
     assert_eq!(contents(folder).len(), 1, "{:?}", contents(folder));
 }
 
-/// The folder goes while the run saves itself into it after every step.
+/// The folder is removed while the run saves to it after every step.
 #[test]
 fn a_save_that_fails_does_not_end_the_run() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -237,7 +237,7 @@ fn a_save_that_fails_does_not_end_the_run() {
     while !folder.join("gone/saved").exists() {
         std::thread::sleep(Duration::from_millis(1));
     }
-    // A file that is being written may come back once or twice.
+    // A file that is being written may reappear once or twice.
     while folder.join("gone").exists() {
         let _ = std::fs::remove_dir_all(folder.join("gone"));
     }
@@ -261,7 +261,7 @@ fn two_processes_do_not_write_one_file() {
         while !lock.exists() {
             std::thread::sleep(Duration::from_millis(1));
         }
-        // The lock is taken right after its file is made.
+        // The lock is taken right after its file is created.
         std::thread::sleep(Duration::from_millis(50));
         for seed in ["0", "1"] {
             let line = format!("{TRAIN} --seed {seed} {option} ./{name}");
@@ -269,18 +269,18 @@ fn two_processes_do_not_write_one_file() {
         }
         child.kill().expect("killed");
         child.wait().expect("gone");
-        // What a killed process leaves is no lock, and is gone after the next run.
+        // The file of a killed process is no lock, and the next run removes it.
         assert!(lock.exists());
         succeeds(folder, &format!("{TRAIN} {option} {name}"));
         assert!(!lock.exists());
-        // A file that is called so by chance is not removed.
+        // A file that has this name by chance is not removed.
         write(folder, &format!(".{name}.lock"), "mine");
         succeeds(folder, &format!("{TRAIN} {option} {name}"));
         assert_eq!(std::fs::read(&lock).expect("there"), b"mine");
     }
 }
 
-/// A pipe has no other end, and to open it would wait for ever.
+/// A named pipe has no other end, so that opening it would block forever.
 #[cfg(unix)]
 #[test]
 fn what_cannot_be_an_output_is_refused_before_the_run() {
@@ -304,7 +304,7 @@ fn what_cannot_be_an_output_is_refused_before_the_run() {
             assert_refused(&run(folder, &line), &[output, words]);
         }
     }
-    // Here standard output is a pipe.
+    // Standard output is a pipe here.
     assert_refused(&run(folder, &format!("{TRAIN} --data my.csv --trace /dev/stdout")), &["/dev/stdout: it is a pipe"]);
     for option in OPTIONS {
         let name = "x".repeat(249);
@@ -340,7 +340,7 @@ fn no_output_is_where_a_standard_stream_goes() {
     }
 }
 
-/// A run without end, once its trace has rows.
+/// Starts an endless run and waits until its trace has rows.
 #[cfg(unix)]
 fn tracing(folder: &Path, name: &str) -> std::process::Child {
     let mut command = wgpu_optim();
@@ -411,7 +411,7 @@ fn a_trace_that_is_lost_is_told() {
     }
 }
 
-/// What is at a later step of the same run stays, also while the run saves itself in between.
+/// A file at a later step of the same run is kept, also while the run saves in between.
 #[cfg(unix)]
 #[test]
 fn no_earlier_step_of_a_run_replaces_a_later_one() {
@@ -423,7 +423,7 @@ fn no_earlier_step_of_a_run_replaces_a_later_one() {
     let stopped = run(folder, &format!("{train} --epochs 40 --every 100"));
     assert_eq!(String::from_utf8_lossy(&stopped.stderr).matches("not replaced before that").count(), 1);
     assert!(std::fs::read(folder.join("saved")).expect("saved") == before, "the same run has other bits");
-    // Lost before the first of a file that is far ahead could be replaced.
+    // The device is lost before the first save that could replace a file that is far ahead.
     let lost =
         "train --json --backend vulkan --model softmax --checkpoint saved --epochs 40 --every 100 --lose-device 250";
     let output = succeeds(folder, lost);

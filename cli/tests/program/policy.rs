@@ -1,5 +1,5 @@
-//! Promise: `train --schedule-policy` lets a policy set the learning rate, on the device as on the CPU path, and
-//! refuses files that are none.
+//! Tests of `train --schedule-policy`: a policy sets the learning rate, with the same results on the device and on the CPU path. Files that are no
+//! policy are refused.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use wgpu_optim::{PolicyScale, SchedulePolicy};
 
 use crate::command::{assert_refused, json_of, wgpu_optim, words};
 
-/// A policy of one unit in each layer, whose output moves with the loss.
+/// Returns a policy with one unit in each layer, whose output depends on the loss.
 fn policy() -> SchedulePolicy {
     let gates = [2.0, 0.5, -1.5, 1.0];
     let tensors: [(&str, &[usize], &[f32]); 10] = [
@@ -41,7 +41,7 @@ fn a_policy_sets_the_rate_on_both_paths() {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         json_of(&output)["runs"][0].clone()
     });
-    // γ for the first loss, ln 10, which the sigmoid stays below.
+    // γ for the first loss, ln 10. The sigmoid keeps the rates below it.
     let scale = 10f64.ln().sqrt() * (10.0 * 10f64.ln()).ln() / 10f64.powf(0.25) / 4.0;
     for key in ["lr_first", "lr_last", "lr_min", "lr_max"] {
         let [host, device] = runs.each_ref().map(|run| run[key].as_f64().expect("a number"));
@@ -60,7 +60,7 @@ fn what_is_no_policy_is_refused() {
     assert_refused(&train(line, &path), &["--schedule-policy", "policy.safetensors", "No such file"]);
     std::fs::write(&path, "not a policy").expect("written");
     assert_refused(&train(line, &path), &["--schedule-policy", "cannot be read as safetensors"]);
-    // A policy is read, and so it is not written over.
+    // The policy's file is read, so that it is not overwritten.
     std::fs::write(&path, policy().to_safetensors().expect("writes")).expect("written");
     let trace = format!("{line} --trace {}", path.display());
     assert_refused(&train(&trace, &path), &["overwrite"]);
@@ -68,7 +68,7 @@ fn what_is_no_policy_is_refused() {
     assert_refused(&train(line, &path), &["--schedule-policy", "--checkpoint"]);
 }
 
-/// The row of a learned schedule is the run that has it, beside rows that do not.
+/// The row of a learned schedule is the run that uses it, beside rows that do not.
 #[test]
 fn a_learned_schedule_has_a_row_of_its_own() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -88,7 +88,7 @@ fn a_learned_schedule_has_a_row_of_its_own() {
     let learned = single(format!("train {of} --regime fixed --lr 1 --seed 0"));
     assert_eq!(row("learned-schedule")["train_loss"], learned["train_loss"]);
     assert!(row("learned-schedule")["lr"].is_null());
-    // The policy moves no other row.
+    // The policy changes no other row.
     let mut without = wgpu_optim();
     let without = without.args(words(&format!("train {of} --seed 0"))).output().expect("the binary runs");
     assert_eq!(row("seesaw")["train_loss"], json_of(&without)["runs"][0]["train_loss"]);

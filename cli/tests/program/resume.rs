@@ -1,10 +1,10 @@
-//! Promise: `wgpu-optim train` that was interrupted and goes on with `--resume` prints the same numbers, and leaves the same trace, as if it
-//! had not been; a run that loses its device goes on by itself, from its checkpoint or from the start, on another adapter or on the CPU
-//! path; and settings that would make it another run are named.
+//! Tests of `wgpu-optim train --resume`: a run that was interrupted and resumed prints the same numbers, and writes the same trace, as one that was
+//! not. A run that loses its device continues by itself, from its checkpoint or from the start, on another adapter or on the CPU path. Settings of
+//! another run are named.
 //!
-//! Tried once by hand, each with the test that then failed: an order of rows that begins anew, rates of the first part that are
-//! forgotten, a trace that is not cut off, a batch size that is not compared; after a lost device a history that is not rewound, an epoch
-//! whose end is not looked at, an older file that is taken for the run's own.
+//! Each of these faults was introduced by hand once and made a test fail: an order of rows that starts again, rates of the first part that are lost,
+//! a trace that is not truncated, and a batch size that is not compared. After a lost device: a history that is not rewound, an epoch whose end is
+//! not evaluated, and an older file that is used as the run's own.
 
 use std::path::Path;
 use std::process::{Output, Stdio};
@@ -19,7 +19,7 @@ fn train(folder: &Path, args: &[&str]) -> Output {
     command.output().expect("the binary runs")
 }
 
-/// The numbers of a run, but for the time it took.
+/// Returns the numbers of a run, with the time set to 0.
 #[track_caller]
 fn numbers(output: &Output) -> serde_json::Value {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -36,7 +36,7 @@ fn text(path: &Path) -> String {
     std::fs::read_to_string(path).expect("text")
 }
 
-/// The same, and the table of what moved the rate, which is no part of `--json`.
+/// Returns the output of a run without the line that has its time. It includes the table of what changed the rate, which `--json` does not have.
 #[track_caller]
 fn table(output: &Output) -> String {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -45,8 +45,8 @@ fn table(output: &Output) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// Interrupted within an epoch, at the end of one, and twice; on the CPU path and on a device; with skipped and clipped steps. The first
-/// process is one with fewer epochs, or one that is cut off by hand.
+/// Runs are interrupted within an epoch, at the end of one, and twice, on the CPU path and on a device, with skipped and clipped steps. The first
+/// process has fewer epochs, or its trace is edited as if it had been killed.
 #[test]
 fn a_run_that_was_interrupted_ends_as_if_it_had_not_been() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -62,7 +62,7 @@ fn a_run_that_was_interrupted_ends_as_if_it_had_not_been() {
             let checkpoint = ["--checkpoint", "run.safetensors", "--trace", "parts.csv"];
             let _ = std::fs::remove_file(folder.join("run.safetensors"));
             numbers(&run(&[&checkpoint[..], &["--epochs", "1", "--every", "7"]].concat()));
-            // As if the process had been killed before its next checkpoint: rows that are one step too many, and half a row.
+            // Simulates a process that was killed before its next checkpoint: one row too many, and half a row.
             let mut trace = text(&folder.join("parts.csv"));
             trace.push_str("23,1,1,1,1,1,1,1,1,1,,1,1,1,1,1,1\n24,0.5");
             std::fs::write(folder.join("parts.csv"), trace).expect("written");
@@ -71,7 +71,7 @@ fn a_run_that_was_interrupted_ends_as_if_it_had_not_been() {
             assert_eq!(numbers(&last), numbers(&whole), "{backend}, {rule}, {regime}");
             assert_eq!(text(&folder.join("parts.csv")), text(&folder.join("whole.csv")));
 
-            // Nothing is left to do, and the numbers are still there.
+            // No step is left, and the numbers are still printed.
             let again = run(&[&checkpoint[..], &["--epochs", "3", "--resume"]].concat());
             assert_eq!(numbers(&again), numbers(&whole));
             assert_eq!(text(&folder.join("parts.csv")), text(&folder.join("whole.csv")));
@@ -79,8 +79,7 @@ fn a_run_that_was_interrupted_ends_as_if_it_had_not_been() {
     }
 }
 
-/// A file that was saved by the version of before, without a checksum, with the settings and fields of that time. The run goes on from it as
-/// from a file of this version.
+/// A file of the previous version, without a checksum and with the settings and fields of that time, is resumed like a file of this version.
 #[test]
 fn a_checkpoint_of_the_version_before_is_resumed() {
     const OLD: &[u8] = include_bytes!("../golden/checkpoint-version-2.safetensors");
@@ -97,14 +96,14 @@ fn a_checkpoint_of_the_version_before_is_resumed() {
     numbers(&run("2"));
     let from_new = numbers(&run("4"));
     assert_eq!(from_old["steps"], from_new["steps"]);
-    // The old file is of one machine; on another the sums of the first epochs may be rounded otherwise.
+    // The old file comes from one machine. On another one the sums of the first epochs may be rounded differently.
     for key in ["lr_last", "last_train_loss", "train_loss"] {
         let [old, new] = [&from_old, &from_new].map(|run| number(run, key));
         assert!((old - new).abs() <= 1e-3 * new, "{key}: {old}, {new}");
     }
 }
 
-/// Saved in the middle of an epoch by a process that is killed, several times over, on either path; also what the table shows.
+/// A process is killed several times in the middle of an epoch, on either path. The table of the run is the same as well.
 #[test]
 fn a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been() {
     for backend in ["cpu", "vulkan"] {
@@ -127,7 +126,7 @@ fn a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been() {
             if kills == 6 {
                 break child.wait_with_output();
             }
-            // Until there is something to go on from, and then a little longer each time.
+            // Waits until there is a checkpoint to resume from, and then a little longer each time.
             let begun = std::time::Instant::now();
             let path = folder.join("run.safetensors");
             let modified = || path.metadata().and_then(|about| about.modified()).ok();
@@ -151,7 +150,7 @@ fn a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been() {
     }
 }
 
-/// From one path to the other the run goes on within rounding.
+/// A run that is resumed on another path has the same results up to rounding.
 #[test]
 fn a_run_goes_on_on_another_path() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -163,16 +162,16 @@ fn a_run_goes_on_on_another_path() {
         let end = train(folder, &[&file[..], &["--epochs", "4", "--resume", "--backend", second]].concat());
         let end = numbers(&end);
         assert_eq!(end["backend"], second);
-        // The first rate is computed anew on either path, from sums of another order.
+        // Each path computes the first rate from sums in its own order.
         for (key, allowed) in [("train_loss", 2e-3), ("lr_first", 1e-6)] {
             assert!((number(&end, key) / number(&whole, key) - 1.0).abs() <= allowed, "{key}: {end} {whole}");
         }
     }
 }
 
-/// The run says in one line what it lost and where it goes on, and ends where it would have ended, within the paths' rounding: from the
-/// last checkpoint, in the middle of an epoch and at the end of one, or from the start; with a trace and a report that lack nothing. An
-/// older file that it did not go on from is not taken.
+/// A run that loses its device says in one line what was lost and where it continues. Its results are those without the loss, up to the rounding of
+/// the paths. It continues from the last checkpoint, in the middle of an epoch or at its end, or from the start. Its trace and its report are
+/// complete. An older file that the run did not resume from is not used.
 #[test]
 fn a_run_that_loses_its_device_goes_on_without_it() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -186,7 +185,7 @@ fn a_run_that_loses_its_device_goes_on_without_it() {
     let whole = run("vulkan", &["--trace", "whole.csv", "--report", "whole.html"]);
     assert_eq!(numbers(&whole)["backend"], "vulkan");
     let whole = numbers(&whole);
-    // 23 steps an epoch. What is left of another run, which is none of this one's.
+    // An epoch has 23 steps. This file belongs to another run.
     numbers(&run("vulkan", &["--checkpoint", "old.safetensors"]));
     let adapters = pollster::block_on(Gpu::adapters(Some(wgpu::Backends::all())));
     let is = |backend| adapters.iter().any(|a| a.get_info().backend == backend);
@@ -227,7 +226,7 @@ fn a_run_that_loses_its_device_goes_on_without_it() {
                 first.flatten().map(str::to_owned).collect()
             };
             assert_eq!(steps("parts.csv"), steps("whole.csv"), "{what}");
-            // As many points on every curve; axes and marks have two.
+            // Every curve has the same number of points. Axes and marks have two points.
             let curves = |file: &str| -> Vec<usize> {
                 let page = text(&folder.join(file));
                 let lists = page.split("points=\"").skip(1);
@@ -246,7 +245,7 @@ fn a_run_that_loses_its_device_goes_on_without_it() {
     }
 }
 
-/// With `--change` a run goes on with other settings, and says what follows from them. Where nothing is changed it is the same run.
+/// With `--change` a run continues with other settings and lists the consequences. Without a change it is the same run.
 #[test]
 fn settings_are_changed_on_purpose() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -261,7 +260,7 @@ fn settings_are_changed_on_purpose() {
         assert_eq!(same, numbers(&go_on("--epochs 3 --rule sgdm")));
         for (args, steps, lines) in [
             (
-                // 45 steps an epoch.
+                // An epoch has 45 steps.
                 "--epochs 3 --batch 32 --rule nesterov --weight-decay 0.001",
                 135,
                 &[
@@ -292,7 +291,7 @@ fn settings_are_changed_on_purpose() {
             }
             assert_eq!(end["steps"], steps, "{args}");
             assert!(number(&end, "test_accuracy") > 0.85, "{args}: {end}");
-            // The next process has nothing more to change.
+            // The next process has nothing left to change.
             let output = go_on(args);
             assert!(!String::from_utf8_lossy(&output.stderr).contains("changed"));
             numbers(&output);
@@ -326,7 +325,7 @@ fn what_would_be_another_run_is_named() {
         (&["--report", "page.html"], &["--report would lack the first 46 steps"]),
     ];
     for (args, words) in cases {
-        // An option is given once.
+        // An option may be given only once.
         let given = match args[0] {
             "--rule" => &file[..file.len() - 2],
             _ => &file[..],
@@ -357,7 +356,7 @@ fn files_that_cannot_serve_are_refused_before_training() {
     refused(&["--checkpoint", "foreign", "--resume"], &["the checkpoint foreign is damaged, or none of wgpu-optim"]);
     refused(&["--checkpoint", "foreign", "--data", "foreign"], &["would overwrite the data"]);
 
-    // One that the library wrote, of no run.
+    // A checkpoint that the library wrote, without a run.
     let tensor = [0.0f32; 3];
     let optimizer = wgpu_optim::OptimizerBuilder::new(wgpu_optim::Rule::sgd())
         .group(wgpu_optim::Group::new("all").tensor("w", &tensor[..], &tensor[..]))
@@ -367,7 +366,7 @@ fn files_that_cannot_serve_are_refused_before_training() {
     let words = "other is a checkpoint, but was not saved by `wgpu-optim train`";
     refused(&["--checkpoint", "other", "--resume"], &[words]);
 
-    // A trace of another run, or none of ours.
+    // The trace is that of another run, or no trace of this program.
     numbers(&train(folder, &["--backend", "cpu", "--epochs", "1", "--checkpoint", "run", "--trace", "trace.csv"]));
     let whole = text(&folder.join("trace.csv"));
     let short: String = whole.split_inclusive('\n').take(20).collect();
@@ -381,12 +380,12 @@ fn files_that_cannot_serve_are_refused_before_training() {
         assert_refused(&train(folder, &args), &[words, "trace.csv"]);
         assert_eq!(text(&folder.join("trace.csv")), trace);
     }
-    // A new file has the rows from here on.
+    // A new trace has the rows from here on.
     let args = ["--backend", "cpu", "--epochs", "2", "--checkpoint", "run", "--resume", "--trace", "new.csv"];
     numbers(&train(folder, &args));
     let new = text(&folder.join("new.csv"));
     assert!(new.lines().nth(1).expect("a row").starts_with("23,"), "{new}");
-    // And says so; the next process goes on with it. Where no step is left, that is said.
+    // The next process continues the new trace. A warning says which rows a missing trace lacks, and the output says when no step is left.
     let args = ["--backend", "cpu", "--epochs", "3", "--checkpoint", "run", "--resume", "--trace", "new.csv"];
     numbers(&train(folder, &args));
     let steps: Vec<String> = text(&folder.join("new.csv"))
@@ -401,7 +400,7 @@ fn files_that_cannot_serve_are_refused_before_training() {
     assert!(err.contains("warning: new.csv is not there: the rows before step 69"), "{err}");
     assert!(out.contains("no step was left, all 69 are from a checkpoint") && !out.contains("0 steps"), "{out}");
 
-    // Nothing to go on from is no error.
+    // Having no checkpoint to resume from is no error.
     let args = ["--backend", "cpu", "--epochs", "1", "--checkpoint", "fresh", "--resume"];
     let output = train(folder, &args);
     assert!(String::from_utf8_lossy(&output.stderr).contains("fresh is not there yet"));

@@ -1,7 +1,7 @@
-//! Promise: SIGINT, SIGTERM, SIGHUP and others that ask for an end, end a command after the running step with everything written, a second one at once, and no stream
-//! that is closed or full loses a run.
+//! Tests of signals and of broken streams. SIGINT, SIGTERM, SIGHUP and other signals that ask a process to end stop a command after the running step,
+//! with all output written. A second signal ends it at once. A closed or full stream loses no run.
 //!
-//! Linux alone says when a process has begun to wait for signals.
+//! Only Linux shows when a process has begun to wait for signals.
 #![cfg(target_os = "linux")]
 
 use std::fs::OpenOptions;
@@ -36,7 +36,7 @@ fn send(child: &Child, signal: &str) {
     assert!(sent.expect("sh").success());
 }
 
-/// Ends a run with a signal, once it has saved something. The signal comes twice, as from `timeout`.
+/// Ends a run by a signal once it has saved something. The signal is sent twice, as `timeout` does.
 fn stopped(folder: &Path, line: &str, signal: &str) -> Output {
     let mut child = start(folder, line);
     wait_for_watch(&mut child);
@@ -52,7 +52,7 @@ fn text(path: &Path) -> String {
     std::fs::read_to_string(path).expect("text")
 }
 
-/// True if this process, and so the programs that it starts, ignore SIGHUP.
+/// Returns whether this process, and so the programs that it starts, ignore SIGHUP.
 fn is_hangup_ignored() -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
@@ -73,7 +73,7 @@ fn a_signal_ends_a_run_after_its_step_with_everything_written() {
         ("VTALRM", 154, "cpu"),
         ("INT", 130, "vulkan"),
     ] {
-        // Under `nohup` the program goes on, as it must, and this would wait for ever.
+        // Under `nohup` the program has to continue, so that this test would wait forever.
         if signal == "HUP" && is_hangup_ignored() {
             continue;
         }
@@ -99,7 +99,7 @@ fn a_signal_ends_a_run_after_its_step_with_everything_written() {
         assert!(page.ends_with("</html>\n") && page.contains("stopped by"), "{page}");
         let begun = format!("in {} of 1,000,000 epochs", steps.div_ceil(23));
         assert!(page.replace(',', "").contains(&begun.replace(',', "")), "no {begun:?} in {page}");
-        // It goes on from the very step, and ends as a run that was not interrupted.
+        // The run continues from exactly this step and ends as a run that was not interrupted.
         let epochs = steps / 23 + 2;
         let rest = format!("{line} --epochs {epochs}");
         let output = start(folder, &format!("{rest} {outputs} --resume")).wait_with_output().expect("ends");
@@ -112,7 +112,7 @@ fn a_signal_ends_a_run_after_its_step_with_everything_written() {
     }
 }
 
-/// The page looks at the test rows after every epoch, which takes longer than the epoch: there the signal comes.
+/// The report evaluates the test rows after every epoch, which takes longer than the epoch, so that the signal arrives there.
 #[test]
 fn a_signal_between_two_epochs_saves_the_run_too() {
     for _ in 0..5 {
@@ -131,8 +131,8 @@ fn a_signal_between_two_epochs_saves_the_run_too() {
     }
 }
 
-/// A comparison prints what is finished: of three rates that would take hours at most some. `tune` has one size for an hour, which only a
-/// second signal ends.
+/// A comparison prints the runs that are finished. Its second setting would take hours. `tune` would spend an hour on its only size, and a second
+/// signal ends it.
 #[test]
 fn other_commands_print_what_is_finished_and_a_second_signal_ends_them_at_once() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -156,7 +156,7 @@ fn other_commands_print_what_is_finished_and_a_second_signal_ends_them_at_once()
     assert_eq!(output.status.code(), Some(130));
 }
 
-/// As under `nohup`.
+/// The program ignores the signal, as under `nohup`.
 #[test]
 fn a_signal_that_is_ignored_stays_ignored() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -177,7 +177,7 @@ fn a_signal_that_is_ignored_stays_ignored() {
     assert_eq!(json_of(&output)["runs"][0]["stopped_by"], "SIGINT");
 }
 
-/// `/dev/full` takes nothing, as a full disk does.
+/// `/dev/full` accepts no bytes, like a full disk.
 #[test]
 fn a_stream_that_cannot_be_written_loses_no_run() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -191,7 +191,7 @@ fn a_stream_that_cannot_be_written_loses_no_run() {
         let is_there = ["run", "page.html"].map(|name| std::fs::remove_file(folder.join(name)).is_ok());
         assert_eq!(is_there, [true, true]);
     };
-    // Without --backend, and with this schedule, there are lines before the first step.
+    // Without --backend, and with this schedule, there is output before the first step.
     let output = run(wgpu_optim().stderr(full()));
     assert_eq!(output.status.code(), Some(0));
     assert!(String::from_utf8_lossy(&output.stdout).contains("test accuracy"));

@@ -1,5 +1,5 @@
-//! Promise: `wgpu-optim train` does its job from the command line: it learns, the device and the CPU path agree over a whole
-//! run, its trace adds up, and bad input ends in one line and exit code 2.
+//! Tests of `wgpu-optim train`: it learns, the device and the CPU path agree over a whole run, and its trace adds up. Bad input ends in one line and
+//! exit code 2.
 
 use std::path::Path;
 use std::process::{Output, Stdio};
@@ -14,7 +14,7 @@ fn run(args: &[&str]) -> serde_json::Value {
     run_to(0, args)
 }
 
-/// Trains; the exit code must be this one.
+/// Trains and asserts this exit code.
 fn run_to(code: i32, args: &[&str]) -> serde_json::Value {
     let mut all = vec!["train", "--json"];
     all.extend(args);
@@ -49,7 +49,7 @@ fn without_arguments_it_reaches_95_percent_on_digits() {
     assert!(number(&run, "seconds") < 60.0);
 }
 
-/// A watchdog that accepts every epoch changes nothing, and one that does not saves a run whose rate is a thousand times too high, on the host and on
+/// A watchdog that accepts every epoch changes nothing. One that does not rescues a run whose rate is a thousand times too high, on the host and on
 /// the device.
 #[test]
 fn a_watchdog_leaves_good_epochs_alone_and_takes_bad_ones_back() {
@@ -86,18 +86,17 @@ fn json_has_every_key_that_is_promised() {
     assert_eq!(run.as_object().expect("an object").len(), keys.len());
     assert_eq!(number(&run, "steps"), 23.0);
     assert_eq!((&run["verdict"], &run["nonfinite_test_rows"]), (&"ok".into(), &0.into()));
-    // Only the last iterate: nothing beside it.
+    // With `--last` nothing else is evaluated.
     let last = self::run(&["--epochs", "1", "--last"]);
     assert_eq!(last.as_object().expect("an object").len(), keys.len() - 3);
 }
 
-/// Every average, on both engines: both accuracies are there, the run is judged by the averaged one, and that is not the last one by
-/// another name.
+/// With every average and on both paths, the output has both accuracies. The run is judged by the averaged one, which differs from the last one.
 #[test]
 fn averaged_weights_are_evaluated_beside_the_last() {
     for average in ["running", "exponential", "polynomial"] {
-        // With seed 0 the rate is so near the edge that rounding decides on rows of the test set after some 50 steps; here the paths stay
-        // within 2e-6 of each other.
+        // With seed 0 the rate is so close to its limit that rounding decides some rows of the test set after some 50 steps. With this seed the paths
+        // stay within 2e-6 of each other.
         let args = ["--average", average, "--rule", "sgd", "--epochs", "4", "--seed", "2"];
         let on = |backend: &str| run(&[&args[..], &["--backend", backend]].concat());
         let (host, device) = (on("cpu"), on("vulkan"));
@@ -108,7 +107,7 @@ fn averaged_weights_are_evaluated_beside_the_last() {
             assert!((0.7..1.0).contains(&averaged), "{run}");
             assert_eq!(averaged, number(run, "test_accuracy"));
         }
-        // Averages change nothing but themselves.
+        // Averages do not change the run itself.
         assert_eq!(host["last_test_accuracy"], plain["test_accuracy"]);
         assert_eq!(host["last_train_loss"], plain["train_loss"]);
         assert_ne!(host["train_loss"], plain["train_loss"]);
@@ -123,8 +122,8 @@ fn averaged_weights_are_evaluated_beside_the_last() {
     refused(&["train", "--average", "running", "--last"], &["--average", "--last"]);
 }
 
-/// Without a word schedule-free where the rule can, and AdamW then has no momentum; the polynomial average where it cannot, and where
-/// there is a schedule; nothing where streams take turns.
+/// By default, schedule-free training is evaluated where the rule supports it, and AdamW then has no momentum. The polynomial average is used where
+/// it does not, and where there is a schedule. Nothing is averaged where streams take turns.
 #[test]
 fn what_is_evaluated_follows_from_the_rule() {
     for (args, evaluated, momentum) in [
@@ -164,7 +163,7 @@ fn what_is_evaluated_follows_from_the_rule() {
     refused(&["train", "--rule", "sgdm", "--average", "schedule-free"], &["schedule-free", "sgdm"]);
 }
 
-/// Made from a seed: no file, forty epochs without a word, and a rate that is tuned solves them, which no linear model does.
+/// Generated sets need no file. Forty epochs, the default, and a tuned rate solve them, which no linear model does.
 #[test]
 fn sets_that_are_made_train_without_a_file() {
     for (data, steps) in [("spirals", 760), ("parity", 1000), ("sine", 1000), ("board", 1520)] {
@@ -184,8 +183,8 @@ fn sets_that_are_made_train_without_a_file() {
     assert!(table.contains("40 epochs: 1000 steps of 64 rows"), "{table}");
 }
 
-/// A run that diverged is told in a line, in the table, in `--json`, on the page and by the exit code; and where it is known before that a
-/// combination fails, before.
+/// A run that diverged is reported by a line, the table, `--json`, the page and the exit code. If a combination is known to fail, a warning comes
+/// before the run.
 #[test]
 fn a_run_that_diverges_is_never_a_success() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -218,14 +217,14 @@ fn a_run_that_diverges_is_never_a_success() {
     assert!(!page.contains("class=\"failure\""));
 }
 
-/// Outputs that are not finite are wrong answers, not answers of class 0; on either path.
+/// Outputs that are not finite are wrong answers, not answers of class 0, on either path.
 #[test]
 fn what_is_not_finite_is_no_answer() {
     for backend in ["cpu", "vulkan"] {
         let args = ["--backend", backend, "--epochs", "1", "--rule", "sgd", "--last"];
         let run = run_to(1, &[&args[..], &["--regime", "fixed", "--lr", "1e30"]].concat());
         assert_eq!(run["verdict"], "diverged", "{run}");
-        // A row that reaches no hidden unit has the bias for an answer, right or wrong.
+        // A row that activates no hidden unit has the bias as its answer, right or wrong.
         let without_answer = number(&run, "nonfinite_test_rows");
         assert!(without_answer > 0.0, "{run}");
         let right = 359.0 * number(&run, "test_accuracy");
@@ -233,7 +232,7 @@ fn what_is_not_finite_is_no_answer() {
     }
 }
 
-/// A schedule that rises under a regime that goes by the alignment: the rate does not end far above what it is without one.
+/// With a rising schedule and a regime that uses the alignment, the rate does not end far above that without a schedule.
 #[test]
 fn a_schedule_that_rises_does_not_overshoot() {
     for schedule in ["warmup-cosine", "warmup-constant", "one-cycle"] {
@@ -249,7 +248,7 @@ fn a_schedule_that_rises_does_not_overshoot() {
     }
 }
 
-/// Every rule, over the models, on Vulkan: the same accuracy within half a percent, and the same loss.
+/// With every rule, and over all models, Vulkan and the CPU path have the same accuracy within half a percent, and the same loss.
 #[test]
 fn device_and_cpu_path_agree_over_a_whole_run() {
     for (index, rule) in RULES.iter().enumerate() {
@@ -261,7 +260,7 @@ fn device_and_cpu_path_agree_over_a_whole_run() {
         let accuracy = number(&host, "test_accuracy") - number(&device, "test_accuracy");
         assert!(accuracy.abs() <= 0.005, "{host}\n{device}");
         let loss = number(&host, "train_loss") / number(&device, "train_loss") - 1.0;
-        // Rounding differs in the last place of each sum, and signs can turn on it.
+        // The sums differ by rounding in the last place, and a sign may depend on it.
         let signs = ["signsgd", "signum", "adamw", "lion"].contains(rule);
         let tolerance = if signs { 0.05 } else { 2e-3 };
         assert!(loss.abs() <= tolerance, "{host}\n{device}");
@@ -279,7 +278,7 @@ fn runs_repeat_bit_for_bit() {
     }
 }
 
-/// Untuned, each rule reaches the accuracy of the best of seven fixed rates within 1 %. (docs/results.md has the table, MNIST included.)
+/// Without tuning, each rule reaches the accuracy of the best of seven fixed rates to within 1 %. (docs/results.md has the table, MNIST included.)
 #[test]
 fn seesaw_reaches_the_best_of_a_grid_of_fixed_rates() {
     let grids: [(&str, [&str; 7]); 3] = [
@@ -292,7 +291,7 @@ fn seesaw_reaches_the_best_of_a_grid_of_fixed_rates() {
             let args = ["--backend", "cpu", "--data", data, "--rule", rule];
             let accuracy = |extra: &[&str]| {
                 let output = wgpu_optim(&[&["train", "--json"], &args[..], extra].concat());
-                // The largest rates of a grid may diverge, and are not chosen.
+                // The largest rates of a grid may diverge, and are then not chosen.
                 let of = json_of(&output);
                 match output.status.code() {
                     Some(0) => number(&of["runs"][0], "test_accuracy"),
@@ -301,7 +300,7 @@ fn seesaw_reaches_the_best_of_a_grid_of_fixed_rates() {
             };
             let best = rates
                 .iter()
-                // As somebody would run it who tunes: `--compare` asks for more.
+                // A user who tunes would run it like this. `--compare` is stricter.
                 .map(|rate| accuracy(&["--last", "--regime", "fixed", "--lr", rate]))
                 .fold(0.0, f64::max);
             let untuned = accuracy(&[]);
@@ -344,14 +343,14 @@ fn the_terms_of_each_row_add_up_to_the_change_of_ln_lr() {
     }
 }
 
-/// Trains with `--report`, which must end with this exit code: the page, and the object of `--json`.
+/// Trains with `--report`, asserts this exit code, and returns the page and the object of `--json`.
 fn report_to(code: i32, path: &Path, extra: &[&str]) -> (String, serde_json::Value) {
     let name = path.to_str().expect("UTF-8");
     let run = run_to(code, &[&["--report", name], extra].concat());
     (std::fs::read_to_string(path).expect("a page"), run)
 }
 
-/// The items of the page's lists that begin like this.
+/// Returns the items of the page's lists that start with this text.
 fn sentences<'a>(page: &'a str, beginning: &str) -> Vec<&'a str> {
     page.lines()
         .filter_map(|line| line.strip_prefix("<li>")?.strip_suffix("</li>"))
@@ -359,12 +358,12 @@ fn sentences<'a>(page: &'a str, beginning: &str) -> Vec<&'a str> {
         .collect()
 }
 
-/// The page stands alone, tells what was done to two steps, and is only looked at: the run is the same without it.
+/// The page needs no other file and explains both changed steps. Writing it does not change the run.
 #[test]
 fn a_report_explains_what_happened_and_changes_nothing() {
     let folder = tempfile::tempdir().expect("a folder");
     for backend in ["cpu", "vulkan"] {
-        // On the device both in the middle of a submit; one right behind the other in the second run.
+        // On the device both steps are in the middle of a submit. In the second run one directly follows the other.
         for (nan, spike) in [("40", "120"), ("24", "25")] {
             let args = ["--backend", backend, "--inject-nan", nan, "--inject-spike", spike];
             let path = folder.path().join(format!("{backend}-{nan}.html"));
@@ -388,7 +387,7 @@ fn a_report_explains_what_happened_and_changes_nothing() {
     }
 }
 
-/// Many steps, no rate at all, names that look like markup: the page stays small and whole.
+/// With many steps, without any rate, and with names that look like markup, the page stays small and complete.
 #[test]
 fn a_report_copes_with_any_run() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -411,12 +410,12 @@ fn a_report_copes_with_any_run() {
     }
 }
 
-/// Runs the command, which must be refused in one line that contains every one of these words.
+/// Asserts that the command is refused in one line that contains all of these words.
 fn refused(args: &[&str], words: &[&str]) {
     assert_refused(&wgpu_optim(args), words);
 }
 
-/// A number of threads that would keep the machine busy with starting them, for every command.
+/// Every command refuses a number of threads that would keep the machine busy starting them.
 #[test]
 fn threads_beyond_reason_are_refused() {
     for line in ["train --backend cpu --epochs 1", "devices"] {
@@ -436,7 +435,7 @@ fn threads_beyond_reason_are_refused() {
     }
 }
 
-/// What is given and would do nothing is a mistake, alone and in a comparison.
+/// An option without an effect is an error, in a run and in a comparison.
 #[test]
 fn options_that_would_not_be_heeded_are_refused() {
     for (line, words) in [
@@ -456,7 +455,7 @@ fn options_that_would_not_be_heeded_are_refused() {
     }
 }
 
-/// Not in the words of the library's interface.
+/// Messages do not use the names of the library's interface.
 #[test]
 fn advice_is_in_the_words_of_the_command_line() {
     for (line, words) in [
@@ -478,12 +477,12 @@ fn advice_is_in_the_words_of_the_command_line() {
             !err.contains("::") && err.lines().filter(|line| line.contains("CPU path")).all(|line| line.len() < 160),
             "{err}"
         );
-        // Where every rate diverged, none is the best.
+        // If every rate diverged, none is called the best.
         assert!(output.status.success() && !out.contains("end of its grid"), "{out}{err}");
     }
 }
 
-/// The story is about the run that was: its own rates, of the same rows before and after.
+/// The summary uses the rates of this run, and the losses of the same rows before and after.
 #[test]
 fn a_run_that_does_not_move_is_told_so() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -541,7 +540,7 @@ fn bad_input_ends_in_one_line_and_exit_code_2() {
     let twice = twice.to_str().expect("UTF-8");
     refused(&["train", "--trace", twice, "--report", twice], &["twice", "--trace and --report both name"]);
     refused(&["train", "--epochs", "1", "--inject-nan", "23"], &["--inject-nan 23", "23 steps"]);
-    // What would have been overwritten is still there.
+    // The file that would have been overwritten is unchanged.
     let data = file("data.csv", "1,2,0\n3,4,1\n5,6,0\n");
     refused(&["train", "--data", &data, "--trace", &data], &["data.csv", "overwrite"]);
     refused(&["train", "--data", &data, "--report", &data], &["data.csv", "--report", "overwrite"]);
@@ -552,7 +551,7 @@ fn bad_input_ends_in_one_line_and_exit_code_2() {
     refused(&wide, &["312001 terms", "--backend cpu"]);
 }
 
-/// The advice of the library's errors names options, and not the library's methods.
+/// The advice in the library's errors names options instead of the library's methods.
 #[test]
 fn what_the_library_refuses_has_its_way_out_in_options() {
     for (line, way_out) in [
@@ -574,7 +573,7 @@ fn what_the_library_refuses_has_its_way_out_in_options() {
     }
 }
 
-/// Without any driver the CPU path takes over and says why; who asks for Vulkan is told what to install.
+/// Without a driver, training uses the CPU path and says why. A request for Vulkan is refused with what to install.
 #[test]
 fn without_a_driver_it_trains_on_the_cpu_path_and_says_why() {
     let without_drivers = |line| command::without_drivers().args(words(line)).output().expect("the binary runs");
@@ -586,7 +585,7 @@ fn without_a_driver_it_trains_on_the_cpu_path_and_says_why() {
     assert_refused(&without_drivers("train --backend vulkan"), &["mesa-vulkan-drivers"]);
 }
 
-/// A reader that goes away early, as `head` does, is not an error.
+/// A reader that closes the pipe early, as `head` does, is no error.
 #[test]
 fn a_closed_pipe_is_no_accident() {
     let mut command = command::wgpu_optim();
@@ -598,7 +597,7 @@ fn a_closed_pipe_is_no_accident() {
     assert!(output.status.success() && !stderr.contains("panicked"), "{stderr}");
 }
 
-/// Infinite gradients: nothing is learned, and the user is told so and where it began.
+/// With infinite gradients nothing is learned, and the output says so and where it started.
 #[test]
 fn a_run_that_skips_every_step_says_so() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -612,7 +611,7 @@ fn a_run_that_skips_every_step_says_so() {
     assert!(stdout.contains("first skipped") && stdout.contains("weights at"), "{stdout}");
 }
 
-/// The last row of the trace is what the object says of each tensor.
+/// The last row of the trace has the values of the object for each tensor.
 #[test]
 fn telemetry_is_in_the_trace_the_page_and_the_object() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -641,7 +640,7 @@ fn telemetry_is_in_the_trace_the_page_and_the_object() {
     assert_eq!(page.matches("Length of the step").count(), 1);
 }
 
-/// What was read is told in a line, and the column of the label can be named. Numbers, quotes and classes are those of `data/tests.rs`.
+/// A line summarizes what was read, and the column of the label can be chosen by name. `data/tests.rs` tests numbers, quotes and classes.
 #[test]
 fn what_was_read_is_told_in_a_line() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -665,7 +664,7 @@ fn what_was_read_is_told_in_a_line() {
     assert!(said.contains("digits: 1,797 rows") && said.contains("my: 1,000 rows"), "{said}");
 }
 
-/// More than there is, by a text of a few bytes or by an option: refused before it is taken, in a line.
+/// Data or options that need more memory than there is are refused in one line before the memory is allocated, even if the text has only a few bytes.
 #[cfg(target_os = "linux")]
 #[test]
 fn what_does_not_fit_in_memory_is_refused() {
@@ -706,7 +705,7 @@ fn names_and_quotes_cannot_command_a_terminal_or_fill_it() {
     assert!(output.stderr.len() < 500);
 }
 
-/// Of a model that overfits within a few epochs a spike costs much, for long; a NaN nothing.
+/// In a model that overfits within a few epochs, a spike costs much for a long time, and a NaN costs nothing.
 #[test]
 fn the_terminal_and_the_page_tell_what_a_changed_step_did() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -739,14 +738,14 @@ fn the_terminal_and_the_page_tell_what_a_changed_step_did() {
     ] {
         assert!(story.contains(words), "{words}: {story}");
     }
-    // It is the first thing on the page.
+    // The summary is the first element of the page.
     assert!(page.find("class=\"story\"") < page.find("<h2>"));
     assert!(page.contains("Percentages multiply"), "{page}");
-    // Every chart says what runs along it.
+    // Every chart labels its axis.
     assert_eq!(page.matches(">\nstep\n<").count(), page.matches("<figure>").count());
 }
 
-/// As wide as a terminal, and as long as two of them.
+/// The short help has fewer than 100 lines, and no table has more than 80 columns.
 #[test]
 fn help_and_tables_fit_a_terminal() {
     let help = |args: &[&str]| {

@@ -1,5 +1,5 @@
-//! Promise: `tune` finds a geometry that is valid and right, and keeps it; the cache is used for this very adapter, driver and kernels
-//! only, and whatever is wrong with it, runs go on in the preset.
+//! Tests of `tune` and its cache: `tune` finds a valid tuning with right results and stores it. The cache applies only to this adapter, driver and
+//! set of kernels. Whatever is wrong with it, runs continue with the preset.
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -17,7 +17,7 @@ fn options(elements: u64, budget_ms: u64) -> TuneOptions {
     TuneOptions { elements, budget: Duration::from_millis(budget_ms), ..TuneOptions::default() }
 }
 
-/// ‖g‖ of one step over `len` elements in this geometry, relative to f64.
+/// Returns the relative error of ‖g‖ in one step over `len` elements with this tuning, compared with f64.
 fn norm_error(gpu: &Gpu, len: usize) -> f64 {
     let mut numbers = Numbers(41);
     let spec = Spec::new(Rule::sgdm(0.9), Regime::seesaw(), vec![numbers.vec(len)]);
@@ -34,7 +34,7 @@ fn what_it_finds_is_valid_and_its_norm_is_right() {
     let len = 40_003;
     for gpu in &devices() {
         for (rule, regime) in [(Rule::sgdm(0.9), Regime::seesaw()), (Rule::sgd(), Regime::hypergradient())] {
-            // On a busy machine a short search sees the preset alone.
+            // On a busy machine a short search measures only the preset.
             let searches =
                 [1500, 6000, 24_000].map(|budget_ms| TuneOptions { rule, regime, ..options(len as u64, budget_ms) });
             let mut reports = searches.iter().map(|search| gpu.tune(search).expect("tunes"));
@@ -84,7 +84,7 @@ fn what_cannot_be_tuned_is_refused_by_its_number() {
     assert!(steep.kind() == ErrorKind::Build && steep.to_string().contains("momentum is 1.5"), "{steep}");
 }
 
-/// No preset, but every device can have it.
+/// A tuning that is no preset, and that every device supports.
 const ODD: Tuning =
     Tuning { workgroup_size: 16, quads_per_invocation: 3, partials: Partials::PerWorkgroup, finish_workgroup_size: 32 };
 
@@ -92,7 +92,7 @@ fn folder() -> tempfile::TempDir {
     tempfile::tempdir().expect("a folder")
 }
 
-/// A cache with `ODD` for 1000 elements, and its file as JSON.
+/// Returns a cache with `ODD` for 1000 elements, and its file as JSON.
 fn filled(folder: &Path, gpu: &Gpu) -> (TuningCache, Value) {
     let cache = TuningCache::at(folder.join("deep").join("tuning.json"));
     cache.put(gpu, 1000, ODD).expect("writes");
@@ -129,7 +129,7 @@ fn what_is_put_is_got_by_the_nearest_size() {
         ] {
             assert_eq!(cache.get(gpu, elements), expected, "{elements}");
         }
-        // In place of the first.
+        // This replaces the first entry.
         cache.put(gpu, 1 << 12, other).expect("writes");
         assert_eq!(cache.entries(gpu), [(1 << 12, other), (1 << 16, other)]);
         if Partials::Subgroup.is_supported(gpu.device().features()) {
@@ -137,7 +137,7 @@ fn what_is_put_is_got_by_the_nearest_size() {
             cache.put(gpu, 1, subgroup).expect("writes");
             assert_eq!(cache.get(gpu, 1), Some(subgroup));
         }
-        // Valid, but no optimizer of this size could be built: its norm would have more partials than a loop may walk.
+        // This tuning is valid, but no optimizer of this size can be built with it: its norm would have more partials than a loop may add up.
         let partials = Partials::PerInvocation;
         let tiny = Tuning { workgroup_size: 1, quads_per_invocation: 1, partials, finish_workgroup_size: 1 };
         cache.put(gpu, 1 << 24, tiny).expect("writes");
@@ -174,7 +174,7 @@ fn a_changed_adapter_driver_or_kernel_has_no_entry() {
     }
 }
 
-/// Contents that are no cache, or no right one, by what is wrong with them.
+/// Returns file contents that are no cache or a wrong one, with a description of each fault.
 fn rubbish(file: &Value) -> Vec<(String, Vec<u8>)> {
     let right = file.to_string();
     let mut cases: Vec<(String, Vec<u8>)> = vec![
@@ -237,7 +237,7 @@ fn rubbish_is_no_tuning_and_is_replaced() {
         cache.put(gpu, 1000, ODD).expect("replaces it");
         assert_eq!(cache.get(gpu, 1000), Some(ODD), "{what}");
     }
-    // A folder, and a file where a folder should be: nothing is read, and writing says which path it was.
+    // A folder, and a path below a file, cannot be read, and an error when writing names the path.
     let folder_path = folder.path().join("deep");
     for path in [folder_path.clone(), cache.path().join("tuning.json")] {
         let cache = TuningCache::at(&path);
@@ -299,7 +299,7 @@ fn puts_at_the_same_time_lose_and_spoil_nothing() {
     assert_eq!(cache.entries(gpu).len() as u64, WRITERS * PUTS + 1);
 }
 
-/// Environment variables belong to a process: the test runs itself once more in one of its own.
+/// Environment variables belong to a process, so that this test runs itself again in a new one.
 #[test]
 fn with_cached_tuning_takes_the_file_that_the_variable_names() {
     const CHILD: &str = "WGPU_OPTIM_TEST_CHILD";
@@ -343,14 +343,14 @@ fn json_of(line: &str, cache: &Path) -> Value {
     command::json_of(&output)
 }
 
-/// A command that tunes Vulkan at these powers of two.
+/// Returns a command that tunes Vulkan at these powers of two.
 fn tune(powers: &str, budget_ms: u32) -> String {
     format!("tune --json --backend vulkan --power {powers} --budget-ms {budget_ms}")
 }
 
 const TRAIN: &str = "train --json --epochs 1 --backend vulkan";
 
-/// From `tune` to what uses it: 2^13 parameters are near the 9610 of the default model.
+/// Other commands use the results of `tune`. 2^13 parameters are near the 9610 of the default model.
 #[test]
 fn the_commands_use_what_tune_has_found_and_say_so() {
     let folder = folder();
@@ -397,7 +397,7 @@ fn the_commands_use_what_tune_has_found_and_say_so() {
     assert_eq!(tuned, 2);
 }
 
-/// `check` runs every geometry there is: the preset, sums by subgroup where the adapter can, and what is cached.
+/// `check` runs every tuning: the preset, sums by subgroup where the adapter supports them, and the cached ones.
 #[test]
 fn check_covers_the_cached_geometry_and_subgroups() {
     let gpu = &devices()[0];
@@ -414,7 +414,7 @@ fn check_covers_the_cached_geometry_and_subgroups() {
     assert!(rows.iter().all(|row| row["failed"] == 0));
 }
 
-/// The same run, to the bit, as with no cache; and a line that names the file.
+/// The run has the bits of a run without a cache, and a line names the file.
 #[test]
 fn a_wrong_cache_never_breaks_a_run() {
     let folder = folder();
@@ -428,7 +428,7 @@ fn a_wrong_cache_never_breaks_a_run() {
         let output = run_cli(TRAIN, path);
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{what}: {said}");
-        // One warning, however much is wrong.
+        // There is one warning, however much is wrong.
         let path = path.to_str().expect("UTF-8");
         let lines = said.lines().filter(|line| line.contains(path)).count();
         assert_eq!(lines, 1, "{what}: {said}");
@@ -455,10 +455,10 @@ fn a_wrong_cache_never_breaks_a_run() {
     }
 }
 
-/// A few of `rubbish`: each costs a process.
+/// Returns some cases of `rubbish`, since each takes a process.
 fn rubbish_of_all_entries(file: &Value) -> Vec<(String, Vec<u8>)> {
     let mut file = file.clone();
-    // What `rubbish` looks for.
+    // The entry that `rubbish` changes.
     file["entries"][0]["workgroup_size"] = json!(16);
     let wanted =
         ["empty", "not UTF-8", "half", "other version", "three wrong entries", "workgroup_size 1048576", "1e999"];
@@ -497,7 +497,7 @@ fn tune_says_what_it_cannot_do() {
     refused(&run_cli("tune --backend vulkan", Path::new("")), &[CACHE_VARIABLE, "--dry-run"]);
     assert!(!path.exists());
 
-    // Measured, shown, and not kept.
+    // The results are measured and shown, but not stored.
     std::fs::write(&path, "a file").expect("writes");
     let below = path.join("tuning.json");
     let output = run_cli("tune --backend vulkan --power 8 --budget-ms 1", &below);

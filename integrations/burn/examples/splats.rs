@@ -1,6 +1,6 @@
-//! The step of a Gaussian-splat trainer: one tensor with a row for each Gaussian, columns with rates of their own, and rows that come and go
-//! while training. An image is fitted with wgpu-optim's Adam, and with the same Adam made of burn's tensor operations, as splat trainers have
-//! it. See ../README.md.
+//! The step of a Gaussian-splat trainer. One tensor has a row for each Gaussian. Its columns have different learning rates, and its rows are
+//! added and removed during training. The example fits an image with wgpu-optim's Adam, and with an Adam made of burn's tensor operations, as
+//! in splat trainers. See ../README.md.
 #![forbid(unsafe_code)]
 
 use std::time::Instant;
@@ -34,11 +34,11 @@ struct Args {
     refine: usize,
 }
 
-/// x, y, ln of the radius, red, green, blue, and opacity before the sigmoid.
+/// Number of columns: x, y, ln of the radius, red, green, blue, and opacity before the sigmoid.
 const COLUMNS: usize = 7;
-/// The rate of each column, first and last ones of a splat trainer's order of magnitude.
+/// Learning rate of each column.
 const RATES: [f32; COLUMNS] = [2e-3, 2e-3, 2e-2, 2e-2, 2e-2, 2e-2, 5e-2];
-/// All rates shrink by this with every step.
+/// Factor of all learning rates per step.
 const DECAY: f32 = 0.998;
 const BETAS: [f32; 2] = [0.9, 0.999];
 const EPSILON: f32 = 1e-15;
@@ -46,14 +46,14 @@ const EPSILON: f32 = 1e-15;
 #[derive(Module, Debug)]
 struct Splats {
     rows: Param<Tensor<2>>,
-    /// 1 for rows that are in use, 0 for free ones. Their gradients are 0, and the optimizer leaves such rows alone.
+    /// 1 for rows that are in use, 0 for free ones. Free rows have gradients of 0, and the optimizer does not change them.
     live: Tensor<2>,
 }
 
 impl Splats {
     fn render(&self, pixels: &[Tensor<2>; 2]) -> Tensor<2> {
         let rows = self.rows.val();
-        // Transposed first: burn 0.22.1 with fusion mixes up the elements of a column that is sliced and then transposed.
+        // The tensor is transposed before it is sliced, because burn 0.22.1 with fusion mixes up the elements in the other order.
         let columns = rows.clone().transpose();
         let column = |at: usize| columns.clone().slice([at..at + 1, 0..rows.dims()[0]]);
         let distance = (pixels[0].clone() - column(0)).square() + (pixels[1].clone() - column(1)).square();
@@ -68,7 +68,7 @@ impl Splats {
 
 enum Optimizer {
     Ours(Box<WgpuOptim>),
-    /// Adam of tensor operations, with a row of rates.
+    /// Adam made of tensor operations, with a row of learning rates.
     Operations {
         moments: Box<Option<[Tensor<2>; 2]>>,
         rates: Box<Tensor<2>>,
@@ -101,14 +101,14 @@ impl Optimizer {
     }
 }
 
-/// Rows on the host, which decides what comes and goes.
+/// Copy of the rows on the host, which adds and removes Gaussians.
 struct Rows {
     values: Vec<f32>,
     live: Vec<f32>,
 }
 
 impl Rows {
-    /// A quarter of the capacity, at random places.
+    /// Returns rows of which a quarter are in use, at random places.
     fn new(capacity: usize, random: &mut ChaCha8Rng) -> Self {
         let mut values = vec![0.0; capacity * COLUMNS];
         let live: Vec<f32> = (0..capacity).map(|row| if row < capacity / 4 { 1.0 } else { 0.0 }).collect();
@@ -120,7 +120,7 @@ impl Rows {
         Rows { values, live }
     }
 
-    /// Faint Gaussians go, and the free rows are filled with smaller copies of the others, moved a little.
+    /// Removes faint Gaussians, and fills free rows with smaller copies of the others at slightly different places.
     fn refine(&mut self, random: &mut ChaCha8Rng) {
         let rows = self.live.len();
         for row in 0..rows {
@@ -162,7 +162,7 @@ fn main() -> Result<()> {
         let [values, live] = rows.upload(&device);
         let mut splats = Splats { rows: Param::from_tensor(Tensor::from_inner(values).require_grad()), live };
         let mut optimizer = if ours {
-            // One group of one tensor, whose columns have factors of the rate.
+            // There is one group with one tensor, whose columns have factors of the learning rate.
             let rule = Rule::AdamW(AdamW { beta1: BETAS[0], beta2: BETAS[1], epsilon: EPSILON });
             let builder = OptimizerBuilder::new(rule)
                 .regime(Regime::fixed(1.0))
@@ -179,7 +179,7 @@ fn main() -> Result<()> {
         let (mut start, mut seconds, mut optimizing) = (Instant::now(), 0.0, Vec::new());
         for step in 0..args.steps {
             let gradients = GradientsParams::from_grads(loss(&splats).backward(), &splats);
-            // Between two waits, now and then.
+            // In some steps, the optimizer is timed between two waits for the device.
             let probe = step % 10 == 5;
             if probe {
                 plain.sync()?;
@@ -191,7 +191,7 @@ fn main() -> Result<()> {
                 optimizing.push(1e3 * begun.elapsed().as_secs_f64());
             }
             if step == 0 {
-                // What is compiled and tuned is no part of a step.
+                // The first step, which compiles and tunes kernels, is not timed.
                 plain.sync()?;
                 start = Instant::now();
             }
@@ -200,7 +200,7 @@ fn main() -> Result<()> {
                 rows.values = splats.rows.val().into_data().try_to_vec().map_err(|error| format!("{error:?}"))?;
                 rows.refine(&mut random);
                 let [values, live] = rows.upload(&device);
-                // The same parameter with other values: the optimizer keeps what it remembers of every row.
+                // The parameter is the same and has other values, so that the optimizer keeps the state of every row.
                 let rows = splats.rows.map(|_| Tensor::from_inner(values).require_grad());
                 splats = Splats { rows, live };
                 start = Instant::now();
@@ -222,7 +222,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Where the pixels are, and their colours: discs and a gradient.
+/// Returns the positions of the pixels and their colours, which are discs and a gradient.
 fn image(side: usize, device: &Device) -> ([Tensor<2>; 2], Tensor<2>) {
     let pixels = side * side;
     let at = |pixel: usize| {

@@ -1,5 +1,5 @@
-//! The time of a step over many tensors: ours, which measures the norm, finds its rate and keeps a record, and burn's SGD and AdamW, which do
-//! none of that. See ../README.md.
+//! Time of a step over many tensors with wgpu-optim, which measures the norm, computes the rate and keeps a record, and with burn's SGD and
+//! AdamW, which do not. See ../README.md.
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
@@ -43,7 +43,7 @@ struct Net {
 }
 
 enum Optimizer {
-    /// The gradients are computed, and that is all.
+    /// No optimizer: only the gradients are computed.
     None,
     Ours(Box<WgpuOptim>),
     Burns(ModuleOptimizer),
@@ -53,13 +53,13 @@ struct Contestant {
     name: &'static str,
     optimizer: Optimizer,
     net: Option<Net>,
-    /// Milliseconds of a step, of each turn.
+    /// Milliseconds per step in each turn.
     times: Vec<f64>,
-    /// Kernels of burn's in the last turn.
+    /// Number of kernels that burn launched in the last turn.
     launches: u64,
 }
 
-/// Kernels that burn has launched.
+/// Number of kernels that burn has launched.
 #[derive(Default)]
 struct Launches(AtomicU64);
 
@@ -76,7 +76,7 @@ impl Contestant {
 
     fn step(&mut self, device: &Device) -> Result<()> {
         let net = self.net.take().ok_or("a step failed before")?;
-        // Gradients that are computed, as a backward pass does it, so that fusion has what it would have.
+        // The gradients are computed, as in a backward pass, so that fusion gets the same kind of operations.
         let mut gradients = GradientsParams::new();
         for param in &net.tensors {
             gradients.register(param.id, param.val().inner() * 0.5);
@@ -89,7 +89,7 @@ impl Contestant {
             Optimizer::Ours(optim) => optim.step(net, gradients)?,
             Optimizer::Burns(optim) => optim.step(1e-3, net, gradients),
         };
-        // What comes next in training is not part of the step.
+        // The operations of the step are submitted, so that they are not fused with those that follow.
         device.flush()?;
         self.net = Some(net);
         Ok(())
@@ -100,7 +100,7 @@ fn main() -> Result<()> {
     let args = Args::parse();
     let (plain, gpu) = share_burns(Device::wgpu_options())?;
     let device = plain.clone().autodiff();
-    // As most layers have.
+    // The length is a multiple of 4, as in most layers.
     let elements = args.parameters.div_ceil(args.tensors as usize).next_multiple_of(4);
     let net = || Net {
         tensors: (0..args.tensors)
@@ -130,7 +130,7 @@ fn main() -> Result<()> {
                 contestant.step(&device)?;
             }
             plain.sync()?;
-            // The first round compiles and tunes.
+            // The first round compiles and tunes kernels, and is not timed.
             if round > 0 {
                 contestant.times.push(1e3 * start.elapsed().as_secs_f64() / f64::from(args.steps));
             }

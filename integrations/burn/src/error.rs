@@ -65,9 +65,9 @@ pub enum Error {
     ModuleDiffers {
         /// Its name.
         parameter: String,
-        /// Elements then.
+        /// Number of elements when the optimizer was made.
         expected: usize,
-        /// Elements now; 0 where it is gone.
+        /// Number of elements now, or 0 if the module lacks the parameter.
         actual: usize,
     },
 
@@ -80,7 +80,7 @@ pub enum Error {
         parameter: String,
     },
 
-    /// A parameter got no gradient, in a step of burn's `ModuleOptimizer`.
+    /// A parameter had no gradient in a step of burn's `ModuleOptimizer`.
     #[error(
         "parameter \"{parameter}\" had no gradient in the last step, which was therefore never taken: burn's ModuleOptimizer does not tell its optimizers where a step ends. Freeze the parameter before the optimizer is made (Module::freeze, Param::set_require_grad), or call WgpuOptim::step, which leaves it out"
     )]
@@ -89,7 +89,7 @@ pub enum Error {
         parameter: String,
     },
 
-    /// The parameters of a group were given several learning rates.
+    /// The parameters of a group had different learning rates in one step.
     #[error(
         "group \"{group}\" was given the learning rates {first} and {second} in one step: give the parameters of each rate a group of their own (WgpuOptimConfig::with_group)"
     )]
@@ -102,8 +102,8 @@ pub enum Error {
         second: f64,
     },
 
-    /// The regime goes by the loss, which the step was not told.
-    #[error("group \"{group}\": regime {regime} goes by the loss: call WgpuOptim::step_with_loss")]
+    /// The regime uses the loss, which was not passed to the step.
+    #[error("group \"{group}\": regime {regime} uses the loss: call WgpuOptim::step_with_loss")]
     MissingLoss {
         /// The group's name.
         group: String,
@@ -111,14 +111,14 @@ pub enum Error {
         regime: &'static str,
     },
 
-    /// burn could not compute something that the step needs.
+    /// burn could not compute a parameter, a gradient or the loss.
     #[error("burn could not compute {what} or its gradient: read either of them (Tensor::try_into_data) to see why")]
     Failed {
         /// A parameter's path, or the loss.
         what: String,
     },
 
-    /// burn's runtime refuses, or has failed.
+    /// burn's runtime returned an error.
     #[error("burn's runtime: {0}")]
     Runtime(String),
 }

@@ -1,8 +1,8 @@
-//! Promises of the crate: burn's modules are trained as burn's own SGD trains them, in burn's own buffers; what somebody else has is not
-//! changed; nothing is read before it is computed; what does not fit is refused with its name, and the module comes back as it was; a run
-//! goes on from its files as if it had never stopped.
+//! The tests check that burn's modules are trained as by burn's own SGD, in burn's own buffers. Shared buffers must not be changed, and
+//! no tensor may be read before it is computed. Errors must name the tensor that does not fit, and return the module unchanged. A run that
+//! continues from its files must compute the same bits as an uninterrupted one.
 //!
-//! On every adapter that burn can use, with burn's feature `fusion` and without it.
+//! They use every adapter that burn can use, with burn's feature `fusion` and without it.
 
 use std::sync::OnceLock;
 
@@ -16,7 +16,7 @@ use wgpu_optim_burn::Shared;
 use wgpu_optim_burn::wgpu_optim::{Averaging, Gpu, Group, OptimizerBuilder, Regime, Rule, Sgdm, wgpu};
 use wgpu_optim_burn::{Copies, Error, WgpuOptimConfig, features, share_ours};
 
-/// A device of ours on every adapter that burn takes, handed to burn.
+/// Opens a device on every adapter that burn can use, and shares it with burn.
 fn devices() -> &'static [(Device, Gpu)] {
     static DEVICES: OnceLock<Vec<(Device, Gpu)>> = OnceLock::new();
     DEVICES.get_or_init(|| {
@@ -78,7 +78,7 @@ impl Net {
         Tensor::zeros([1], device)
     }
 
-    /// Every value, tensor by tensor.
+    /// Returns the values of every tensor.
     fn values(&self) -> Vec<Vec<f32>> {
         let bias = |layer: &Linear| values(layer.bias.as_ref().expect("a bias").val());
         vec![values(self.first.weight.val()), bias(&self.first), values(self.second.weight.val()), bias(&self.second)]
@@ -89,7 +89,7 @@ fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
     tensor.into_data().try_to_vec().expect("f32")
 }
 
-/// Reproducible numbers in [-1, 1): a 64-bit linear congruential generator, high bits.
+/// Returns reproducible numbers in [-1, 1): the high bits of a 64-bit linear congruential generator.
 fn numbers<const D: usize>(seed: u64, shape: [usize; D]) -> TensorData {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let next = || {
@@ -104,7 +104,7 @@ fn fixed(rule: Rule, rate: f32) -> OptimizerBuilder<wgpu_optim_burn::wgpu_optim:
     OptimizerBuilder::new(rule).regime(Regime::fixed(rate))
 }
 
-/// Parameter for parameter what burn's own optimizer makes of the same gradients, over 100 steps, to a few units in the last place.
+/// After 100 steps with the same gradients, all parameters equal those of burn's optimizer within a few units in the last place.
 #[test]
 fn a_fixed_rate_is_burns_sgd() {
     const RATE: f64 = 0.015625;
@@ -130,7 +130,7 @@ fn a_fixed_rate_is_burns_sgd() {
             let builder = fixed(*rule, RATE as f32).weight_decay(*decay);
             let mut optim = WgpuOptimConfig::new(builder).init(&ours, gpu).expect("makes");
             for step in 0..100 {
-                // The same gradients for both, whatever the parameters have come to.
+                // Both get the same gradients, which do not depend on the parameters.
                 let gradients = |net: &Net| {
                     let mut gradients = GradientsParams::new();
                     let plain = device.clone().inner();
@@ -151,7 +151,7 @@ fn a_fixed_rate_is_burns_sgd() {
             assert!(ours.values() != before && theirs.values() != before, "{name}: no step");
             let mut largest = 0.0f32;
             for (theirs, ours) in theirs.values().concat().iter().zip(ours.values().concat()) {
-                // Both round every operation, in another order; parameters near zero have come from where they were.
+                // Both round every operation, in a different order. Parameters near zero have the rounding errors of their larger former values.
                 let ulp = f32::EPSILON * theirs.abs().max(0.25);
                 let distance = (theirs - ours).abs() / ulp;
                 assert!(distance <= 8.0, "{}, {name}: {ours} is {distance} ulps from burn's {theirs}", gpu.describe());
@@ -162,8 +162,8 @@ fn a_fixed_rate_is_burns_sgd() {
     }
 }
 
-/// Nothing is waited for, and yet each kernel finds what the one before it left: gradients that burn has only recorded, parameters that
-/// the step has only just been told to move. Dyadic numbers, so that the answer is exact.
+/// Without any wait, each kernel reads the results of the previous ones: gradients that burn has only recorded, and parameters of a step
+/// that was just submitted. The numbers are dyadic, so that the result is exact.
 #[test]
 fn steps_come_between_backward_and_forward() {
     for (device, gpu) in devices() {
@@ -174,7 +174,7 @@ fn steps_come_between_backward_and_forward() {
         let mut optim = WgpuOptimConfig::new(fixed(Rule::sgd(), 0.125)).init(&net, gpu).expect("makes");
         let biases = net.values();
         for _ in 0..20 {
-            // The gradient of each weight is w - 1; that of each bias is 0.
+            // The gradient of each weight is w - 1, and that of each bias is 0.
             let sum = |layer: &Linear| {
                 let bias = layer.bias.as_ref().expect("a bias").val();
                 ((layer.weight.val() - 1.0).square() * 0.5).sum() + (bias * 0.0).sum()
@@ -232,7 +232,7 @@ fn a_clone_keeps_its_parameters() {
         }
         assert_eq!(kept.values(), before, "{}", gpu.describe());
         assert!(net.values() != before);
-        // Once each: what is trained then is nobody else's.
+        // Each parameter is copied once. The buffer of the copy is not shared.
         assert_eq!(optim.copies().parameters, 4, "{}", gpu.describe());
 
         // The same steps without a clone have the same bits.
@@ -247,7 +247,7 @@ fn a_clone_keeps_its_parameters() {
     }
 }
 
-/// Transposed parameters and gradients, which burn keeps as they were with other strides.
+/// Transposed parameters and gradients, for which burn only changes the strides.
 #[test]
 fn strided_tensors_are_straightened() {
     for (device, gpu) in devices() {
@@ -310,7 +310,7 @@ fn groups_go_by_the_parameters_paths() {
     }
 }
 
-/// Muon leaves biases to another rule, which are then behind the matrices: each tensor still gets its own gradient.
+/// Muon leaves biases to another rule, so that they come after the matrices. Each tensor still gets its own gradient.
 #[test]
 fn tensors_that_a_rule_leaves_to_another_keep_their_gradients() {
     for (device, gpu) in devices() {
@@ -346,7 +346,7 @@ fn what_does_not_fit_is_refused_and_the_module_comes_back() {
         let mut optim = config.init(&net, gpu).expect("makes");
         let before = net.values();
 
-        // A gradient of another length.
+        // A gradient has another length.
         let mut gradients = net.gradients(0);
         let short = Tensor::<2>::zeros([2, 2], &device.clone().inner());
         gradients.register(net.first.weight.id, short);
@@ -355,7 +355,7 @@ fn what_does_not_fit_is_refused_and_the_module_comes_back() {
         assert!(text.contains("first.weight") && text.contains("4 elements instead of 130"), "{text}");
         assert_eq!(net.values(), before);
 
-        // The same in the last parameter, when all before it have been taken out of the module.
+        // The same with the last parameter, after all others have been taken out of the module.
         let mut gradients = net.gradients(0);
         gradients
             .register(net.second.bias.as_ref().expect("a bias").id, Tensor::<1>::zeros([7], &device.clone().inner()));
@@ -363,7 +363,7 @@ fn what_does_not_fit_is_refused_and_the_module_comes_back() {
         assert!(refused.expect_err("long").to_string().contains("second.bias"));
         assert_eq!(net.values(), before);
 
-        // A module in which a parameter has come to be there twice.
+        // The module contains a parameter twice.
         let mut tied = net.clone();
         tied.second.bias = tied.first.bias.clone();
         let tied_before = tied.values();
@@ -373,13 +373,13 @@ fn what_does_not_fit_is_refused_and_the_module_comes_back() {
         assert_eq!(tied.values(), tied_before);
         drop(tied);
 
-        // Another module.
+        // The module is another one.
         let other = Net::new(device);
         let gradients = other.gradients(0);
         let refused = optim.try_step(other, gradients, None).1;
         assert!(matches!(refused, Err(Error::UnknownParameter { .. })), "{refused:?}");
 
-        // Frozen parameters are none of the optimizer's, and must stay frozen.
+        // The optimizer does not have frozen parameters, and they must stay frozen.
         let mut half = net.clone();
         half.first = half.first.no_grad();
         let mut optim = config.init(&half, gpu).expect("makes");
@@ -412,7 +412,7 @@ fn what_does_not_fit_is_refused_and_the_module_comes_back() {
     }
 }
 
-/// Parameters without a gradient stay as they are, and the others move as if the norm were theirs alone. Gradients come and go.
+/// Parameters without a gradient are not changed, and the norm contains only the others. Which parameters have a gradient differs by step.
 #[test]
 fn parameters_without_a_gradient_are_left_out() {
     for (device, gpu) in devices() {
@@ -442,10 +442,10 @@ fn parameters_without_a_gradient_are_left_out() {
             optim.step(net, gradients).expect("steps")
         };
         assert!(net.values()[0] != before[0], "{}", gpu.describe());
-        // The head had the buffers of the second layer too.
+        // The head shared the buffers of the second layer.
         assert_eq!(optim.copies(), Copies { parameters: 2, gradients: 0 });
 
-        // None at all is a step that moves nothing.
+        // A step without any gradient changes nothing.
         let before = net.values();
         let net = optim.step(net, GradientsParams::new()).expect("steps");
         assert_eq!(net.values(), before, "{}", gpu.describe());
@@ -454,7 +454,7 @@ fn parameters_without_a_gradient_are_left_out() {
     }
 }
 
-/// Casts every parameter.
+/// Mapper that casts every parameter.
 struct Cast(DType);
 
 impl ModuleMapper for Cast {
@@ -463,7 +463,7 @@ impl ModuleMapper for Cast {
     }
 }
 
-/// 16-bit parameters are the 16 bits next to what f32 parameters become, since the optimizer keeps the rest: steps too small for 16 bits add up.
+/// 16-bit parameters are f32 parameters rounded to 16 bits, because the optimizer has master weights: steps too small for 16 bits add up.
 #[test]
 fn halves_follow_f32() {
     for (device, gpu) in devices() {
@@ -478,7 +478,7 @@ fn halves_follow_f32() {
             let mut of_half = config.init(&half, gpu).expect("makes");
             let mut of_full = config.init(&full, gpu).expect("makes");
             let before = full.values();
-            // Sixteenths, which both types can hold.
+            // The gradients are multiples of 1/16, which both types represent exactly.
             let plain = device.clone().inner();
             let gradients = |net: &Net, dtype| {
                 let mut gradients = GradientsParams::new();
@@ -515,7 +515,7 @@ fn halves_follow_f32() {
     }
 }
 
-/// Products and reductions large enough for burn to try several kernels for them, in the midst of a step's operations.
+/// The products and reductions are large enough for burn to time several kernels for them among the operations of a step.
 #[test]
 fn steps_are_right_while_burn_tunes_its_kernels() {
     for (device, gpu) in devices() {
@@ -540,7 +540,7 @@ fn steps_are_right_while_burn_tunes_its_kernels() {
     }
 }
 
-/// burn's accumulator sums the gradients of micro-batches; told their number, a step is that of their mean.
+/// burn's accumulator sums the gradients of micro-batches. With their number set, the step uses the mean.
 #[test]
 fn gradients_accumulate_over_micro_batches() {
     for (device, gpu) in devices() {
@@ -563,12 +563,12 @@ fn gradients_accumulate_over_micro_batches() {
         for (theirs, ours) in theirs.values().concat().iter().zip(ours.values().concat()) {
             assert!((theirs - ours).abs() <= 1e-6, "{}: {ours} but burn's {theirs}", gpu.describe());
         }
-        // Both began with the same buffers.
+        // Both modules had the same buffers at the start.
         assert_eq!(optim.copies().parameters, 4, "{}", gpu.describe());
     }
 }
 
-/// Polyak's rate is the loss over the squared norm.
+/// Polyak's rate is the loss divided by the squared norm.
 #[test]
 fn a_regime_can_go_by_the_loss() {
     for (device, gpu) in devices() {
@@ -610,7 +610,7 @@ fn averages_come_in_a_module_of_their_own() {
     }
 }
 
-/// A learning rate with every call, as burn's loops and its `Learner` pass one, and burn's own record of the optimizer.
+/// Every call passes a learning rate, as burn's loops and `Learner` do, and the state goes through burn's record of the optimizer.
 #[test]
 fn burns_module_optimizer_can_hold_it() {
     for (device, gpu) in devices() {
@@ -625,7 +625,7 @@ fn burns_module_optimizer_can_hold_it() {
         let rate = |step| 0.125 / (1.0 + step as f64);
         for step in 0..6 {
             if step == 3 {
-                // On from the record, with another optimizer.
+                // Another optimizer continues from the record.
                 let record = OptimizerRecord::from_bytes(optim.into_bytes().expect("bytes")).expect("a record");
                 let again = Shared::new(config.init(&ours, gpu).expect("makes"));
                 optim = ModuleOptimizer::from(again).load_record(record);
@@ -640,7 +640,7 @@ fn burns_module_optimizer_can_hold_it() {
         assert_eq!(shared.lock().copies(), Copies::default(), "{}", gpu.describe());
         assert_eq!(shared.lock().drain_records().expect("arrive").records.len(), 3);
 
-        // A missing gradient is noticed when the next step begins.
+        // A missing gradient is detected when the next step starts.
         let mut gradients = ours.gradients(0);
         gradients.remove::<2>(ours.second.weight.id);
         ours = optim.step(0.1, ours, gradients);
@@ -651,7 +651,7 @@ fn burns_module_optimizer_can_hold_it() {
     }
 }
 
-/// What `Learner` asks of a model and an optimizer.
+/// Implementations and test for `Learner`.
 mod learner {
     use burn::optim::lr_scheduler::linear::LinearLrSchedulerConfig;
     use burn::train::{InferenceStep, Learner, RegressionOutput, TrainOutput, TrainStep};
@@ -706,7 +706,7 @@ mod learner {
     }
 }
 
-/// The module's parameters in burn's file, what the optimizer remembers in ours.
+/// burn's file has the parameters of the module, and the optimizer's file has its state.
 #[test]
 fn a_run_goes_on_from_its_files() {
     for (device, gpu) in devices() {

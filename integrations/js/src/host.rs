@@ -1,8 +1,8 @@
 //! A backend of wgpu over the caller's `GPUDevice`: every call of the library reaches the device, buffers and encoders of the
 //! JavaScript program that made them.
 //!
-//! wgpu's own WebGPU backend opens devices of its own and cannot be given one. This one has what an optimizer uses: buffers, compute
-//! pipelines, bind groups, compute passes, copies and maps. Everything else that wgpu can do is never called.
+//! wgpu's own WebGPU backend opens devices itself and cannot use an existing one. This backend implements what an optimizer uses: buffers,
+//! compute pipelines, bind groups, compute passes, copies and maps. Other functions of wgpu are never called.
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::fmt::Debug;
@@ -93,7 +93,7 @@ extern "C" {
     fn end(this: &JsPass);
 }
 
-/// `GPUShaderStage.COMPUTE` and `GPUMapMode.READ`, which Node has no globals for.
+/// `GPUShaderStage.COMPUTE` and `GPUMapMode.READ`, which are not globals in Node.
 const COMPUTE: u32 = 4;
 const READ: u32 = 1;
 
@@ -115,7 +115,7 @@ fn label(label: Option<&str>) -> JsValue {
     label.map_or(JsValue::UNDEFINED, JsValue::from_str)
 }
 
-/// A `GPUDevice`, and what is in flight on it. It is a [`wgpu::Device`] by [`Host::device`] and a [`wgpu::Queue`] by [`Host::queue`].
+/// A `GPUDevice` and its pending work. [`Host::device`] returns it as a [`wgpu::Device`], and [`Host::queue`] as a [`wgpu::Queue`].
 #[derive(Debug, Clone)]
 pub struct Host(Rc<Shared>);
 
@@ -123,15 +123,15 @@ pub struct Host(Rc<Shared>);
 struct Shared {
     device: JsDevice,
     queue: JsQueue,
-    /// What the next `create_buffer` or `create_command_encoder` stands for, instead of a new object.
+    /// Object of the caller that the next `create_buffer` or `create_command_encoder` wraps instead of creating a new one.
     adopted: RefCell<Option<Adopted>>,
     /// Pipelines that are being compiled.
     compiling: RefCell<Vec<Promise>>,
-    /// The last map that was asked for.
+    /// The last map that was requested.
     mapping: RefCell<Option<Promise>>,
     /// True once a mapped buffer could not be read, because its device was destroyed.
     unreadable: Cell<bool>,
-    /// True while an optimizer is taken apart whose buffers are to be freed at once, and not by the garbage collector.
+    /// True while an optimizer is dropped whose buffers are freed at once, and not by the garbage collector.
     frees: Cell<bool>,
 }
 
@@ -163,7 +163,7 @@ impl Host {
         wgpu::Queue::from_custom(self.clone())
     }
 
-    /// The caller's buffer as one of wgpu.
+    /// Returns the caller's buffer as a wgpu buffer.
     pub fn buffer(&self, device: &wgpu::Device, buffer: &JsBuffer) -> wgpu::Buffer {
         let descriptor = wgpu::BufferDescriptor {
             label: None,
@@ -175,13 +175,13 @@ impl Host {
         device.create_buffer(&descriptor)
     }
 
-    /// The caller's encoder as one of wgpu.
+    /// Returns the caller's encoder as a wgpu encoder.
     pub fn encoder(&self, device: &wgpu::Device, encoder: &JsEncoder) -> wgpu::CommandEncoder {
         self.adopt(Adopted::Encoder(encoder.clone()));
         device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default())
     }
 
-    /// An encoder of wgpu whose compute pass is the caller's, which it does not end.
+    /// Returns a wgpu encoder whose compute pass is the caller's. The encoder does not end the pass.
     pub fn encoder_of_pass(&self, device: &wgpu::Device, pass: &JsPass) -> wgpu::CommandEncoder {
         self.adopt(Adopted::Pass(pass.clone()));
         device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default())
@@ -191,18 +191,18 @@ impl Host {
         *self.0.adopted.borrow_mut() = Some(object);
     }
 
-    /// Pipelines that are being compiled, each a promise.
+    /// Returns a promise for each pipeline that is being compiled.
     pub fn compiling(&self) -> Array {
         let mut compiling = self.0.compiling.borrow_mut();
         compiling.drain(..).collect()
     }
 
-    /// The last map that was asked for, as a promise that is never rejected.
+    /// Returns the last map that was requested, as a promise that is never rejected.
     pub fn mapping(&self) -> Promise {
         self.0.mapping.borrow().clone().unwrap_or_else(|| Promise::resolve(&JsValue::UNDEFINED))
     }
 
-    /// True if what was mapped could not be read.
+    /// Returns true if a mapped buffer could not be read.
     pub fn is_unreadable(&self) -> bool {
         self.0.unreadable.get()
     }
@@ -215,7 +215,7 @@ impl Host {
     }
 }
 
-/// The JavaScript object that one of wgpu stands for.
+/// Returns the JavaScript object of a wgpu buffer.
 pub fn js_buffer(buffer: &wgpu::Buffer) -> JsValue {
     buffer.as_custom::<HostBuffer>().map_or(JsValue::UNDEFINED, |buffer| buffer.js.clone().into())
 }
@@ -224,7 +224,7 @@ pub fn js_buffer(buffer: &wgpu::Buffer) -> JsValue {
 struct HostBuffer {
     js: JsBuffer,
     host: Host,
-    /// False for a buffer of the caller.
+    /// False for the caller's buffers.
     owned: bool,
 }
 
@@ -256,7 +256,7 @@ impl ShaderModuleInterface for Handle {
     }
 }
 
-/// A pipeline, which is there once it has been compiled.
+/// Pipeline, which has a value after it was compiled.
 #[derive(Debug)]
 struct HostPipeline(Rc<OnceCell<JsValue>>);
 
@@ -266,7 +266,7 @@ impl ComputePipelineInterface for HostPipeline {
     }
 }
 
-/// Stands for calls of wgpu that the optimizer never makes, and that the package does not export.
+/// Panics. It implements calls of wgpu that the optimizer never makes and that the package does not export.
 #[track_caller]
 fn unused<T>() -> T {
     unreachable!("an optimizer made a call of wgpu that this backend does not have")
@@ -420,7 +420,7 @@ impl DeviceInterface for Host {
         let promise = self.0.device.create_compute_pipeline_async(&pipeline);
         let slot = Rc::clone(&compiled);
         self.0.compiling.borrow_mut().push(future_to_promise(async move {
-            // Nobody else writes it.
+            // The cell is not set elsewhere.
             let _ = slot.set(JsFuture::from(promise).await?);
             Ok(JsValue::UNDEFINED)
         }));
@@ -453,12 +453,12 @@ impl DeviceInterface for Host {
     }
 
     fn poll(&self, _: wgpu::wgt::PollType<u64>) -> Result<wgpu::PollStatus, wgpu::PollError> {
-        // The event loop does.
+        // The event loop polls the device.
         Ok(wgpu::PollStatus::Poll)
     }
 
     fn set_device_lost_callback(&self, _: BoxDeviceLostCallback) {
-        // `GPUDevice.lost` tells.
+        // The caller uses `GPUDevice.lost`.
     }
 
     unsafe fn create_shader_module_passthrough(
@@ -540,7 +540,7 @@ impl BufferInterface for HostBuffer {
         let bytes = range.end - range.start;
         let mapped = self.js.get_mapped_range(range.start as f64, bytes as f64);
         let mapped = mapped.map(|mapped| Uint8Array::new(&mapped)).unwrap_or_else(|_| {
-            // wgpu has no way to make an error of its own here.
+            // A backend cannot create wgpu's error type here.
             self.host.0.unreadable.set(true);
             Uint8Array::new_with_length(bytes as u32)
         });
@@ -556,7 +556,7 @@ impl BufferInterface for HostBuffer {
     }
 }
 
-/// A copy of what is mapped, which is copied back if it was written.
+/// Copy of a mapped range, which is copied back if it was written.
 #[derive(Debug)]
 struct HostRange {
     bytes: Vec<u8>,
@@ -587,7 +587,7 @@ impl Drop for HostRange {
     }
 }
 
-/// An encoder, or one whose only pass is the caller's.
+/// Encoder, or a compute pass of the caller.
 #[derive(Debug)]
 enum HostEncoder {
     Whole(JsEncoder),
@@ -678,7 +678,7 @@ impl CommandEncoderInterface for HostEncoder {
 #[derive(Debug)]
 struct HostPass {
     js: JsPass,
-    /// False for a pass of the caller.
+    /// False for the caller's passes.
     ends: bool,
 }
 
@@ -693,7 +693,7 @@ impl Drop for HostPass {
 impl ComputePassInterface for HostPass {
     fn set_pipeline(&mut self, pipeline: &DispatchComputePipeline) {
         let pipeline = pipeline.as_custom::<HostPipeline>().and_then(|pipeline| pipeline.0.get());
-        // An optimizer is given to its caller when every pipeline has been compiled.
+        // The caller gets an optimizer only after every pipeline has been compiled.
         self.js.set_pipeline(pipeline.expect("a compiled pipeline"));
     }
 

@@ -1,4 +1,4 @@
-//! wgpu-optim for JavaScript. TypeScript code under `ts/` calls what is exported here, and nothing else does.
+//! wgpu-optim for JavaScript. Only the TypeScript code in `ts/` calls the functions that are exported here.
 //!
 //! The optimizer is that of the library: this crate gives it the caller's `GPUDevice` as a device of wgpu ([`host`]), reads the caller's
 //! description ([`settings`]), and turns records into objects.
@@ -19,7 +19,7 @@ use settings::{ControlSettings, OptimizerSettings, SliceSettings};
 
 type Outcome<T> = Result<T, JsValue>;
 
-/// Writes panics to the console, which would else be `unreachable executed`.
+/// Writes panics to the console. Otherwise their message would be `unreachable executed`.
 #[wasm_bindgen(start)]
 fn start() {
     #[wasm_bindgen]
@@ -30,7 +30,7 @@ fn start() {
     std::panic::set_hook(Box::new(|panic| console_error(&panic.to_string())));
 }
 
-/// Returns an `Error` with a `kind`, as the library's `ErrorKind`.
+/// Returns an `Error` whose `kind` is the library's `ErrorKind`.
 fn error(kind: &str, message: &str) -> JsValue {
     let error = js_sys::Error::new(message);
     error.set_name("OptimizerError");
@@ -46,7 +46,7 @@ fn misdescribed(problem: String) -> JsValue {
     error("Build", &problem)
 }
 
-/// Replaces Rust's names for ways out by those of this package: `OptimizerBuilder::clip_norm` by `clipNorm`, `BufferUsages::STORAGE`
+/// Replaces Rust's names in error messages with those of this package: `OptimizerBuilder::clip_norm` by `clipNorm`, `BufferUsages::STORAGE`
 /// by `GPUBufferUsage.STORAGE`, and `Rule::sgd()` by `"sgd"`.
 fn for_javascript(message: &str) -> String {
     let mut written = String::new();
@@ -75,7 +75,7 @@ fn for_javascript(message: &str) -> String {
         }
     }
     written += rest;
-    // Names in quotes are the caller's.
+    // Names in quotes are the caller's and are not changed.
     let parts = written
         .split('"')
         .enumerate()
@@ -83,7 +83,7 @@ fn for_javascript(message: &str) -> String {
     parts.collect::<Vec<_>>().join("\"")
 }
 
-/// Writes settings in a sentence as JavaScript has them: `clipNorm` for `clip_norm`.
+/// Replaces the names of settings in a sentence with those in JavaScript: `clipNorm` for `clip_norm`.
 fn in_camel_case(part: &str) -> String {
     let is_setting = |word: &str| {
         let is_lower = |letter: char| letter.is_ascii_lowercase() || letter.is_ascii_digit() || letter == '_';
@@ -144,7 +144,7 @@ impl HostDevice {
         Ok(HostOptimizer { host: self.host.clone(), warnings, inner: RefCell::new(optimizer) })
     }
 
-    /// Pipelines that are being compiled, each a promise.
+    /// Returns a promise for each pipeline that is being compiled.
     pub fn compiling(&self) -> Array {
         self.host.compiling()
     }
@@ -195,7 +195,7 @@ impl HostOptimizer {
         record(&mut optimizer, &mut pass).map_err(refused)
     }
 
-    /// Refuses bytes that could not be read.
+    /// Returns an error if bytes could not be read.
     fn check_readable(&self) -> Outcome<()> {
         if self.host.is_unreadable() {
             return Err(error("DeviceLost", "the device was destroyed while it was read from: make another"));
@@ -462,7 +462,7 @@ fn of_tensor_record(record: &TensorRecord) -> JsValue {
     ])
 }
 
-/// Names of the terms of a record, in their order.
+/// Names of the terms of a record, in order.
 #[wasm_bindgen]
 pub fn terms() -> Vec<String> {
     Term::ALL.iter().map(|term| term.name().to_owned()).collect()

@@ -1,7 +1,7 @@
-//! An optimizer as a JavaScript program describes it, and the builder of the library that it stands for.
+//! Description of an optimizer by a JavaScript program, and its conversion to the library's builder.
 //!
-//! Rules, regimes, schedules and so on go by the names that the library's records and tables have for them, and their numbers by the
-//! names of their fields, `learningRate` for `learning_rate`. Nothing here knows them one by one.
+//! Rules, regimes, schedules and so on have the names that the library's records and tables use. Their numbers have the names of their
+//! fields, with `learningRate` for `learning_rate`. This code does not list them individually.
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -12,7 +12,7 @@ use wgpu_optim::{
     Regime, Rounding, Rule, Schedule, State, TrustRatio,
 };
 
-/// Why a description is refused.
+/// Reason why a description is invalid.
 pub type Outcome<T> = Result<T, String>;
 
 /// Settings that a group may have for itself and an optimizer for all groups.
@@ -87,7 +87,7 @@ struct TuningSettings {
     finish_workgroup_size: Option<u32>,
 }
 
-/// The whole description.
+/// Description of an optimizer.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct OptimizerSettings {
@@ -117,7 +117,7 @@ impl OptimizerSettings {
         serde_json::from_str(json).map_err(|error| in_camel_case(&error.to_string()))
     }
 
-    /// Returns the geometry of the kernels, where it is not `usual`.
+    /// Returns the geometry of the kernels if it differs from `usual`.
     pub fn tuning(&self, usual: Tuning) -> Outcome<Option<Tuning>> {
         let Some(given) = &self.tuning else { return Ok(None) };
         let mut tuning = usual;
@@ -231,7 +231,7 @@ impl GroupSettings {
 }
 
 impl SliceSettings {
-    /// Returns the part of the buffer, and what is in it.
+    /// Returns the part of the buffer and its element type.
     pub fn of<'a>(
         &self,
         tensor: &str,
@@ -284,14 +284,14 @@ fn named(what: &str, given: &Value) -> Outcome<(String, Map<String, Value>)> {
     }
 }
 
-/// JSON has no infinity. This number is one as an f32.
+/// JSON has no infinity. As an f32 this number is infinite.
 const INFINITE: f64 = 1e300;
 
 /// Replaces fields of a struct.
 fn with_fields<T: Serialize + DeserializeOwned>(what: &str, usual: &T, given: Map<String, Value>) -> Outcome<T> {
     let unreadable = |error: serde_json::Error| format!("{what}: {}", in_camel_case(&error.to_string()));
     let mut value = serde_json::to_value(usual).map_err(unreadable)?;
-    // Infinity was written as null, as a missing number is. At most one field of a struct is infinite.
+    // Infinity was written as null, like a missing number. At most one field of a struct is infinite.
     if T::deserialize(&value).is_err() {
         let nulls: Vec<String> = fields_of(&mut value)
             .map(|fields| fields.iter().filter(|(_, value)| value.is_null()).map(|(name, _)| name.clone()).collect())
@@ -351,7 +351,7 @@ fn regime(given: &Value) -> Outcome<Regime> {
     with_fields(&format!("regime {name}"), &regime, fields)
 }
 
-/// Reads a variant by its name in camel case, with all of its fields.
+/// Reads a variant from its name in camel case, with all fields.
 fn variant<T: DeserializeOwned>(what: &str, given: Option<&Value>) -> Outcome<Option<T>> {
     let Some(given) = given else { return Ok(None) };
     let (name, fields) = named(what, given)?;
@@ -394,7 +394,7 @@ fn loss_scaler(given: &Value) -> Outcome<LossScaler> {
     with_object("lossScaler", &LossScaler::default(), given)
 }
 
-/// Reads `true`, which is the usual numbers, or an object with some of them.
+/// Reads `true`, which means the default numbers, or an object with some of them.
 fn with_object<T: Serialize + DeserializeOwned>(what: &str, usual: &T, given: &Value) -> Outcome<T> {
     match given {
         Value::Bool(true) => with_fields(what, usual, Map::new()),
@@ -403,7 +403,7 @@ fn with_object<T: Serialize + DeserializeOwned>(what: &str, usual: &T, given: &V
     }
 }
 
-/// Controls of a group, of which those that are given change.
+/// Controls of a group. Only those that are present change.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ControlSettings {
@@ -484,7 +484,7 @@ pub fn camel_case(name: &str) -> String {
     words.fold(first, |camel, word| camel + &pascal_case(word))
 }
 
-/// Writes the names between backticks as JavaScript has them.
+/// Converts the names between backticks to those in JavaScript.
 fn in_camel_case(message: &str) -> String {
     let parts = message.split('`').enumerate().map(|(index, part)| {
         if index % 2 == 0 {

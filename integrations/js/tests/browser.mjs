@@ -10,7 +10,7 @@ const page = (script) => `<!doctype html><meta charset="utf-8"><link rel="icon" 
 <script type="importmap">{ "imports": { "wgpu-optim": "/integrations/js/dist/index.js" } }</script>
 <script type="module">${script}</script>`;
 
-// TensorFlow.js comes as CommonJS and in hundreds of files.
+// TensorFlow.js consists of hundreds of CommonJS files, which are bundled.
 const bundled = await build({
   entryPoints: [new URL('./tfjs.js', import.meta.url).pathname],
   bundle: true, format: 'esm', write: false, logLevel: 'error', external: ['wgpu-optim', './suite.js'],

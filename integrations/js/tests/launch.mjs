@@ -1,6 +1,6 @@
 import { chromium } from 'playwright-core';
 
-/** A headless browser with WebGPU on SwiftShader. CHROMIUM names another than Debian's. */
+/** Starts a headless browser with WebGPU on SwiftShader. CHROMIUM names a browser other than Debian's. */
 export function launch() {
   return chromium.launch({
     executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium',

@@ -11,7 +11,7 @@ const { run } = await import('./suite.js');
 const vectors = JSON.parse(await readFile(process.env.VECTORS, 'utf8'));
 let good = report(`Dawn in Node ${process.versions.node}`, await run(navigator.gpu, vectors, process.argv[2]));
 
-// Imports of the program go by the place of its file.
+// Imports of the program are resolved relative to its file.
 const file = new URL(`./.readme-${process.pid}.mjs`, import.meta.url);
 const { log } = console;
 const printed = [];

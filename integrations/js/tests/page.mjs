@@ -1,4 +1,4 @@
-// Drives the page of examples/web in headless Chromium: it must train, tell of what is injected, and fit its window. PICTURES names a folder for
+// Tests the page of examples/web in headless Chromium: it must train, report injected faults, and fit its window. PICTURES names a folder for
 // screenshots at 1280 and at 390 pixels.
 import { serve } from '../../../examples/web/server.mjs';
 import { launch } from './launch.mjs';

@@ -1,10 +1,10 @@
-// The tests of the package, for any host with WebGPU: tests/browser.mjs runs them in Chromium, tests/node.mjs on Dawn.
+// The tests of the package for any host with WebGPU. tests/browser.mjs runs them in Chromium, and tests/node.mjs on Dawn.
 import { load, Optimizer } from '../dist/index.js';
 
 const STORAGE = 0x80;
 const COPY_SRC = 0x4;
 const COPY_DST = 0x8;
-/** Units in the last place that rates and f32 parameters may be off after the steps of a case: as on tests/page, and as `wgpu-optim check` allows. */
+/** Allowed errors of rates and f32 parameters after the steps of a case, in units in the last place, as in tests/page and `wgpu-optim check`. */
 const ULPS = 300;
 
 let device;
@@ -14,7 +14,7 @@ function check(condition, message) {
   if (!condition) throw new Error(message);
 }
 
-/** Opens a device with as many storage buffers for each kernel as optimizers use. */
+/** Opens a device with the number of storage buffers per kernel that optimizers use. */
 export async function open(gpu) {
   const adapter = await gpu.requestAdapter();
   check(adapter, 'there is no adapter');
@@ -34,7 +34,7 @@ function buffer(contents, label) {
   return made;
 }
 
-/** What a buffer of a device has in it. */
+/** Returns the contents of a buffer. */
 export async function readback(device, source, Kind = Float32Array) {
   const staging = device.createBuffer({ size: source.size, usage: 0x1 | COPY_DST });
   const encoder = device.createCommandEncoder();
@@ -56,7 +56,7 @@ function submit(record) {
 
 const step = (optimizer) => submit((encoder) => optimizer.encodeStep(encoder));
 
-/** The error of a call, which must fail. */
+/** Returns the error of a call, which must fail. */
 async function refusal(call) {
   try {
     await call();
@@ -70,13 +70,13 @@ function ulp(size) {
   return 2 ** Math.floor(Math.log2(Math.max(Math.abs(size), 2 ** -126))) * 2 ** -23;
 }
 
-/** Distance in units in the last place; infinite for NaN. */
+/** Returns the distance in units in the last place, and infinity for NaN. */
 function distance(got, expected, size) {
   const ulps = Math.abs(got - expected) / ulp(size);
   return ulps >= 0 ? ulps : Infinity;
 }
 
-/** The options of a vector, over these buffers. */
+/** Returns the options of a test vector with these buffers. */
 function over(options, param, grad) {
   const groups = options.groups.map((group) => ({
     ...group,
@@ -102,7 +102,7 @@ function worst(got, expected, lengths) {
   return most;
 }
 
-/** An optimizer of one tensor of `values`, and its buffers. */
+/** Creates an optimizer of one tensor with `values`, and its buffers. */
 async function small(options = {}, values = new Float32Array(8).fill(1)) {
   const param = buffer(values, 'w');
   const grad = buffer(new Float32Array(values.length).fill(0.5));
@@ -125,7 +125,7 @@ export const tests = {
       const Words = test.exact || test.words ? Uint32Array : Float32Array;
       for (let number = 0; number < test.gradients.length; number++) {
         device.queue.writeBuffer(grad, 0, new Words(test.gradients[number]));
-        // Where there are looks, they come in turn with the steps.
+        // Looks, if there are any, alternate with the steps.
         if (test.turns.length > 1 && number % 2) submit((encoder) => optimizer.encodeLook(encoder));
         else step(optimizer);
         const rates = await read(optimizer.learningRates);
@@ -157,7 +157,7 @@ export const tests = {
     const param = buffer(4 * parameters.length);
     const grad = buffer(4 * parameters.length);
     const optimizer = await Optimizer.create(device, over(options, param, grad));
-    // The test's names of tensors are not the file's.
+    // The names of the tensors differ between the test and the file.
     const differs = await refusal(() => optimizer.load(Uint8Array.from(bytes), { parameters: true }));
     check(differs.kind === 'CheckpointDiffers' && differs.message.includes('tensor'), differs.message);
     optimizer.destroy();
@@ -396,7 +396,7 @@ export const tests = {
   async 'a step of a small model is one dispatch'() {
     const STEPS = 64;
     const found = [];
-    // One more quad than the largest small model has takes four dispatches.
+    // A model with one more quad than the largest small model takes four dispatches.
     for (const [elements, dispatches] of [[256, 1], [1024, 1], [4096, 1], [4100, 4]]) {
       const { optimizer } = await small({}, new Float32Array(elements).fill(1));
       const record = () => submit((encoder) => {
@@ -442,7 +442,7 @@ export const tests = {
   },
 };
 
-/** Runs the tests, and returns a line for each. */
+/** Runs the tests, and returns a result for each. */
 export async function run(gpu, given, wanted = '') {
   vectors = given;
   device = await open(gpu);

@@ -1,4 +1,4 @@
-// TensorFlow.js on the same device: its SGD and Adam take the steps of ours, and the time of both is told. Bundled and run by tests/browser.mjs.
+// Compares this package with TensorFlow.js on the same device: steps of SGD and Adam must agree, and times are reported. Bundled and run by tests/browser.mjs.
 import * as tf from '@tensorflow/tfjs-core';
 import { WebGPUBackend } from '@tensorflow/tfjs-backend-webgpu';
 import { Optimizer } from 'wgpu-optim';
@@ -13,14 +13,15 @@ const PARITY_STEPS = 10;
 const ROUNDS = 5;
 const REPEATS = 3;
 
-// `off` is how far from the steps in f64 the parameters of TensorFlow.js may be. Its Adam computes 1 - 0.999^k in f32, which is off by up to 6e-5 at
-// the first step, of whose root a step has half: 1.9e-6, and 1 + 1/2 + … + 1/10 times that after ten steps.
+// `off` is the allowed distance of the parameters of TensorFlow.js from steps in f64. Its Adam computes 1 - 0.999^k in f32, with an error of up to 6e-5
+// at the first step. Because of the root, the relative error of a step is half of this: 1.9e-6 at this rate, and 1 + 1/2 + … + 1/10 times that after ten
+// steps.
 const RULES = {
   SGD: { rule: 'sgd', theirs: () => tf.train.sgd(RATE), step: (w, g) => w - RATE * g, off: 1e-6 },
   Adam: {
     rule: { name: 'adamw', epsilon: EPSILON },
     theirs: () => tf.train.adam(RATE, 0.9, 0.999, EPSILON),
-    // The gradient is the same in each step, so that it is its own first moment, and its square the second.
+    // The gradient is the same in each step, so that it equals its first moment, and its square the second.
     step: (w, g) => w - (RATE * g) / (Math.abs(g) + EPSILON),
     off: 8e-6,
   },
@@ -30,7 +31,7 @@ function wave(length, phase) {
   return Float32Array.from({ length }, (_, index) => Math.sin(0.37 * index + phase));
 }
 
-/** Both optimizers over tensors of these lengths with the same values. */
+/** Creates both optimizers over tensors of these lengths with the same values. */
 async function both(device, { rule, theirs }, lengths) {
   const usage = STORAGE | COPY_SRC | COPY_DST;
   const total = lengths.reduce((sum, length) => sum + Math.ceil(length / 64) * 64, 0);
@@ -72,7 +73,7 @@ async function both(device, { rule, theirs }, lengths) {
   };
 }
 
-/** Median milliseconds of a step of each, taken in turn. */
+/** Returns the median milliseconds per step of both, which take turns. */
 async function times(device, pair) {
   const found = { ours: [], theirs: [] };
   for (let round = -1; round < ROUNDS; round++) {
@@ -80,7 +81,7 @@ async function times(device, pair) {
       await device.queue.onSubmittedWorkDone();
       const start = performance.now();
       for (let i = 0; i < REPEATS; i++) pair[who]();
-      // The backend of TensorFlow.js submits what it has recorded when something is read, or here.
+      // The backend of TensorFlow.js submits its recorded commands when a tensor is read, or here.
       if (tf.backend().commandEncoder) {
         tf.backend().endComputePassEncoder();
         tf.backend().submitQueue();
@@ -92,12 +93,12 @@ async function times(device, pair) {
   return Object.fromEntries(Object.entries(found).map(([who, times]) => [who, times.sort((a, b) => a - b)[ROUNDS >> 1]]));
 }
 
-/** The largest distance between parameters. */
+/** Returns the largest distance between parameters. */
 function farthest(one, other) {
   let most = 0;
   one.forEach((values, tensor) => values.forEach((value, index) => {
     const distance = Math.abs(value - other[tensor][index]);
-    // NaN stays.
+    // NaN is kept.
     most = distance <= most ? most : distance;
   }));
   return most;
@@ -105,7 +106,7 @@ function farthest(one, other) {
 
 export async function run(gpu) {
   const device = await open(gpu);
-  // Its kernels go by this name, under which it would open a device of its own.
+  // The kernels are registered under this name. TensorFlow.js would open its own device for it.
   tf.removeBackend('webgpu');
   tf.registerBackend('webgpu', () => new WebGPUBackend(device, device.adapterInfo));
   await tf.setBackend('webgpu');
@@ -136,7 +137,7 @@ export async function run(gpu) {
     for (const [what, lengths] of [['one tensor of 1,048,576', [1 << 20]], ['200 tensors of 1,000', new Array(200).fill(1000)]]) {
       const pair = await both(device, rule, lengths);
       const { ours, theirs } = await times(device, pair);
-      // Steps that were not submitted would take no time.
+      // Otherwise steps that were not submitted would take no time.
       const apart = farthest(...(await pair.parameters()));
       pair.end();
       lines.push({ name: `${name}, ${what}`, ok: apart <= 1e-4, found: `${ours.toFixed(2)} ms a step, TensorFlow.js ${theirs.toFixed(2)} ms` });

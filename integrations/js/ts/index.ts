@@ -58,9 +58,9 @@ export type Averaging =
 export interface Settings {
   /** The direction of a step. The default is `'sgd'`. */
   rule?: Rule;
-  /** The rule of tensors that are no matrices, beside a rule that needs matrices. */
+  /** The rule for tensors that are not matrices, if the group's rule needs matrices. */
   otherTensors?: Rule;
-  /** What sets the learning rate. The default, `'seesaw'`, needs no number. `{ name: 'fixed', learningRate: 0.1 }` is a given rate. */
+  /** How the learning rate is computed. The default, `'seesaw'`, needs no number. `{ name: 'fixed', learningRate: 0.1 }` is a given rate. */
   regime?: Regime;
   /** Coupled weight decay, as in PyTorch's SGD. */
   weightDecay?: number;
@@ -71,13 +71,13 @@ export interface Settings {
   maximize?: boolean;
   schedule?: Schedule;
   averaging?: Averaging;
-  /** Steps in proportion to the parameters, as in LARS; `true` for a coefficient of 0.001. */
+  /** Steps in proportion to the parameters, as in LARS. `true` is a coefficient of 0.001. */
   trustRatio?: true | { coefficient?: number; least?: number };
   /** Records the norm of every tensor and of its steps. */
   telemetry?: boolean;
   /** Rounding of 16-bit parameters: with master weights, which is the default, to nearest, or at random. */
   rounding?: 'masters' | 'nearest' | { name: 'stochastic'; seed: number };
-  /** Storage of the rule's memory: f32, or 8 bits with scales of blocks. */
+  /** Storage of the rule's state: f32, or 8 bits with a scale for each block. */
   state?: 'f32' | 'bits8';
 }
 
@@ -89,25 +89,25 @@ export interface GroupOptions extends Settings {
   shareNorm?: string;
   /** Factors of the learning rate for the rows or columns of the tensors. */
   rateFactors?: { rows: number[] } | { columns: number[] };
-  /** Leaves rows without a gradient as they are. */
+  /** Does not change rows without a gradient. */
   lazyRows?: boolean;
-  /** Gives every tensor a learning rate of its own. */
+  /** Gives every tensor its own learning rate. */
   perTensor?: boolean;
 }
 
 export interface OptimizerOptions extends Settings {
   groups: GroupOptions[];
-  /** One norm over all groups that share no other. */
+  /** Uses one norm for all groups that share no other norm. */
   globalNorm?: boolean;
   /** Clips the gradients of all groups together. */
   globalClipNorm?: number;
   /** What happens after steps with NaN or infinity, which change nothing: training goes on (`'skip'`, the default), or halts. */
   nonfinitePolicy?: 'skip' | 'unchecked' | { name: 'error'; after: number };
-  /** Skips or clips steps whose norm is far above those before. */
+  /** Skips or clips steps whose norm is far above the previous norms. */
   normOutliers?: { name: 'skip' | 'clip'; deviations: number; window: number };
   /** A dynamic scale of the loss on the device. */
   lossScaler?: true | { initialScale?: number; growthInterval?: number; minScale?: number; maxScale?: number };
-  /** Number of batches whose gradients are added up before a step. */
+  /** Number of batches whose gradients are added before a step. */
   microBatches?: number;
   /** Sets the gradients to zero after each step. */
   clearGradients?: boolean;
@@ -117,7 +117,7 @@ export interface OptimizerOptions extends Settings {
   recordSteps?: number;
   /** One f32 with the loss of the step, for regimes that need it. */
   loss?: Slice;
-  /** Geometry of the kernels. The default is by the kind of the adapter. */
+  /** Geometry of the kernels. The default depends on the kind of the adapter. */
   tuning?: {
     workgroupSize?: number;
     quadsPerInvocation?: number;
@@ -137,7 +137,7 @@ export interface Controls {
   microBatches: number;
 }
 
-/** One step of one group, and why its learning rate moved. */
+/** One step of one group, and why its learning rate changed. */
 export interface StepRecord {
   /** Steps attempted before this one. */
   step: number;
@@ -152,7 +152,7 @@ export interface StepRecord {
   smoothedNorm: number;
   slowAlignment: number;
   fastAlignment: number;
-  /** Contributions to the change of ln η by cause, which add up. */
+  /** Contributions to the change of ln η by cause. Their sum is the change. */
   terms: Record<string, number>;
   flags: string[];
   skipped: boolean;
@@ -210,8 +210,8 @@ function refusal(kind: string, message: string): OptimizerError {
 let loading: Promise<unknown> | undefined;
 
 /**
- * Loads the WebAssembly module, once. {@link Optimizer.create} does it where it has not been done. Give the module's address or bytes
- * where a bundler has moved `wgpu_optim_bg.wasm` away from this file.
+ * Loads the WebAssembly module, once. {@link Optimizer.create} does it if it has not been done. Pass the module's address or bytes
+ * if a bundler has moved `wgpu_optim_bg.wasm` away from this file.
  */
 export function load(module?: string | URL | Response | BufferSource | WebAssembly.Module): Promise<void> {
   loading ??= (async () => {
@@ -248,7 +248,7 @@ function hostOf(device: GPUDevice): HostDevice {
 /** Pipelines that are being compiled for a device, for all of its optimizers. */
 const compiling = new WeakMap<HostDevice, Promise<unknown>>();
 
-/** Calls something that creates objects on the device, and reports what the device refuses. */
+/** Calls a function that creates objects on the device, and reports the device's errors. */
 async function scoped<T>(device: GPUDevice, what: string, call: () => T): Promise<T> {
   const filters: GPUErrorFilter[] = ['out-of-memory', 'internal', 'validation'];
   filters.forEach((filter) => device.pushErrorScope(filter));
@@ -258,10 +258,10 @@ async function scoped<T>(device: GPUDevice, what: string, call: () => T): Promis
   } catch (problem) {
     made = { problem };
   }
-  // A lost device has no scopes.
+  // A lost device has no error scopes.
   const refused = await Promise.all(filters.map(() => device.popErrorScope().catch(() => null)));
   if ('problem' in made) throw made.problem;
-  // The last scope, lack of memory, explains the others.
+  // The last scope, out of memory, explains the others.
   const problem = refused.filter((error) => error !== null).at(-1);
   if (problem) throw refusal('DeviceRefused', `${what} was refused by the device: ${problem.message.split('\n')[0]}`);
   return made.value;
@@ -272,7 +272,7 @@ interface Places {
   numbers: Map<GPUBuffer, number>;
 }
 
-/** A slice as the module reads it, with the number of its buffer. */
+/** A slice in the form that the module reads, with the index of its buffer. */
 function placed(slice: Slice, what: string, places: Places) {
   const { buffer, offset, size, type } =
     slice && 'buffer' in slice ? slice : { buffer: slice, offset: undefined, size: undefined, type: undefined };
@@ -293,7 +293,7 @@ function placed(slice: Slice, what: string, places: Places) {
   return { buffer: number, offset: start, size: size ?? Math.max(buffer.size - start, 0), type };
 }
 
-/** Options as JSON, and the buffers that they name by number. */
+/** Options as JSON, and the buffers to which they refer by index. */
 function described(options: OptimizerOptions): { json: string; buffers: GPUBuffer[] } {
   const places: Places = { buffers: [], numbers: new Map() };
   if (!Array.isArray(options?.groups)) throw refusal('Build', 'the optimizer has no groups: give { groups: [{ tensors: […] }] }');
@@ -327,7 +327,7 @@ function described(options: OptimizerOptions): { json: string; buffers: GPUBuffe
   return { json: asJson({ ...options, groups, loss }), buffers: places.buffers };
 }
 
-/** JSON with infinities, as numbers that no f32 can hold, and with NaN as a word, which is refused as a number. */
+/** JSON with infinities as numbers that no f32 can hold, and with NaN as a string, which is an error where a number is expected. */
 function asJson(value: unknown): string {
   return JSON.stringify(value, (_, value) =>
     typeof value !== 'number' || Number.isFinite(value) ? value : Number.isNaN(value) ? 'NaN' : Math.sign(value) * 1e300,
@@ -349,7 +349,7 @@ export class Optimizer {
   readonly warnings: readonly string[];
   /** One f32 per group, then padding: the learning rates of the last step, for kernels of the caller and for copies. */
   readonly learningRates: GPUBuffer;
-  /** One f32: what the loss of the next step is to be multiplied by, with a `lossScaler`. */
+  /** One f32: the factor for the loss of the next step, with a `lossScaler`. */
   readonly lossScale: GPUBuffer;
   #inner: HostOptimizer;
   #draining: Promise<unknown> = Promise.resolve();
@@ -407,7 +407,7 @@ export class Optimizer {
     this.#inner.encodeLook(encoder);
   }
 
-  /** Exchanges parameters and averages, to evaluate the averages in place. The next call brings the parameters back. */
+  /** Exchanges parameters and averages, to evaluate the averages in place. The next call exchanges them back. */
   encodeSwapAverages(target: GPUCommandEncoder | GPUComputePassEncoder): void {
     if (isPass(target)) this.#inner.encodeSwapAveragesIn(target);
     else this.#inner.encodeSwapAverages(target);
@@ -420,7 +420,7 @@ export class Optimizer {
     this.#inner.encodeCopyAverages(encoder, tensor, JSON.stringify(slice), places.buffers[0]!);
   }
 
-  /** True if, after everything that was recorded, the averages are in the parameters' place. No step can be recorded then. */
+  /** True if, after all recorded commands, the parameters' buffers hold the averages. No step can be recorded then. */
   get averagesAreSwapped(): boolean {
     return this.#inner.averagesAreSwapped;
   }

@@ -1,4 +1,4 @@
-//! [`wgpu_optim`] over the ranks of an MPI program: one collective, of 32 bytes and 56 for every norm from each rank.
+//! [`wgpu_optim`] over the ranks of an MPI program, with one collective: each rank sends 32 bytes, and 56 for every norm.
 //!
 //! ```no_run
 //! # fn step(
@@ -19,11 +19,11 @@
 use mpi::traits::CommunicatorCollectives;
 use wgpu_optim::{CombinedSums, Error, ShardSums};
 
-/// The sums of all ranks, from those of each. Every rank calls it, and has the same bits of it.
+/// Combines the sums of all ranks. Every rank calls it and gets the same bits.
 ///
 /// # Errors
-/// As [`ShardSums::combine`]: the same on all ranks. (Ranks with different numbers of norms send different numbers of bytes, which is a
-/// mistake that MPI itself ends the program for.)
+/// As [`ShardSums::combine`], and the same on all ranks. (If ranks have different numbers of norms, they send different numbers of bytes, and
+/// MPI itself ends the program.)
 pub fn combine(world: &impl CommunicatorCollectives, measured: &ShardSums) -> Result<CombinedSums, Error> {
     let own = measured.to_bytes();
     let mut all = vec![0u8; own.len() * world.size() as usize];

@@ -1,9 +1,9 @@
-//! Trains an MLP on handwritten digits over the ranks of an MPI program, as ZeRO does: every rank computes the gradients of its rows of the
-//! batch, owns a shard of the parameters, receives the gradients of that shard from all ranks, steps, and hands the new parameters of its
-//! shard to all. Beside it, rank 0 trains the same with one optimizer of everything. At every step all ranks must have the same bits of the
-//! learning rate, and at the end the parameters of both must be the same within [`ULPS`]; otherwise the exit code is 1. (The last place of a
-//! parameter may decide whether a unit of the network is active, and the gradients then differ by far more. So both get the same
-//! gradients, at the parameters of the ranks.)
+//! Trains an MLP on handwritten digits over the ranks of an MPI program, as ZeRO does. Every rank computes the gradients of its rows of the
+//! batch and owns a shard of the parameters. It receives the gradients of this shard from all ranks, steps, and sends the new parameters of
+//! the shard to all ranks. Rank 0 also trains the same model with one optimizer for all parameters. At every step all ranks must have the same
+//! bits of the learning rate. At the end the parameters of both must agree within [`ULPS`]. Otherwise the exit code is 1. (The last place of
+//! a parameter may decide whether a unit of the network is active, and the gradients then differ by far more. Both therefore get the same
+//! gradients, computed at the parameters of the ranks.)
 //!
 //! `mpirun -n 4 wgpu-optim-mpi --path cpu`
 
@@ -26,14 +26,14 @@ use wgpu_optim_cli::model::{Model, ModelKind};
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
-/// The largest distance of a parameter at the end, in units of the last place of the largest parameter. The sums of a norm are added up in
-/// another order, so that rates differ in their last place; over 220 steps that grew to 3.4.
+/// Largest allowed difference of a parameter at the end, in units in the last place of the largest parameter. The sums of a norm are added
+/// in another order, so that rates differ in their last place. Over 220 steps the difference grew to 3.4.
 const ULPS: f64 = 16.0;
 
-/// Parts of a batch, each of which one rank computes. Their gradients are added up in this order for any number of ranks.
+/// Number of parts of a batch. One rank computes each part. Their gradients are added in the same order for any number of ranks.
 const PARTS: usize = 4;
 
-/// Rows of a batch.
+/// Number of rows in a batch.
 const BATCH: usize = 64;
 
 #[derive(Debug, Parser)]
@@ -74,7 +74,7 @@ fn main() {
     }
 }
 
-/// Whether all ranks agree, with each other and with one.
+/// Returns whether all ranks agree with each other and with one optimizer.
 fn run(world: &SimpleCommunicator, args: &Args) -> Outcome<bool> {
     let ranks = world.size() as usize;
     if !PARTS.is_multiple_of(ranks) {
@@ -132,7 +132,7 @@ fn train(world: &SimpleCommunicator, args: &Args, gpu: Option<&Gpu>, rule: Rule)
             gradients(&mut compute, &parameters, &data.train, rows, wanted, &mut parts);
             let own = exchange(world, &parts[own_parts.clone()], &shard, shard_of);
 
-            // All start together, or one would wait for the other's gradients in its all-gather.
+            // All ranks start together. Otherwise the time of the all-gather would contain the wait for gradients of other ranks.
             world.barrier();
             let start = Instant::now();
             let measured = host.measure(&own)?;
@@ -187,7 +187,7 @@ fn train(world: &SimpleCommunicator, args: &Args, gpu: Option<&Gpu>, rule: Rule)
     Ok(agree[0] && same_rates)
 }
 
-/// The gradients of some parts of a batch, each a share of the batch's.
+/// Computes the gradients of some parts of a batch. The gradient of the batch is the sum over all parts.
 fn gradients(
     compute: &mut CpuModel,
     parameters: &[f32],
@@ -204,7 +204,7 @@ fn gradients(
     }
 }
 
-/// Adds up parts, in their order.
+/// Adds parts in their order.
 fn add_up<'a>(parts: impl IntoIterator<Item = &'a [f32]>, elements: usize) -> Vec<f32> {
     let mut sum = vec![0.0; elements];
     for part in parts {
@@ -215,7 +215,7 @@ fn add_up<'a>(parts: impl IntoIterator<Item = &'a [f32]>, elements: usize) -> Ve
     sum
 }
 
-/// What all ranks' parts of the batch have of this rank's shard, added up: a reduce-scatter, in an order that is always the same.
+/// Returns the sum of the gradients of this rank's shard over the parts of all ranks: a reduce-scatter whose order is always the same.
 fn exchange(
     world: &SimpleCommunicator,
     own: &[Vec<f32>],
@@ -241,7 +241,7 @@ fn exchange(
     add_up(received.chunks_exact(shard.len()), shard.len())
 }
 
-/// The parameters of all shards.
+/// Gathers the parameters of all shards.
 fn gather(world: &SimpleCommunicator, own: &[f32], all: &mut [f32], shard_of: impl Fn(usize) -> Range<usize>) {
     let counts: Vec<i32> = (0..world.size() as usize).map(|rank| shard_of(rank).len() as i32).collect();
     let places = displacements(&counts);
@@ -261,13 +261,13 @@ fn displacements(counts: &[i32]) -> Vec<i32> {
         .collect()
 }
 
-/// An optimizer of a stretch of the flat parameters, on either path.
+/// Optimizer for a range of the flat parameters, on either path.
 #[expect(clippy::large_enum_variant, reason = "there are two of them")]
 enum PathOptimizer {
     Host {
         optimizer: CpuOptimizer,
         parameters: Vec<f32>,
-        /// Where its tensors lie in the stretch.
+        /// Ranges of the tensors within the range.
         tensors: Vec<Range<usize>>,
     },
     Device {
@@ -287,7 +287,7 @@ impl PathOptimizer {
         stretch: Range<usize>,
         rank: Option<(usize, usize)>,
     ) -> Outcome<Self> {
-        // What of each tensor lies in the stretch; of some, nothing.
+        // The part of each tensor within the range, which is empty for some tensors.
         let tensors: Vec<(&str, Range<usize>)> = model
             .tensors()
             .iter()
@@ -339,7 +339,7 @@ impl PathOptimizer {
         }
     }
 
-    /// A step of one optimizer of everything.
+    /// Takes a step of an optimizer that is not sharded.
     fn step(&mut self, gradients: &[f32]) -> Outcome<()> {
         match self {
             PathOptimizer::Host { optimizer, parameters, tensors } => {
@@ -416,7 +416,7 @@ fn cut<'a>(flat: &'a [f32], tensors: &[Range<usize>]) -> Vec<&'a [f32]> {
     tensors.iter().map(|range| &flat[range.clone()]).collect()
 }
 
-/// Tensors come in the order in which they lie.
+/// Splits the flat parameters. The tensors are in the order of their ranges.
 fn cut_mut<'a>(mut flat: &'a mut [f32], tensors: &[Range<usize>]) -> Vec<&'a mut [f32]> {
     let mut at = 0;
     let mut slices = Vec::with_capacity(tensors.len());
@@ -434,13 +434,13 @@ fn encoder(gpu: &Gpu) -> wgpu::CommandEncoder {
     gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default())
 }
 
-/// For what reads these gradients from the buffer.
+/// Writes gradients to the buffer, and returns an encoder for commands that read them.
 fn encoder_after_writing(gpu: &Gpu, buffer: &wgpu::Buffer, gradients: &[f32]) -> wgpu::CommandEncoder {
     gpu.queue().write_buffer(buffer, 0, bytemuck::cast_slice(gradients));
     encoder(gpu)
 }
 
-/// Submits, and waits, so that times are of the work and not of its recording.
+/// Submits and waits, so that times include the work on the device.
 fn finish(gpu: &Gpu, encoder: wgpu::CommandEncoder) -> Outcome<()> {
     let submission = gpu.queue().submit([encoder.finish()]);
     Ok(gpu.finish("a step", &submission)?)

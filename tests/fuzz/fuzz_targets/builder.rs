@@ -1,4 +1,4 @@
-//! Settings of any numbers: refused in one line, or else steps along any gradients, which leave the parameters finite.
+//! Settings with any numbers are refused in one line, or steps along any gradients leave the parameters finite.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -97,7 +97,7 @@ impl Source<'_> {
         }
     }
 
-    /// A shape for so many elements, or for others.
+    /// Returns a shape for this number of elements, or for another number.
     fn shape(&mut self, elements: usize) -> Vec<usize> {
         match self.byte() % 8 {
             0..4 => vec![elements, 1],

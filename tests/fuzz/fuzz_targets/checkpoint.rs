@@ -1,4 +1,4 @@
-//! A checkpoint from bytes: refused, or else the same bytes again and restored or refused by an optimizer, which then still steps.
+//! A checkpoint from any bytes is refused, or is written as the same bytes. An optimizer restores it or refuses it, and can still take steps.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -7,7 +7,7 @@ use wgpu_optim::half::bf16;
 use wgpu_optim::{Checkpoint, CpuOptimizer, Differences, Group, Notes, OptimizerBuilder, Rule};
 
 const W: [f32; 5] = [1.0, -2.0, 3.0, 0.5, 0.0];
-/// One of 16 bits, with a master.
+/// A 16-bit tensor with masters.
 const H: [bf16; 3] = [bf16::ONE, bf16::NEG_ONE, bf16::EPSILON];
 
 fn optimizer() -> CpuOptimizer {
@@ -21,7 +21,7 @@ fn optimizer() -> CpuOptimizer {
         .expect("builds")
 }
 
-/// Everything that the optimizer moves.
+/// The parameters of the optimizer.
 #[derive(PartialEq, Debug)]
 struct Parameters {
     a: Vec<f32>,
@@ -49,7 +49,7 @@ impl Parameters {
 }
 
 fuzz_target!(|bytes: &[u8]| {
-    // Where the input is short it says how a good file is spoilt: so many bytes from the start are replaced.
+    // A short input changes a valid file: its first two bytes are an offset, and the rest replaces the bytes there.
     let mut file = good();
     let bytes = if bytes.len() < file.len() / 2 {
         let [low, high, rest @ ..] = bytes else {
@@ -73,7 +73,7 @@ fuzz_target!(|bytes: &[u8]| {
         assert_eq!(parameters, Parameters::new(), "nothing was changed");
     }
     parameters.step(&mut optimizer);
-    // One of other groups, which takes what it can.
+    // An optimizer with other groups restores what it can.
     let mut parameters = Parameters::new();
     let mut other = OptimizerBuilder::new(Rule::adamw())
         .group(Group::new("new").tensor("b", &W[3..], &W[3..]))
@@ -90,7 +90,7 @@ fuzz_target!(|bytes: &[u8]| {
     other.step(slices, &[&gradients.b as &dyn Values, &gradients.c, &gradients.a]).expect("steps");
 });
 
-/// What an optimizer writes after a step.
+/// Returns the file of an optimizer after a step.
 fn good() -> Vec<u8> {
     use std::sync::OnceLock;
     static GOOD: OnceLock<Vec<u8>> = OnceLock::new();
@@ -104,7 +104,7 @@ fn good() -> Vec<u8> {
     .clone()
 }
 
-/// A file as version 2 had it, without a checksum, which no change of the fuzzer's would get past.
+/// Returns a file of version 2, which has no checksum that would reject the fuzzer's changes.
 fn without_checksum(file: &[u8]) -> Vec<u8> {
     let end = 8 + u64::from_le_bytes(file[..8].try_into().expect("eight")) as usize;
     let header = std::str::from_utf8(&file[8..end]).expect("text");

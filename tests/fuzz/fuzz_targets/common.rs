@@ -1,10 +1,10 @@
-//! A folder in memory for the files that they are given.
+//! Writes the inputs to files in a folder in memory.
 
 use std::path::PathBuf;
 
 use wgpu_optim_cli::data;
 
-/// Writes these files and reads the first. What comes back must hold together.
+/// Writes these files and reads the first one. The resulting data must be consistent.
 pub fn load(folder: &str, files: &[(&str, &[u8])]) {
     let memory = PathBuf::from("/dev/shm");
     let base = if memory.is_dir() { memory } else { std::env::temp_dir() };
@@ -24,7 +24,7 @@ pub fn load(folder: &str, files: &[(&str, &[u8])]) {
                 assert!(split.y.iter().all(|class| classes.contains(class)));
             }
         }
-        // One line that names one of the files.
+        // The error is one line that names one of the files.
         Err(error) => {
             let error = error.to_string();
             assert!(files.iter().any(|(name, _)| error.contains(name)), "{error}");

@@ -1,4 +1,4 @@
-//! One file of any kind: CSV, LIBSVM or IDX, gzipped or not, told apart by its bytes.
+//! One file of any kind: CSV, LIBSVM or IDX, gzipped or not, as its bytes show.
 #![no_main]
 
 mod common;

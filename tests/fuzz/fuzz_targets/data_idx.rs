@@ -1,4 +1,4 @@
-//! The two files of an IDX set: images up to the first byte's share of the input, labels after it.
+//! The two files of an IDX set. The first byte gives the share of the input that is images, and labels follow.
 #![no_main]
 
 mod common;

@@ -1,4 +1,4 @@
-//! Sums of two ranks with some of their words replaced: refused, or else combined and applied, which leaves the parameters finite.
+//! Sums of two ranks with some words replaced are refused, or can be combined and applied, which leaves the parameters finite.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -31,7 +31,7 @@ fuzz_target!(|bytes: &[u8]| {
             rank.measure(&[a, b], &[&G[..4], &G[4..]]).expect("measures").to_bytes()
         });
         let mut sums = sums.concat();
-        // Six bytes a change: where, and what. The first step may be changed, the second is an honest one.
+        // A change takes six bytes: its place and its value. Only the first step is changed.
         for change in bytes.chunks_exact(6).filter(|_| step == 0) {
             let word = usize::from(u16::from_le_bytes([change[0], change[1]])) % (sums.len() / 4);
             sums[4 * word..4 * word + 4].copy_from_slice(&change[2..]);
@@ -40,7 +40,7 @@ fuzz_target!(|bytes: &[u8]| {
         let (a, b) = w.split_at_mut(4);
         let _ = ranks[0].apply(&mut [a, b], &[&G[..4], &G[4..]], &combined);
         assert!(w.iter().all(|w| w.is_finite()));
-        // The other rank goes along, as it would elsewhere.
+        // The other rank takes the step too.
         let mut other = w;
         let (a, b) = other.split_at_mut(4);
         let _ = ranks[1].apply(&mut [a, b], &[&G[..4], &G[4..]], &combined);

@@ -7,9 +7,9 @@ use public_api::Builder;
 
 use crate::root;
 
-/// One line per item, sorted.
+/// Returns one line per item, sorted.
 pub fn list() -> anyhow::Result<String> {
-    // In a folder of its own: with the variable below cargo takes whatever is in another for stale.
+    // The folder is separate, since the variable below makes cargo rebuild everything in a shared one.
     let target = root().join("target/hygiene");
     let status = Command::new("cargo")
         .current_dir(root())
@@ -17,7 +17,7 @@ pub fn list() -> anyhow::Result<String> {
         .arg(&target)
         .args(["--package", "wgpu-optim", "--lib", "--all-features"])
         .args(["--", "-Zunstable-options", "--output-format", "json"])
-        // The form that programs can read is not stable yet.
+        // The JSON format is not stable yet.
         .env("RUSTC_BOOTSTRAP", "1")
         .status()?;
     ensure!(status.success(), "cargo rustdoc failed");

@@ -1,4 +1,4 @@
-//! What the crate is built from: licences, sources, Rust versions, and how little the core needs.
+//! The dependencies of the crate: licences, sources, Rust versions, and the few of the core.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
@@ -10,11 +10,11 @@ use spdx::{Expression, LicenseReq};
 
 use crate::root;
 
-/// Licences that a program may be shipped under without more than their text.
+/// Licences that require only their text to be shipped with a program.
 const LICENCES: [&str; 9] =
     ["MIT", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "BSL-1.0", "ISC", "Unicode-3.0", "Unlicense", "Zlib"];
 
-/// Crates that are there in two versions because those who need them have not moved on.
+/// Crates that are allowed in two versions, since some dependents still use the older one.
 const TWICE: [&str; 4] = ["hashbrown", "jni-sys", "miniz_oxide", "syn"];
 
 const CRATES_IO: &str = "registry+https://github.com/rust-lang/crates.io-index";
@@ -32,7 +32,7 @@ fn own(metadata: &Metadata) -> anyhow::Result<&Package> {
     metadata.root_package().context("the package itself")
 }
 
-/// What the library takes without its features: names, with their features, one to a line.
+/// Returns the dependencies of the library without its features, with their features, one on each line.
 pub fn of_core() -> anyhow::Result<String> {
     let metadata = metadata(CargoOpt::NoDefaultFeatures)?;
     let lines: Vec<String> = own(&metadata)?
@@ -47,12 +47,12 @@ pub fn of_core() -> anyhow::Result<String> {
     Ok(lines.concat().replace(" \n", "\n"))
 }
 
-/// Everything that is not as it should be, a line for each.
+/// Returns everything that is wrong with the dependencies, one complaint on each line.
 pub fn complaints() -> anyhow::Result<Vec<String>> {
     let metadata = metadata(CargoOpt::AllFeatures)?;
     let own = own(&metadata)?;
     let mut complaints = Vec::new();
-    // The library, the program, and what both are held against.
+    // The library, the program, and the crates for their tests.
     let members = &metadata.workspace_members;
     let built = reached(&metadata, members, |_| true)?;
     let shipped = reached(&metadata, members, |kind| kind.kind == DependencyKind::Normal)?;
@@ -91,7 +91,7 @@ pub fn complaints() -> anyhow::Result<Vec<String>> {
 
 fn may_be_shipped(package: &Package) -> bool {
     let allowed = |requirement: &LicenseReq| requirement.license.id().is_some_and(|id| LICENCES.contains(&id.name));
-    // Cargo once took a slash for "or".
+    // Cargo used to accept a slash for "or".
     package
         .license
         .as_ref()
@@ -99,7 +99,7 @@ fn may_be_shipped(package: &Package) -> bool {
         .is_some_and(|expression| expression.evaluate(allowed))
 }
 
-/// Every package that the members depend on, through dependencies of the kinds that are wanted.
+/// Returns every package that the members depend on, through dependencies of the wanted kinds.
 fn reached(
     metadata: &Metadata,
     members: &[PackageId],
@@ -119,14 +119,14 @@ fn reached(
     Ok(seen)
 }
 
-/// Returns false for an optional dependency that no enabled feature of the package asks for. Cargo's metadata has those that a feature names
-/// with a question mark, such as the 18 versions of `glam` that `nalgebra` converts to on request.
+/// Returns false for an optional dependency that no enabled feature of the package enables. Cargo's metadata includes those that a feature names with
+/// a question mark, such as the 18 versions of `glam` to which `nalgebra` can convert.
 fn is_enabled(package: &Package, node: &Node, dependency: &NodeDep) -> bool {
     let name_of = |one: &Dependency| one.rename.clone().unwrap_or_else(|| one.name.clone());
     let mut declared =
         package.dependencies.iter().filter(|one| name_of(one).replace('-', "_") == dependency.name).peekable();
     let Some(first) = declared.peek() else {
-        // A library that is not called as its package.
+        // The library has another name than its package.
         return true;
     };
     let name = name_of(first);

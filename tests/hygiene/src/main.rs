@@ -1,8 +1,7 @@
-//! `cargo run --manifest-path tests/hygiene/Cargo.toml [-- --update]`: holds the public interface and the dependencies of wgpu-optim
-//! against what was agreed on, so that neither changes unseen, and compiles the shaders with the compiler that their language comes from. `.ci/run` calls it.
+//! `cargo run --manifest-path tests/hygiene/Cargo.toml [-- --update]` compares the public interface and the dependencies of wgpu-optim with the lists
+//! in this folder, so that neither changes unnoticed. It also compiles the shaders with the reference compiler of their language. `.ci/run` calls it.
 //!
-//! Advisories are not looked up: their database lies outside of the registries that this is run with. `cargo audit` does it where it can
-//! be had.
+//! It does not look up advisories, since their database is not in the registries that it has access to. `cargo audit` does, where it is available.
 #![forbid(unsafe_code)]
 
 mod api;
@@ -37,7 +36,7 @@ fn main() -> anyhow::Result<ExitCode> {
     Ok(if agreed && complaints.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The root of the repository.
+/// Returns the root of the repository.
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }

@@ -1,11 +1,11 @@
-//! Compiles the shaders with the reference compiler of WESL, in which they are written: the library has a linker of its own.
+//! Compiles the shaders with the reference compiler of WESL, the language of the shaders. The library has its own linker.
 
 use wesl::{Feature, Wesl};
 
 use crate::root;
 
-/// Kernels, with the features that are always set, and lists. A combination takes one entry of each list. Those that take the first entry of all but
-/// two lists are compiled, so that every pair of entries of different lists is in one of them.
+/// The kernels with the features that are always set, and lists of features. A combination takes one entry of each list. The combinations that take
+/// the first entry of all but two lists are compiled, so that every pair of entries of different lists is in one of them.
 const KERNELS: &[(&str, &str, &[&[&str]])] = &[
     ("finish_reduction", "", &[&["", "loss"]]),
     ("finish_update", "", &[]),
@@ -136,7 +136,7 @@ const KEEPS: &[&str] = &[
     "averages measures_step",
     "schedule_free",
 ];
-/// With the regime that needs it.
+/// The features that measure and keep, with the regime that needs them.
 const MEASURES_AND_KEEPS: &[&str] = &[
     "seesaw measures_nothing",
     "seesaw measures_momentum",

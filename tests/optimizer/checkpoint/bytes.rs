@@ -1,4 +1,4 @@
-//! The form of a checkpoint: what a file of another version has, and bytes that are no checkpoint.
+//! The form of a checkpoint: files of other versions, and bytes that are no checkpoint.
 
 use std::mem::offset_of;
 
@@ -9,7 +9,7 @@ use wgpu_optim::{Checkpoint, Differences, Error, Group, Notes, OptimizerBuilder,
 use wgpu_optim_conformance::assert_refused;
 use wgpu_optim_conformance::run::{CpuRun, Run};
 
-/// A file of safetensors with this header.
+/// Returns a safetensors file with this header.
 fn with_header(header: &str, data: &[u8]) -> Vec<u8> {
     let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
     bytes.extend_from_slice(header.as_bytes());
@@ -17,18 +17,18 @@ fn with_header(header: &str, data: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Where the header of a file ends.
+/// Returns the end of a file's header.
 fn header_end(bytes: &[u8]) -> usize {
     8 + u64::from_le_bytes(bytes[..8].try_into().expect("eight")) as usize
 }
 
-/// Where a file has the states of the groups.
+/// Returns the offset of the groups' states in a file.
 fn start_of_states(bytes: &[u8]) -> usize {
     let tensors = safetensors::SafeTensors::deserialize(bytes).expect("whole");
     tensors.tensor("groups/state").expect("there").data().as_ptr() as usize - bytes.as_ptr() as usize
 }
 
-/// The file with the checksum that its description and its data have, if it has both; else as it is.
+/// Returns the file with the checksum of its description and data if it has both, and unchanged otherwise.
 fn signed(mut bytes: Vec<u8>) -> Vec<u8> {
     const FIELD: &str = r#""wgpu-optim crc32":""#;
     let whole = || -> Option<(usize, u32)> {
@@ -47,7 +47,7 @@ fn signed(mut bytes: Vec<u8>) -> Vec<u8> {
     bytes
 }
 
-/// A checkpoint whose description, and whose rows of the groups' states, are changed.
+/// Returns a checkpoint with a changed description, and with changed rows of the groups' states.
 fn edited(
     checkpoint: &Checkpoint,
     describe: impl FnOnce(&mut serde_json::Value),
@@ -86,7 +86,7 @@ fn edit_fields(about: &mut serde_json::Value, edit: impl FnOnce(&str) -> String)
     *fields = edit(fields.as_str().expect("a list")).into();
 }
 
-/// An added field or setting breaks no file of before; one that is not known is named.
+/// Files from before a field or a setting was added can be read, and an unknown field or setting is named.
 #[test]
 fn fields_and_settings_go_by_their_names() {
     let (run, checkpoint) = saved(&plain());
@@ -99,7 +99,7 @@ fn fields_and_settings_go_by_their_names() {
         edited(&checkpoint, |about| edit_fields(about, edit), row)
     };
     let described = |describe: &dyn Fn(&mut serde_json::Value)| edited(&checkpoint, describe, |_| {});
-    // A field that the file does not have has its first value, and the others are where they belong.
+    // A field that the file does not have gets its initial value, and the other fields get their own.
     let at = offset_of!(GroupState, mean_norm) / 4;
     let older = with_fields(&|fields| fields.replacen("mean_norm.mantissa: f32, ", "", 1), &|row| {
         row.remove(at);
@@ -111,7 +111,7 @@ fn fields_and_settings_go_by_their_names() {
         state.mean_norm.mantissa = 0.0;
     }
     assert_eq!((fresh.states(), fresh.params()), (expected, run.params()));
-    // So it is with fields in another order, and with a setting that is younger than the file.
+    // The same holds for fields in another order, and for a setting that is newer than the file.
     let (two, turned) = ("steps_low: u32, steps_high: u32", "steps_high: u32, steps_low: u32");
     let turned = with_fields(&|fields| fields.replacen(two, turned, 1), &|row| row.swap(0, 1));
     let younger = described(&|about| {
@@ -186,7 +186,7 @@ fn foreign_and_hostile_bytes_are_refused_with_a_reason() {
         assert_refused(Checkpoint::from_bytes(bytes), &[reason]);
     }
 
-    // These have to be held against an optimizer.
+    // Only an optimizer can detect these.
     let last = "parameters/weights/1";
     let words = size_of::<GroupState>() / 4;
     let (shape, turned) = (format!("[2,{words}]"), format!("[{words},2]"));
@@ -210,7 +210,7 @@ fn foreign_and_hostile_bytes_are_refused_with_a_reason() {
         assert!(run.checkpoint().to_bytes() == before);
     }
 
-    // Words of a state that no step leaves: of the group's own field, by its place in the row.
+    // Words that no step leaves in a state, in a field of the group, by their place in the row.
     let states = start_of_states(&good);
     for (field, word, reason) in [
         (offset_of!(GroupState, started), 2u32, "started of group \"weights\" is 2, above 1"),
@@ -225,8 +225,8 @@ fn foreign_and_hostile_bytes_are_refused_with_a_reason() {
     }
 }
 
-/// Bytes of any kind, and checkpoints with any bits changed or any part missing: an error, or, where what was changed means nothing, the
-/// same state. Never a panic, and never memory out of proportion to the bytes.
+/// Asserts that any bytes, or a checkpoint with changed bits or missing parts, are an error, or restore the same state where the change means
+/// nothing. They never cause a panic, and never take more memory than is proportionate.
 fn is_refused_or_harmless(good: &[u8], bytes: Vec<u8>) -> Result<(), TestCaseError> {
     let len = bytes.len();
     let mut read = Checkpoint::from_bytes([]);
@@ -241,7 +241,7 @@ fn is_refused_or_harmless(good: &[u8], bytes: Vec<u8>) -> Result<(), TestCaseErr
     Ok(())
 }
 
-/// Whatever a file holds, an optimizer of another kind refuses it or can make steps from it.
+/// Asserts that an optimizer of another kind refuses any file or can take steps from it.
 fn goes_on_elsewhere(checkpoint: &Checkpoint) {
     let mut specs = plain();
     specs.swap(0, 1);
@@ -318,7 +318,7 @@ proptest! {
         }
     }
 
-    /// Whatever the state holds, if it is taken, steps can be made from it.
+    /// Any state is refused, or steps can be taken from it.
     #[test]
     fn changed_states_are_refused_or_can_go_on(flips in prop::collection::vec((0..size_of::<GroupState>() / 2, any::<u32>()), 1..4)) {
         let (_, checkpoint) = saved(&plain());
@@ -338,7 +338,7 @@ proptest! {
     }
 }
 
-/// A header that readers of the format refuse is not written, and an old file stays.
+/// A header that readers of the format would refuse is not written, and the old file stays.
 #[test]
 fn a_header_that_no_reader_accepts_is_not_written() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -353,7 +353,7 @@ fn a_header_that_no_reader_accepts_is_not_written() {
     assert_eq!(std::fs::read(&path).expect("reads"), b"old");
 }
 
-/// Whatever numbers a file names, it can be printed.
+/// A file can be printed whatever numbers it contains.
 #[test]
 fn lengths_that_overflow_their_sum_are_printed() {
     let (_, checkpoint) = saved(&plain());
@@ -373,7 +373,7 @@ fn lengths_that_overflow_their_sum_are_printed() {
     }
 }
 
-/// Headers alone, as large as they come for their bytes.
+/// Headers that are large for what they contain take memory in proportion to their bytes.
 #[test]
 fn memory_is_in_proportion_to_the_bytes() {
     let entry = |index: usize| format!(r#""{index:x}":{{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}"#);
@@ -381,7 +381,7 @@ fn memory_is_in_proportion_to_the_bytes() {
     let notes: Vec<String> = (0..50_000).map(|index| format!(r#""{index:x}":"""#)).collect();
     let about = r#"{\"version\":2,\"written_by\":\"\",\"step\":0,\"settings\":{},\"parameters\":false,\"groups\":[GROUPS],\"tensors\":[],\"tables\":{},\"notes\":{}}"#;
     let groups = vec![r#"{\"name\":\"\",\"settings\":{}}"#; 20_000].join(",");
-    // And how many times their bytes they may take: strings are small, and a dimension must not become a word of memory.
+    // The second number is the allowed memory as a multiple of the bytes: strings are short, and a dimension must not take a word of memory.
     for (header, times) in [
         (format!("{{{}}}", entries.join(",")), 6),
         (format!(r#"{{"__metadata__":{{{}}}}}"#, notes.join(",")), 12),

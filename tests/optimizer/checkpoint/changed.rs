@@ -1,5 +1,5 @@
-//! Loads into optimizers that were built in another way: what goes on has the bits of a run that was never interrupted, and what starts
-//! anew those of a new optimizer.
+//! Checkpoints in optimizers that were built differently: state that is kept has the bits of a run that was never interrupted, and state that starts
+//! anew has those of a new optimizer.
 
 use wgpu_optim::cpu::Values;
 use wgpu_optim::{
@@ -12,8 +12,8 @@ use wgpu_optim_conformance::{Numbers, assert_refused, download, noise, step, ten
 use super::plain;
 use crate::helpers::raw_tensor;
 
-/// Groups with norms of their own and every kind of memory. Lengths are multiples of four: wherever a tensor lies it is added up in the same
-/// order.
+/// Returns groups with separate norms and every kind of state. The lengths are multiples of four, so that the order of a tensor's sums does not
+/// depend on its place.
 fn several() -> Vec<Spec> {
     let spec = |name: &str, seed, rule, regime| Spec::new(rule, regime, tensors(seed, &[8, 64])).named(name);
     vec![
@@ -27,7 +27,7 @@ fn several() -> Vec<Spec> {
     ]
 }
 
-/// The gradients of a step, the same for a tensor wherever it is. One step in five has a NaN.
+/// Returns the gradients of a step, which depend only on a tensor's group and not on its place. One step in five has a NaN.
 fn gradients(specs: &[Spec], step: u64) -> Vec<Vec<f32>> {
     let mut all = Vec::new();
     for spec in specs {
@@ -45,7 +45,7 @@ fn advance(run: &mut dyn Run, specs: &[Spec], steps: std::ops::Range<u64>) {
     steps.for_each(|step| run.step(&gradients(specs, step)));
 }
 
-/// The first tensor of a group.
+/// Returns the index of a group and of its first tensor.
 fn first_tensor(specs: &[Spec], group: &str) -> (usize, usize) {
     let mut first = 0;
     for (index, spec) in specs.iter().enumerate() {
@@ -57,14 +57,14 @@ fn first_tensor(specs: &[Spec], group: &str) -> (usize, usize) {
     panic!("no group {group}")
 }
 
-/// A group has in both runs the same parameters, averages and state, bit for bit.
+/// Asserts that a group has the same parameters, averages and state in both runs, bit for bit.
 #[track_caller]
 fn assert_same_group(of: (&dyn Run, &[Spec]), other: (&dyn Run, &[Spec]), names: [&str; 2], what: &str) {
     let parts = |(run, specs): (&dyn Run, &[Spec]), name| {
         let (group, tensor) = first_tensor(specs, name);
         let own = |values: Vec<Vec<f32>>| bits(&values[tensor..tensor + specs[group].tensors.len()]);
         let mut state = run.states()[group];
-        // An element of all tensors.
+        // This number counts the elements of all tensors.
         state.last_first_nonfinite = 0;
         (own(run.params()), own(run.averages()), state)
     };
@@ -76,12 +76,12 @@ fn listed(differences: &[Difference]) -> String {
     differences.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }
 
-/// The memory of a tensor, as the checkpoint has it.
+/// Returns an entry of a checkpoint as f32.
 fn memory(checkpoint: &Checkpoint, name: &str) -> Vec<f32> {
     bytemuck::pod_collect_to_vec(&raw_tensor(&checkpoint.to_bytes(), name).2)
 }
 
-/// Reordered, some removed, some added, some renamed: the others go on as in the original, and the new ones as in an optimizer of their own.
+/// Groups are reordered, removed, added and renamed. The remaining ones continue as in the original, and new ones start as in their own optimizer.
 #[test]
 fn groups_that_stay_go_on_bit_for_bit() {
     let before = several();
@@ -109,7 +109,7 @@ fn groups_that_stay_go_on_bit_for_bit() {
         }
         new.records();
         for step in 4..12 {
-            // The steps with a NaN are skipped in all groups, and so in the one that has none.
+            // A NaN in one group skips the step in all groups, including this one.
             let mut own = gradients(&[after[1].clone(), after[7].clone()], step);
             if step % 5 == 2 {
                 own[0][0] = f32::NAN;
@@ -131,7 +131,7 @@ fn groups_that_stay_go_on_bit_for_bit() {
     }
 }
 
-/// A group of another name with the same tensors is the one that is gone.
+/// A renamed group is recognized by its tensors.
 #[test]
 fn a_renamed_group_goes_on() {
     let build = |name: &str| {
@@ -155,7 +155,7 @@ fn a_renamed_group_goes_on() {
     assert_eq!(w, moved);
 }
 
-/// Momentum goes on where both rules keep the same, and starts anew where they do not, with the bias corrections of a first step.
+/// Momentum continues where both rules define it in the same way. Otherwise it starts anew, with the bias corrections of a first step.
 #[test]
 fn moments_go_into_rules_that_have_them() {
     for (rule, other, goes_on) in [
@@ -165,10 +165,10 @@ fn moments_go_into_rules_that_have_them() {
         (Rule::sgdm(0.9), Rule::signum(0.9), false),
         (Rule::sgdm(0.9), Rule::adamw(), false),
         (Rule::adamw(), Rule::sgd(), false),
-        // A mean of squares, and a sum.
+        // One rule keeps a mean of squares, the other a sum.
         (Rule::rmsprop(), Rule::adagrad(), false),
         (Rule::adagrad(), Rule::adamw_without_momentum(), false),
-        // The largest second moment is kept by one of them.
+        // Only one of the rules keeps the largest second moment.
         (Rule::adamw(), Rule::amsgrad(), false),
         (Rule::amsgrad(), Rule::adamw(), false),
     ] {
@@ -191,7 +191,7 @@ fn moments_go_into_rules_that_have_them() {
                 assert_eq!(new.states(), old.states(), "{what}");
                 continue;
             }
-            // As a new optimizer that begins with these parameters.
+            // It has the bits of a new optimizer that starts with these parameters.
             let mut fresh_specs = after.clone();
             fresh_specs[0].tensors = old.params();
             let fresh = every_path(&fresh_specs).into_iter().find(|fresh| fresh.path() == new.path());
@@ -206,7 +206,7 @@ fn moments_go_into_rules_that_have_them() {
     }
 }
 
-/// Under another regime the rate starts anew, and momentum does not; what a regime keeps of each parameter starts with the parameters of now.
+/// Under another regime the rate starts anew, and the momentum does not. What a regime keeps for each parameter starts with the current parameters.
 #[test]
 fn another_regime_starts_with_the_parameters_of_now() {
     for (rule, regime) in [
@@ -242,8 +242,8 @@ fn another_regime_starts_with_the_parameters_of_now() {
     }
 }
 
-/// SGD at a fixed rate keeps nothing: with other settings it goes on as one that had them all the time, from the same parameters. A schedule
-/// follows the number of the step.
+/// SGD at a fixed rate has no state: with other settings it continues like an optimizer that always had them, from the same parameters. A schedule
+/// follows the step's number.
 #[test]
 fn other_settings_hold_from_the_next_step() {
     let plain = || Spec::new(Rule::sgd(), Regime::fixed(0.1), tensors(3, &[5, 40]));
@@ -262,7 +262,7 @@ fn other_settings_hold_from_the_next_step() {
         {
             advance(&mut *old, &before, 0..4);
             advance(&mut *always, &after, 0..4);
-            // Parameters of the one, everything else of the other.
+            // It has the parameters of one run and everything else of the other.
             let steps = |run: &mut dyn Run| {
                 run.step(&gradients(&after, 4));
                 (bits(&run.params()), bits(&[run.rates()]))
@@ -281,7 +281,7 @@ fn other_settings_hold_from_the_next_step() {
     }
 }
 
-/// Rules with bias corrections count the steps of a group: a new tensor has its own group.
+/// Rules with bias corrections count the steps of a group, so that a new tensor needs its own group.
 #[test]
 fn a_tensor_of_another_age_needs_a_group_of_its_own() {
     let spec =
@@ -295,7 +295,7 @@ fn a_tensor_of_another_age_needs_a_group_of_its_own() {
         assert_refused(CpuRun::new(&[spec("a", &[5, 4])]).restore_with(&checkpoint, Differences::all()), &words);
     assert_eq!(error.kind(), ErrorKind::CheckpointDiffers);
 
-    // Under one norm they have one rate from the first step on.
+    // Groups that share a norm have one rate from the first step on.
     let sharing = |name, lengths: &[usize]| spec(name, lengths).sharing("all");
     let before = [sharing("a", &[5])];
     let after = [sharing("a", &[5]), sharing("b", &[4])];
@@ -313,7 +313,7 @@ fn a_tensor_of_another_age_needs_a_group_of_its_own() {
     }
 }
 
-/// Tensors move to other groups with what is kept of them, and the parameters of new ones are the caller's.
+/// Tensors move to other groups with their state. The parameters of new tensors are the caller's.
 #[test]
 fn tensors_move_with_their_momentum() {
     let build = |groups: &[(&str, &[&str])]| {
@@ -347,7 +347,7 @@ fn tensors_move_with_their_momentum() {
     assert_eq!(memory(&after, "momentum/d"), [0.0; 3]);
 }
 
-/// A new average starts at its start, or from the parameters; one that is kept goes on.
+/// A new average starts at its start step, or from the current parameters.
 #[test]
 fn averages_start_from_the_parameters() {
     let spec = |averaging| [Spec { averaging, ..Spec::new(Rule::sgd(), Regime::seesaw(), tensors(3, &[5, 40])) }];
@@ -381,7 +381,7 @@ fn averages_start_from_the_parameters() {
     assert_refused(refused, &["averaging running was to start at step 1", "start at step 3 or later"]);
 }
 
-/// What was set between steps stays, unless it is built otherwise.
+/// Controls that were set between steps stay, except where the group is built with another value.
 #[test]
 fn controls_stay_where_they_are_not_built_otherwise() {
     let before = plain();
@@ -407,7 +407,7 @@ fn controls_stay_where_they_are_not_built_otherwise() {
     }
 }
 
-/// A loss scale is brought within its new limits, and a halt names the element where it is now.
+/// A loss scale is clamped to its new limits, and a halt names the element in its new place.
 #[test]
 fn scales_and_halts_go_on() {
     let policy = NonFinitePolicy::Error { after: 2 };
@@ -439,7 +439,7 @@ fn scales_and_halts_go_on() {
     }
 }
 
-/// Streams of parameters take turns in the caller's buffers: they are neither begun nor ended, and a new tensor would have none.
+/// A checkpoint can neither start nor end streams of parameters, which take turns in the caller's buffers, and a new tensor would have none.
 #[test]
 fn streams_are_neither_begun_nor_ended() {
     let spec = |regime, lengths: &[usize]| [Spec::new(Rule::sgd(), regime, tensors(3, lengths))];
@@ -455,13 +455,13 @@ fn streams_are_neither_begun_nor_ended() {
     }
 }
 
-/// Whatever changes, it is refused or goes on with numbers, and groups that did not change keep their bits.
+/// Any change is refused, or the run continues with finite numbers and the unchanged groups keep their bits.
 #[test]
 fn any_change_is_refused_or_goes_on() {
     let mut numbers = Numbers(5);
     let mut draw = move |n: usize| ((numbers.next() * 0.5 + 0.5) * n as f32) as usize % n;
     let rules = [Rule::all(), Rule::of_matrices()].concat();
-    // Without those that few of these settings go with.
+    // Leaves out the regimes that fit few of these settings.
     let suits_all = |regime: &Regime| !regime.needs_streams() && !regime.needs_schedule_free();
     let regimes: Vec<Regime> = Regime::all().into_iter().filter(suits_all).collect();
     let (mut refused, mut kept) = (0, 0);
@@ -517,7 +517,7 @@ fn any_change_is_refused_or_goes_on() {
                 continue;
             }
         }
-        // What was made over is a checkpoint like any other.
+        // A converted state is a valid checkpoint itself.
         let again = Checkpoint::from_bytes(new.checkpoint().to_bytes()).expect("whole");
         CpuRun::new(&after).restore(&again).expect("fits");
         advance(&mut old, &before, 6..12);
@@ -534,7 +534,7 @@ fn any_change_is_refused_or_goes_on() {
     assert!(refused > 5 && kept > 200, "{refused} refused, {kept} kept");
 }
 
-/// One call adds a group on the device and on the host. The optimizer before and the parameters stay as they were.
+/// One call adds a group, on the device and on the host. The old optimizer and the parameters do not change.
 #[test]
 fn an_optimizer_is_rebuilt_in_one_call() {
     let words = "group \"adapter\": nothing in the checkpoint, group 1 here";
@@ -583,7 +583,7 @@ fn an_optimizer_is_rebuilt_in_one_call() {
         let (new, lines) = build(gpu, Some(&old), Averaging::Off);
         assert!(listed(&lines).contains(words), "{}", listed(&lines));
         assert_eq!(download(gpu, &buffers[0], 8), before);
-        // An average starts from the parameters, which are fetched for it.
+        // An average starts from the parameters, which are read back for it.
         let (averaged, _) = build(gpu, Some(&old), Averaging::polynomial_decay());
         let average = pollster::block_on(averaged.read_averages(0)).expect("read");
         assert_eq!(average, before);
@@ -594,8 +594,8 @@ fn an_optimizer_is_rebuilt_in_one_call() {
     }
 }
 
-/// Not a test: the times that `Optimizer::rebuild` and `CpuOptimizer::rebuild` name. `cargo test --release --test optimizer -- --ignored
-/// --nocapture how_long_a_rebuild_takes`
+/// Measures the times in the documentation of `Optimizer::rebuild` and `CpuOptimizer::rebuild`, and tests nothing. Run it with `cargo test --release
+/// --test optimizer -- --ignored --nocapture how_long_a_rebuild_takes`.
 #[test]
 #[ignore = "a measurement"]
 fn how_long_a_rebuild_takes() {

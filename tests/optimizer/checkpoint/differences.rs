@@ -1,4 +1,4 @@
-//! What does not fit an optimizer, and what a checkpoint and a file say of themselves.
+//! Checkpoints that do not fit an optimizer, and the contents of checkpoints and files.
 
 use super::{plain, saved};
 use wgpu_optim::cpu::Values;
@@ -11,7 +11,7 @@ use wgpu_optim_conformance::{assert_refused, noise, step, storage, upload};
 
 use crate::helpers::raw_tensor;
 
-/// A change of what is built, the words that name it, and what accepts it, with what is then said to follow.
+/// A change of the specs, the words that name it, and the setter that accepts it with the words for its consequences.
 type Change = (fn(&mut Vec<Spec>), &'static [&'static str], Option<(Setter, &'static [&'static str])>);
 
 type Setter = fn(Differences) -> Differences;
@@ -25,8 +25,8 @@ const SETTINGS: Setter = Differences::settings;
 const RULES: Setter = Differences::rules;
 const TENSORS: Setter = Differences::tensors;
 
-/// A difference is refused, with the setter that accepts it, and nothing changes. No other setter accepts it. With it the difference and what
-/// follows from it are listed, and the optimizer goes on.
+/// A difference is refused with the name of the setter that accepts it, and nothing changes. No other setter accepts it. With this setter the
+/// difference and its consequences are listed, and the optimizer continues.
 #[test]
 fn what_differs_is_named_and_nothing_changes() {
     let (_, checkpoint) = saved(&plain());
@@ -180,8 +180,7 @@ fn what_differs_is_named_and_nothing_changes() {
     }
 }
 
-/// The same tensors under other names, and in another order.
-/// The factors of a table by number and hash, so that a message stays short.
+/// A message gives the factors of a table by number and hash, so that it stays short.
 #[test]
 fn a_table_with_another_factor_is_named() {
     let with = |factors: [f32; 3], every| {
@@ -198,6 +197,7 @@ fn a_table_with_another_factor_is_named() {
     }
 }
 
+/// The tensors have another name, or the same names in another order.
 #[test]
 fn a_tensor_of_another_name_or_place_is_named() {
     let build = |names: [&str; 2]| {
@@ -244,7 +244,7 @@ fn parameters_are_optional_both_ways() {
     }
 }
 
-/// Without the parameters a checkpoint of schedule-free training has z, and no average, which would be made from them.
+/// Without the parameters, a schedule-free checkpoint has z and no average, since that is computed from them.
 #[test]
 fn a_schedule_free_checkpoint_without_parameters_has_no_average() {
     let spec = Spec::new(Rule::sgd(), Regime::seesaw(), vec![vec![0.5; 5]]);
@@ -267,7 +267,7 @@ fn a_checkpoint_tells_what_it_is() {
     assert_eq!(read.tensors().last(), Some(("biases/1", 9)));
     let words = "checkpoint of step 3: groups \"weights\", \"biases\"; 4 tensors of 28 elements, with parameters";
     assert_eq!(read.to_string(), words);
-    // Other readers of the format see the numbers as they are.
+    // Other readers of the format read the same numbers.
     let (.., data) = raw_tensor(&bytes, "parameters/weights/0");
     assert_eq!(data, bytemuck::cast_slice::<f32, u8>(&params[0]));
     assert_eq!(bytes, read.to_bytes());
@@ -290,10 +290,10 @@ fn files_that_cannot_be_read_or_written_are_named() {
     let loaded = fresh.optimizer.load(&path, None).expect("it fits");
     assert_eq!(loaded.to_bytes(), checkpoint.to_bytes());
     assert_eq!(fresh.states(), run.states());
-    // Messages say which file.
+    // Messages name the file.
     let mut other = CpuRun::new(&plain()[..1]);
     assert_refused(other.optimizer.load(&path, None), &["file.safetensors is of another optimizer"]);
-    // Cut off at any place, read from a file as from memory.
+    // The file is truncated at several places, and read as a file and from memory.
     let bytes = std::fs::read(&path).expect("read");
     for len in [0, 7, 8, 100, bytes.len() - 1] {
         std::fs::write(&path, &bytes[..len]).expect("written");
@@ -305,7 +305,7 @@ fn files_that_cannot_be_read_or_written_are_named() {
     }
 }
 
-/// On the device: what a step needs of the caller's buffers and of the caller.
+/// On the device, errors name what is missing from the caller's buffers or calls.
 #[test]
 fn a_device_says_what_keeps_it_from_saving_and_loading() {
     for gpu in &devices() {
@@ -328,7 +328,7 @@ fn a_device_says_what_keeps_it_from_saving_and_loading() {
         assert_refused(optimizer.restore(&with, Parameters::Included), &["without BufferUsages::COPY_DST"]);
         assert_eq!(save(&optimizer, Parameters::Excluded).expect("saved").step(), 1);
 
-        // Another rule, on the device too, and through a file.
+        // Another rule is refused on the device too, and from a file.
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("w.safetensors");
         let other = build(&both, Rule::signum(0.9));

@@ -10,10 +10,10 @@ use wgpu_optim_conformance::Numbers;
 
 use crate::helpers::raw_tensor;
 
-/// Names the file that a child process saves to, again and again.
+/// The variable with the file that a child process saves to repeatedly.
 const CHILD: &str = "WGPU_OPTIM_TEST_SAVES_TO";
 
-/// Large enough that most of the child's time goes into saving.
+/// Large enough that the child spends most of its time saving.
 const CHILD_ELEMENTS: usize = 100_000;
 
 fn childs_optimizer() -> CpuOptimizer {
@@ -23,7 +23,7 @@ fn childs_optimizer() -> CpuOptimizer {
     builder.group(group).build_cpu().expect("builds")
 }
 
-/// Not a test: what the next one runs and kills. Goes on from the file, and says after each save which step is safe.
+/// The child process of the next test, and no test itself. It continues from the file and prints after each save which step is safe.
 #[test]
 #[ignore = "a child process of the kill test"]
 fn child_that_saves() {
@@ -43,8 +43,8 @@ fn child_that_saves() {
     }
 }
 
-/// A process is killed at random instants while it saves. There is always a whole file, of a step no earlier than the last that the
-/// process knew was safe; the next process goes on from it. `WGPU_OPTIM_TEST_KILLS` says how often, 25 times without.
+/// A process is killed at random times while it saves. The file is always complete, and at least as recent as the last step that the process reported
+/// as safe. The next process continues from it. `WGPU_OPTIM_TEST_KILLS` sets the number of kills, which is 25 by default.
 #[test]
 fn a_process_killed_while_it_saves_loses_nothing() {
     let kills = std::env::var("WGPU_OPTIM_TEST_KILLS").map_or(25, |kills| kills.parse().expect("a number"));
@@ -60,7 +60,7 @@ fn a_process_killed_while_it_saves_loses_nothing() {
             .stderr(Stdio::piped())
             .spawn()
             .expect("the child runs");
-        // However slow the machine is: once a save is done, at some instant of the next ones.
+        // Waits for one complete save, however slow the machine is, and kills the process at some time during the next ones.
         let mut stdout = BufReader::new(child.stdout.take().expect("piped"));
         let mut said = String::new();
         while !said.contains("saved ") && stdout.read_line(&mut said).expect("read") > 0 {}
@@ -88,7 +88,7 @@ fn a_process_killed_while_it_saves_loses_nothing() {
         let expected = 2.0 - 2.0 * 0.5f64.powi(step.min(60) as i32);
         assert!(momentum.iter().all(|m| (f64::from(*m) - expected).abs() <= 1e-6), "kill {kill}, step {step}");
         assert!(w.iter().all(|x| *x == w[0]) && w[0] <= -(step as f32), "kill {kill}, step {step}: {}", w[0]);
-        // What a killed process left is cleared away by the next that saves.
+        // The next process that saves removes the temporary files of a killed one.
         assert!(entries() <= 2, "kill {kill}: files are left");
     }
     eprintln!(

@@ -1,4 +1,4 @@
-//! Runs that go on from a checkpoint, on the same path and on another.
+//! Runs that are resumed from a checkpoint, on the same path and on another.
 
 use super::plain;
 use wgpu_optim::gpu::Tuning;
@@ -15,7 +15,7 @@ use crate::halves::kept;
 use crate::helpers::{assert_same_bits, pairs_with, rules_and_regimes};
 use crate::schedule_free::few_cases;
 
-/// Every rule, and regimes of every kind of memory, with averages, telemetry and trust ratios here and there; and a group of odd tensors whose norm is shared.
+/// Returns every rule, regimes with every kind of state, some averages, telemetry and trust ratios, and a group of odd tensors with a shared norm.
 fn cases() -> Vec<Spec> {
     let mut numbers = Numbers(1);
     let mut specs = Vec::new();
@@ -28,7 +28,7 @@ fn cases() -> Vec<Spec> {
         Averaging::Running { start: 2 },
         Averaging::Exponential { decay: 0.5, start: 0 },
         Averaging::polynomial_decay(),
-        // It has not started when the run is interrupted.
+        // This average has not started when the run is interrupted.
         Averaging::Running { start: 8 },
     ];
     for (spec, averaging) in specs.iter_mut().zip(averages.into_iter().cycle()) {
@@ -46,14 +46,14 @@ fn cases() -> Vec<Spec> {
     specs
 }
 
-/// Streams that take turns, which all groups have or none.
+/// Returns groups with streams, which all groups of an optimizer use or none.
 fn streams() -> Vec<Spec> {
     let spec =
         |(seed, rule): (u64, Rule)| Spec::new(rule, Regime::auto_sgd(), tensors(seed, &[7, 66])).named(rule.name());
     [(2, Rule::sgd()), (3, Rule::sign_sgd())].map(spec).to_vec()
 }
 
-/// A few groups that between them have every kind of memory.
+/// Returns a few groups with every kind of state between them.
 fn few() -> Vec<Spec> {
     let wanted = [
         "shared",
@@ -69,7 +69,7 @@ fn few() -> Vec<Spec> {
     specs
 }
 
-/// The gradients of a step. One step in five has a NaN.
+/// Returns the gradients of a step. One step in five has a NaN.
 fn gradients(specs: &[Spec], step: u64) -> Vec<Vec<f32>> {
     let mut grads = noise(specs, 100 + step);
     if step % 5 == 2 {
@@ -85,7 +85,7 @@ fn advance(run: &mut dyn Run, specs: &[Spec], steps: std::ops::Range<u64>) {
     }
 }
 
-/// The same groups with other parameters: what a new process has before it loads.
+/// Returns the same groups with other parameters, as a new process has them before it restores.
 fn elsewhere(specs: &[Spec]) -> Vec<Spec> {
     let mut specs = specs.to_vec();
     for tensor in specs.iter_mut().flat_map(|spec| &mut spec.tensors) {
@@ -94,13 +94,13 @@ fn elsewhere(specs: &[Spec]) -> Vec<Spec> {
     specs
 }
 
-/// With a scale of the loss that changes.
+/// Returns settings with a loss scale that changes.
 fn setup() -> Setup {
     let scaler = LossScaler { initial_scale: 8.0, growth_interval: 2, ..LossScaler::default() };
     Setup { scaler: Some(scaler), ..Setup::default() }
 }
 
-/// After an even and an odd number of steps; schedule-free while y is z, when they have just parted, and later.
+/// Runs are interrupted after an even and an odd number of steps. In schedule-free training, y is still z, has just left it, or has left it long ago.
 #[test]
 fn a_resumed_run_has_the_bits_of_one_that_was_not_interrupted() {
     for (what, specs, interrupted) in [
@@ -124,7 +124,7 @@ fn a_resumed_run_has_the_bits_of_one_that_was_not_interrupted() {
             let expected = whole.records();
             assert_eq!(expected.tensors.is_empty(), !specs.iter().any(|spec| spec.telemetry));
 
-            // A new optimizer, then the same one again: back in time.
+            // The first restore is into a new optimizer. The second takes the same optimizer back to an earlier step.
             for (checkpoint, &from) in checkpoints.iter().zip(interrupted).rev() {
                 assert_eq!(checkpoint.step(), from);
                 resumed.restore(checkpoint).expect("it fits");
@@ -142,7 +142,7 @@ fn a_resumed_run_has_the_bits_of_one_that_was_not_interrupted() {
                 records.lost_steps = expected.lost_steps;
                 // The norm of a skipped step is NaN.
                 assert!(format!("{records:?}") == format!("{expected:?}"), "{what}");
-                // All that is remembered, too.
+                // The checkpoints compare all other state.
                 assert!(resumed.checkpoint().to_bytes() == whole.checkpoint().to_bytes(), "{what}: checkpoints differ");
             }
             let skipped = (0..end).filter(|step| step % 5 == 2).count();
@@ -151,20 +151,20 @@ fn a_resumed_run_has_the_bits_of_one_that_was_not_interrupted() {
     }
 }
 
-/// A device in another geometry than its preset: scattered tensors, small blocks.
+/// Returns a run on a device with another tuning than its preset, with scattered tensors and small blocks.
 fn scattered(specs: &[Spec], index: usize) -> GpuRun {
     let gpu = &devices()[index];
     let tuning = Tuning { workgroup_size: 16, quads_per_invocation: 4, ..gpu.tuning() };
     let gpu = gpu.clone().with_tuning(tuning).expect("it can");
     let places = packed(specs, 3, 1).into_iter().enumerate().map(|(index, place)| Place {
-        // Every third tensor's gradient is in one buffer with the parameters.
+        // The gradient of every third tensor is in the buffer of the parameters.
         grads: if index % 3 == 0 { (0, 100_000 + place.params.1) } else { place.grads },
         ..place
     });
     GpuRun::with(&gpu, specs, places.collect(), |builder| setup().tell(builder).record_steps(5))
 }
 
-/// From each path to each other, in any geometry: the bytes are the same, and the run goes on as on the first within rounding.
+/// For each pair of paths and with any tuning, a restored checkpoint has the same bytes, and the run continues as on the first path up to rounding.
 #[test]
 fn a_checkpoint_is_the_same_on_every_path_and_in_every_geometry() {
     for specs in [few(), streams(), kept(Element::F16), kept(Element::Bf16)] {
@@ -191,7 +191,7 @@ fn a_checkpoint_is_the_same_on_every_path_and_in_every_geometry() {
                 let names = specs.iter().flat_map(|spec| std::iter::repeat_n(spec.name.as_str(), spec.tensors.len()));
                 for ((expected, got), name) in first.params().into_iter().zip(path.params()).zip(names) {
                     for (expected, got) in expected.into_iter().zip(got) {
-                        // A sign rule turns rounding into a whole step where a gradient is almost zero; here none is.
+                        // A sign rule turns a rounding error into a whole step where a gradient is almost zero. None is here.
                         let allowed = match element {
                             Element::F32 => 2e-4 * (1.0 + f64::from(expected.abs())),
                             _ => 4.0 * half_ulp(element, expected.into()),
@@ -204,7 +204,7 @@ fn a_checkpoint_is_the_same_on_every_path_and_in_every_geometry() {
     }
 }
 
-/// A halt is kept, and so is what it takes to go on; on every path.
+/// A halt and the state needed to resume are restored on every path.
 #[test]
 fn a_halted_run_is_halted_until_it_is_resumed() {
     let halting = Setup { policy: NonFinitePolicy::Error { after: 2 }, ..Setup::default() };
@@ -228,7 +228,7 @@ fn a_halted_run_is_halted_until_it_is_resumed() {
     }
 }
 
-/// While averages are swapped in, the parameters are elsewhere.
+/// While the averages are swapped in, the parameters are in the place of the averages.
 #[test]
 fn swapped_averages_are_neither_saved_nor_restored() {
     for averaging in [Averaging::Running { start: 0 }, Averaging::ScheduleFree] {
@@ -257,7 +257,7 @@ fn swapped_averages_are_neither_saved_nor_restored() {
     }
 }
 
-/// Records from before do not come back, not even those that are on their way.
+/// A restore discards all earlier records, including those whose readback is under way.
 #[test]
 fn records_of_another_time_are_gone() {
     let specs = plain();

@@ -1,5 +1,5 @@
-//! Promises of the bi-level controller: decay and rate find their analytic optimum on problems that have one, inner products are those of
-//! f64, and the host's and the device's controls are the same.
+//! Tests of the bi-level controller: decay and rate reach the analytic optimum of problems that have one, inner products agree with f64, and the
+//! controls on the host and on the device are the same.
 
 use wgpu_optim::BiLevel;
 use wgpu_optim::{
@@ -10,7 +10,7 @@ use wgpu_optim_conformance::{assert_close, assert_refused, assert_says, noise, t
 
 use super::device_runs;
 
-/// A run under a controller.
+/// A run and its controller.
 enum Controlled {
     Host(Box<CpuRun>, CpuBiLevel),
     Device(Box<GpuRun>, Box<BiLevel>),
@@ -35,7 +35,7 @@ impl Controlled {
         }
     }
 
-    /// A step along training gradients, and a validation at the parameters after it.
+    /// Takes a step along training gradients, followed by a validation at the new parameters.
     fn step(&mut self, training: &[Vec<f32>], validation: impl Fn(&[Vec<f32>]) -> Vec<Vec<f32>>) -> Vec<BiLevelRecord> {
         match self {
             Controlled::Host(run, bi_level) => {
@@ -67,8 +67,8 @@ fn shifted(params: &[Vec<f32>], by: f32) -> Vec<Vec<f32>> {
     params.iter().map(|tensor| tensor.iter().map(|w| w - by).collect()).collect()
 }
 
-/// Ridge regression in one dimension. Training pulls towards a, and with the decay λ ends at a / (1 + λ). Validation is the best at b, which is
-/// at λ = a / b - 1, from either side.
+/// Ridge regression in one dimension: training moves w to a / (1 + λ), and validation has its optimum at b, and so at λ = a / b - 1. The decay
+/// reaches this value from both sides.
 #[test]
 fn decay_finds_the_best_ridge() {
     for (rule, decay, rate) in [
@@ -86,7 +86,7 @@ fn decay_finds_the_best_ridge() {
                     let training = shifted(&run.run().params(), a);
                     last = run.step(&training, |params| shifted(params, b));
                 }
-                // Steps of 2 % go round the optimum, at a distance that depends on how fast w follows.
+                // Steps of 2 % circle the optimum at a distance that depends on how fast w follows.
                 assert_close(format!("{path}, from {first}"), last[0].weight_decay, best, 0.05 * best);
                 assert_eq!(last[0].learning_rate_factor, 1.0, "{path}");
                 assert_close(&path, run.run().params()[0][0], b, 0.02 * f64::from(b.abs()));
@@ -95,7 +95,7 @@ fn decay_finds_the_best_ridge() {
     }
 }
 
-/// The best single step on ½ h w² has the rate 1 / h, from either side.
+/// The best single step on ½ h w² has the rate 1 / h, which is reached from both sides.
 #[test]
 fn rate_finds_the_best_step() {
     let h = 4.0f32;
@@ -105,7 +105,7 @@ fn rate_finds_the_best_step() {
             let path = run.run().path();
             let mut last = Vec::new();
             for step in 0..150 {
-                // The loss is of the way from another point each time: on the way to 0 the parameters would fall out of the range of f32.
+                // The loss is that of each step from a new point: if w went to 0, it would underflow f32.
                 let point: Vec<f32> = (0..5).map(|i| ((i + step) % 7) as f32 - 2.5).collect();
                 let before = run.run().params().concat();
                 let training = vec![point.iter().map(|x| h * x).collect::<Vec<f32>>()];
@@ -125,7 +125,7 @@ fn rate_finds_the_best_step() {
     }
 }
 
-/// Inner products of several tensors and groups, in every element type, against f64; and what follows from their signs, group by group.
+/// Inner products over several tensors and groups agree with f64 for every element type, and the controls of each group follow their signs.
 #[test]
 fn inner_products_and_signs_are_those_of_f64() {
     for (params, grads) in [
@@ -172,7 +172,7 @@ fn inner_products_and_signs_are_those_of_f64() {
                     assert_close(&path, record.learning_rate_factor, factors[group], 1e-5 * f64::from(factors[group]));
                 }
             }
-            // The next step goes by the factor.
+            // The next step uses the factor.
             run.run().step(&noise(&specs, 50));
             for (group, &factor) in factors.iter().enumerate() {
                 assert_close(&path, run.run().rates()[group], 0.1 * factor, 1e-5);
@@ -181,7 +181,7 @@ fn inner_products_and_signs_are_those_of_f64() {
     }
 }
 
-/// Validation gradients that say nothing change nothing, and nothing leaves its bounds.
+/// Validation gradients with an inner product of 0 change nothing, and no control leaves its bounds.
 #[test]
 fn no_slope_is_no_step_and_bounds_hold() {
     let case = Spec::new(Rule::sgd(), Regime::fixed(1.0), vec![vec![1.0; 9]]);
@@ -198,7 +198,7 @@ fn no_slope_is_no_step_and_bounds_hold() {
         {
             let mut last = Vec::new();
             for _ in 0..20 {
-                // The step adds to the parameters.
+                // This gradient increases the parameters.
                 last = run.step(&[vec![-0.1; 9]], |_| vec![vec![sign; 9]]);
             }
             assert_eq!((last[0].weight_decay, last[0].learning_rate_factor), (decay, factor), "{path}");

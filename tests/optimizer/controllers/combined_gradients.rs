@@ -1,9 +1,9 @@
-//! Promise: variance reduction and extragradient are their definitions, on every path and wherever tensors lie, and
-//! touch nothing else; what does not fit is refused by name.
+//! Tests of variance reduction and extragradient: on every path, and wherever tensors lie, they follow their definitions and change nothing else.
+//! Settings that do not fit are refused by name.
 //!
-//! Faults tried once by hand in the kernels, each failed some of these tests: μ subtracted, the snapshot's gradient
-//! left out, a look-ahead that goes up where a group climbs down, the rate of the first group for all, frozen groups
-//! that move, a way back that keeps the parameters ahead, a slice taken from its binding's start.
+//! Each of these faults was introduced by hand once into the kernels and made some of these tests fail: μ subtracted, the snapshot's gradient left
+//! out, a look-ahead that goes up where a group minimizes, the rate of the first group for all, frozen groups that move, a way back that keeps the
+//! look-ahead parameters, and a slice taken from its binding's start.
 
 use wgpu_optim::{
     Averaging, CpuExtragradient, CpuOptimizer, CpuVarianceReduction, Element, Error, ErrorKind, Extragradient, Gpu,
@@ -15,7 +15,7 @@ use wgpu_optim_conformance::{
     Numbers, assert_all_close, assert_close, assert_refused, limited_devices, noise, submit, tensors, upload,
 };
 
-/// Groups of several tensors, one of them empty and one longer than a workgroup has invocations.
+/// Returns groups of several tensors, of which one is empty and one is longer than a workgroup has invocations.
 fn specs() -> [Spec; 2] {
     let spec = |seed, rate, lengths: &[usize]| Spec::new(Rule::sgd(), Regime::fixed(rate), tensors(seed, lengths));
     let climbing = Spec { maximize: true, ..spec(2, 0.05, &[33, 70_001]).named("climbing") };
@@ -26,8 +26,8 @@ fn lengths(specs: &[Spec]) -> Vec<usize> {
     specs.iter().flat_map(|spec| &spec.tensors).map(Vec::len).collect()
 }
 
-/// Places of tensors: in a buffer for parameters and one for gradients, or in one buffer, always where no binding
-/// starts.
+/// Returns two sets of places: in one buffer for parameters and another for gradients, and all in one buffer. No tensor starts where a binding can
+/// start.
 fn places(specs: &[Spec]) -> [Vec<Place>; 2] {
     let mut at = 5;
     let mut next = |len: usize| {
@@ -39,7 +39,7 @@ fn places(specs: &[Spec]) -> [Vec<Place>; 2] {
     [packed(specs, 3, 1), together]
 }
 
-/// Each tensor's part of a buffer.
+/// Returns each tensor's slice of its buffer.
 fn parts<'a>(
     buffers: &'a [wgpu::Buffer],
     places: impl Iterator<Item = (usize, usize)>,
@@ -52,7 +52,7 @@ fn parts<'a>(
     places.zip(lengths).map(part).collect()
 }
 
-/// Uploads tensors into a buffer of their own, at odd places, and calls `work` with their slices.
+/// Uploads tensors into a new buffer, at odd places, and calls `work` with their slices.
 fn beside<T>(gpu: &Gpu, values: &[Vec<f32>], work: impl FnOnce(Vec<wgpu::BufferSlice>) -> T) -> T {
     let (mut all, mut starts) = (vec![7.0; 3], Vec::new());
     for values in values {
@@ -64,7 +64,7 @@ fn beside<T>(gpu: &Gpu, values: &[Vec<f32>], work: impl FnOnce(Vec<wgpu::BufferS
     work(parts(&[upload(gpu, &all)], starts.into_iter(), &lengths))
 }
 
-/// Both lists as pairs.
+/// Returns the elements of both lists in pairs.
 fn pairs<'a>(first: Vec<wgpu::BufferSlice<'a>>, second: Vec<wgpu::BufferSlice<'a>>) -> Vec<[wgpu::BufferSlice<'a>; 2]> {
     first.into_iter().zip(second).map(|(first, second)| [first, second]).collect()
 }
@@ -114,7 +114,7 @@ fn a_combined_gradient_is_that_of_the_batch_with_the_control_variate() {
                 run.write_grads(&batch);
                 submit(gpu, |encoder| reduction.encode_combine(encoder).expect("alive"));
                 let got = run.grads();
-                // Nothing between the tensors is touched, by the step either.
+                // Neither this nor the step writes between the tensors.
                 run.write_grads(&got);
                 submit(gpu, |encoder| run.optimizer.encode_step(encoder).expect("alive"));
                 run.assert_surroundings_untouched();
@@ -124,7 +124,7 @@ fn a_combined_gradient_is_that_of_the_batch_with_the_control_variate() {
     }
 }
 
-/// Least squares over a few rows: F(w) = mean ½ (a·w - b)².
+/// A least-squares problem with a few rows: F(w) = mean ½ (a·w - b)².
 struct Rows(Vec<([f32; 4], f32)>);
 
 impl Rows {
@@ -151,8 +151,7 @@ fn norm(values: &[f32]) -> f64 {
     values.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt()
 }
 
-/// At a fixed rate SGD stays at a distance from the minimum, and with variance reduction it arrives; SARAH, by the same
-/// calls, too.
+/// At a fixed rate SGD stays at a distance from the minimum. With variance reduction it reaches the minimum, and so does SARAH with the same calls.
 #[test]
 fn variance_reduction_arrives_at_a_fixed_rate() {
     let rows = Rows::new();
@@ -190,13 +189,13 @@ fn variance_reduction_arrives_at_a_fixed_rate() {
     assert!(sarah <= 1e-6, "SARAH: {sarah:e}");
 }
 
-/// One of the two paths with its extragradient.
+/// A run on either path with its extragradient.
 enum Ahead {
     Host(Box<CpuRun>, CpuExtragradient, CpuState),
     Device(Box<GpuRun>, Extragradient),
 }
 
-/// Parameters that an optimizer on the host does not own.
+/// The parameters, which an optimizer on the host does not own.
 type CpuState = Vec<Vec<f32>>;
 
 impl Ahead {
@@ -263,7 +262,7 @@ fn recorded(gpu: &Gpu, record: impl FnOnce(&mut wgpu::CommandEncoder) -> Result<
     result
 }
 
-/// The operator in f64: each element is coupled with the one opposite, so that gradients at another point are others.
+/// Returns the operator in f64. Each element is coupled with the opposite one, so that the gradients at another point differ.
 fn operator<T: Copy + Into<f64>>(params: &[Vec<T>]) -> Vec<Vec<f64>> {
     let all: Vec<f64> = params.iter().flatten().map(|&w| w.into()).collect();
     let mut at = 0..all.len();
@@ -310,7 +309,7 @@ fn extragradient_is_its_definition() {
     }
 }
 
-/// A look-ahead is not seen by schedule, averages, regime and records, and does not move a frozen group.
+/// A look-ahead does not affect the schedule, averages, regime and records, and does not move a frozen group.
 #[test]
 fn a_look_ahead_leaves_no_trace() {
     let of = |regime, name: &str| Spec {
@@ -329,7 +328,7 @@ fn a_look_ahead_leaves_no_trace() {
             let before = run.params();
             run.look_ahead(&noise(&specs, 100 + t)).expect("in turn");
             let ahead = run.params();
-            // Before its first step Seesaw has no rate.
+            // Seesaw has no rate before its first step.
             assert_eq!(bits(&ahead)[0] == bits(&before)[0], t == 0, "{path}, step {t}");
             assert_eq!(bits(&ahead)[1] == bits(&before)[1], frozen, "{path}, step {t}");
             run.go_back().expect("in turn");
@@ -345,8 +344,7 @@ fn a_look_ahead_leaves_no_trace() {
     }
 }
 
-/// min over x and max over y of x y: simultaneous steps spiral out by √(1 + η²), extragradient comes in by √(1 - η² +
-/// η⁴).
+/// In min over x and max over y of x y, simultaneous steps diverge by a factor of √(1 + η²), and extragradient converges by √(1 - η² + η⁴).
 #[test]
 fn a_bilinear_game_spirals_out_without_a_look_ahead() {
     let rate = 0.3f64;
@@ -395,7 +393,7 @@ fn calls_out_of_turn_are_refused_and_change_nothing() {
     assert_eq!(bits(&params), bits(&noise(&specs, 4)));
 }
 
-/// A gradient that is not finite leaves no trace: the gradient ahead is not finite either, and the step is skipped.
+/// A gradient that is not finite leaves no trace, since the gradient at the look-ahead is not finite either and the step is skipped.
 #[test]
 fn a_gradient_that_is_not_finite_leaves_no_trace() {
     let specs = specs();
@@ -413,7 +411,7 @@ fn a_gradient_that_is_not_finite_leaves_no_trace() {
     }
 }
 
-/// What an optimizer has of which a look-ahead would know nothing, and slices of other tensors.
+/// Settings of an optimizer that a look-ahead does not support, and slices of other tensors, are refused.
 #[test]
 fn what_does_not_fit_is_refused_by_name() {
     let plain = || Spec::new(Rule::sgd(), Regime::fixed(0.1), tensors(1, &[6, 4])).named("model");
@@ -479,7 +477,7 @@ fn what_does_not_fit_is_refused_by_name() {
     }
 }
 
-/// Neither takes more than 4 bytes per parameter.
+/// Each of the two takes at most 4 bytes per parameter.
 #[test]
 fn they_take_four_bytes_per_parameter() {
     let elements = 100_000;

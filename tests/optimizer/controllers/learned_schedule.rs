@@ -1,9 +1,8 @@
-//! Promise: a policy's rate is that of its formula in f64, on every path, over a long run; what does not fit is refused
-//! by name, and a loss that is not finite changes nothing.
+//! Tests of learned schedules: a policy's rate follows its formula in f64, on every path and over a long run. Policies that do not fit are refused by
+//! name, and a loss that is not finite changes nothing.
 //!
-//! Faults tried once by hand in the kernel, each failed some of these tests: gates in the order of the authors'
-//! training program, γ computed anew in each step, a factor for the first group alone, a bad loss that changes the
-//! state.
+//! Each of these faults was introduced by hand once into the kernel and made some of these tests fail: gates in the order of the authors' training
+//! program, γ computed anew in each step, a factor for the first group only, and a bad loss that changes the state.
 
 use wgpu_optim::{
     CpuLearnedSchedule, ErrorKind, Gpu, LearnedSchedule, PolicyScale, Regime, Rule, SchedulePolicy, wgpu,
@@ -13,10 +12,10 @@ use wgpu_optim_conformance::{
     NOT_FINITE, Numbers, assert_close, assert_refused, limited_devices, noise, storage, submit, tensors,
 };
 
-/// Name, shape and values of the weights.
+/// The name, shape and values of each tensor.
 type Weights = Vec<(String, Vec<usize>, Vec<f32>)>;
 
-/// Random weights of the spread with which PyTorch begins, and of biases that make the gates move.
+/// Returns random weights with PyTorch's initial spread, and biases that make the gates move.
 fn weights(seed: u64, [cell, from_loss, from_state]: [usize; 3]) -> Weights {
     let mut numbers = Numbers(seed);
     let mut layer = |name: &str, outputs: usize, inputs: usize| {
@@ -86,20 +85,20 @@ impl<'a> Reference<'a> {
     }
 }
 
-/// Losses that fall from 2.3 to about 0.02 with the noise of batches, and with spikes.
+/// Returns losses that fall from 2.3 to about 0.02, with the noise of batches and with spikes.
 fn losses(steps: usize) -> Vec<f32> {
     let mut numbers = Numbers(7);
     let fall = |t: usize| 2.3 * (-4.6 * t as f32 / steps as f32).exp();
     (0..steps).map(|t| fall(t) * (1.0 + 0.3 * numbers.next()) + if t % 97 == 96 { 5.0 } else { 0.0 }).collect()
 }
 
-/// Two groups, so that each factor is set.
+/// Returns two groups, so that the tests show that the factor of each is set.
 fn specs() -> [Spec; 2] {
     let spec = |seed, name: &str| Spec::new(Rule::sgd(), Regime::fixed(1.0), tensors(seed, &[5])).named(name);
     [spec(1, "first"), spec(2, "second")]
 }
 
-/// An optimizer on a device, its schedule, and the loss behind other numbers of its buffer.
+/// An optimizer on a device, its schedule, and a loss that is not at the start of its buffer.
 struct OnDevice {
     run: GpuRun,
     schedule: LearnedSchedule,
@@ -159,8 +158,7 @@ impl OnHost {
     }
 }
 
-/// Every policy is compared with the formula in f64: the sizes of the published ones, one unit of each kind, odd sizes,
-/// and the most.
+/// Policies of several sizes follow the formula in f64: the published size, one unit of each kind, odd sizes, and the largest size.
 #[test]
 fn rates_are_those_of_the_formula() {
     for (sizes, steps) in [([50, 25, 25], 1000), ([1, 1, 1], 300), ([67, 3, 131], 300), ([256, 256, 256], 30)] {
@@ -194,7 +192,7 @@ fn rates_are_those_of_the_formula() {
     }
 }
 
-/// A loss that is not finite, and one that is not above 0 before γ is known, leave factor and state alone.
+/// A loss that is not finite changes neither factor nor state, nor does one that is not above 0 before γ is known.
 #[test]
 fn a_loss_that_is_no_number_leaves_the_rate() {
     let policy = policy(CLASSES, &weights(3, [5, 4, 3]));
@@ -209,7 +207,7 @@ fn a_loss_that_is_no_number_leaves_the_rate() {
         assert!(first[..=bad.len()].iter().all(|rate| rate.to_bits() == first[0].to_bits()), "{path}: {first:?}");
         assert!(first[bad.len() + 1..].windows(2).all(|pair| pair[0] != pair[1]), "{path}: {first:?}");
         assert!(first.iter().chain(state).all(|x| x.is_finite()), "{path}: {first:?}, {state:?}");
-        // γ is that of the first loss.
+        // γ follows from the first loss.
         let scale = f64::from(1.5f32).sqrt() * 15f64.ln() / 10f64.powf(0.25) / 4.0;
         assert_close(format_args!("{path}, γ"), state[10], scale, 1e-6);
     };
@@ -226,7 +224,7 @@ fn a_loss_that_is_no_number_leaves_the_rate() {
     }
 }
 
-/// A state goes from path to path, and a run that was interrupted has the bits of one that was not.
+/// A state can be restored on every path, and an interrupted run has the bits of an uninterrupted one.
 #[test]
 fn a_state_is_restored_on_every_path() {
     let policy = policy(CLASSES, &weights(5, [6, 5, 4]));
@@ -260,7 +258,7 @@ fn a_state_is_restored_on_every_path() {
     }
 }
 
-/// Another policy goes on with h and c, and with γ of the next loss; a γ that is given is the scale itself.
+/// Another policy continues with h and c, and computes γ from the next loss. A given γ is the scale itself.
 #[test]
 fn policies_change_within_a_run() {
     let sizes = [6, 5, 4];
@@ -300,7 +298,7 @@ fn policies_change_within_a_run() {
     }
 }
 
-/// Weights that are no policy are refused with the tensor's name, and with the shape that is expected.
+/// Weights that are no policy are refused with the tensor's name and the expected shape.
 #[test]
 fn what_is_no_policy_is_refused_by_name() {
     let good = weights(5, [6, 5, 4]);
@@ -358,14 +356,14 @@ fn what_is_no_policy_is_refused_by_name() {
     }
 }
 
-/// A lost device is an error and not silence.
+/// Asserts that a lost device is an error.
 fn assert_lost(gpu: &Gpu, schedule: &LearnedSchedule) {
     let mut encoder = gpu.device().create_command_encoder(&Default::default());
     assert_eq!(assert_refused(schedule.encode_rate(&mut encoder), &["lost"]).kind(), ErrorKind::DeviceLost);
     assert_refused(schedule.restore(&[0.0; 13]), &["lost"]);
 }
 
-/// A file has the weights bit for bit; other files are refused.
+/// A file contains the weights bit for bit. Other files are refused.
 #[test]
 fn policies_go_through_safetensors() {
     let good = policy(CLASSES, &weights(5, [6, 5, 4]));

@@ -1,5 +1,5 @@
-//! Promises of the epoch watchdog: epochs that it accepts are those of the optimizer alone, its verdicts are those of the papers' tests on the
-//! CPU path and on every adapter, and an epoch that is taken back leaves no trace.
+//! Tests of the epoch watchdog: accepted epochs are those of the optimizer alone. The verdicts are those of the papers' tests on the CPU path and on
+//! every adapter. An epoch that is taken back leaves no trace.
 
 use wgpu_optim::Watchdog;
 use wgpu_optim::{
@@ -15,7 +15,7 @@ use crate::helpers::{assert_same_bits, rules_and_regimes};
 /// Offset of the loss in its buffer. No binding may start there.
 const LOSS_BYTE: u64 = 20;
 
-/// A run under a watchdog.
+/// A run and its watchdog.
 enum Watched {
     Host(Box<CpuRun>, Box<CpuWatchdog>),
     Device(Box<GpuRun>, Box<Watchdog>, wgpu::Buffer),
@@ -118,12 +118,12 @@ fn accepted_epochs_are_those_of_the_optimizer_alone() {
     }
 }
 
-/// Losses of epochs after a loss of 1 at the start, and what CMA Light and NMCMA with a window of 2 say of them by hand. NaN is a batch whose
-/// loss is not finite. γ = 0, so that the limits are losses.
+/// The losses of epochs after a loss of 1 at the start, with the verdicts of CMA Light and of NMCMA with a window of 2, computed by hand. NaN stands
+/// for a batch whose loss is not finite. γ = 0, so that the limits are losses.
 #[test]
 fn verdicts_are_those_of_the_papers_tests() {
     use EpochOutcome::{Accepted, Slowed, TakenBack};
-    // Light: below all so far; at most the start's.
+    // CMA Light accepts a loss below all earlier ones, and slows down up to the loss at the start.
     let light = [
         (0.9, Accepted, 1.0),
         (0.95, Slowed, 0.9),
@@ -134,7 +134,7 @@ fn verdicts_are_those_of_the_papers_tests() {
         (1.0, Slowed, 0.8),
         (0.7, Accepted, 0.8),
     ];
-    // The largest of the last two accepted losses, of which the last counts again after a failure.
+    // The limit is the larger of the last two accepted losses. After a failure the last one counts again.
     let nonmonotone = [
         (0.9, Accepted, 1.0),
         (0.95, Accepted, 1.0),
@@ -149,7 +149,7 @@ fn verdicts_are_those_of_the_papers_tests() {
     for (config, expected) in [(WatchdogConfig::light(), light), (WatchdogConfig::nonmonotone(2), nonmonotone)] {
         for mut watched in watched(&specs, config.margin(0.0)) {
             let path = watched.run().path();
-            // The mean of the two is 1, with weights that differ.
+            // The weighted mean of the two losses is 1.
             watched.batch(30.0, 1.64);
             watched.batch(64.0, 0.7);
             watched.start();
@@ -181,7 +181,7 @@ fn verdicts_are_those_of_the_papers_tests() {
     }
 }
 
-/// γ counts in units of the rate, and in the nonmonotone test in units of the distance if that is longer.
+/// γ is in units of the rate, and in the nonmonotone test in units of the distance if that is longer.
 #[test]
 fn the_margin_goes_with_rate_and_distance() {
     for (rate, elements) in [(4.0, Element::F32), (0.125, Element::Bf16)] {
@@ -209,7 +209,7 @@ fn the_margin_goes_with_rate_and_distance() {
     }
 }
 
-/// Without a measured loss at the start, that of the first batch stands for it, if it is finite.
+/// Without a measured loss at the start, the loss of the first batch is used if it is finite.
 #[test]
 fn the_first_batch_stands_for_the_start() {
     let specs = [spec(Rule::sgd(), Regime::fixed(1.0))];
@@ -228,10 +228,10 @@ fn the_first_batch_stands_for_the_start() {
     }
 }
 
-/// Parameters and memory after an epoch that was taken back are those of before, and later steps are those of a run that never had it.
+/// After an epoch is taken back, parameters and state are those from before it, and later steps are those of a run without it.
 #[test]
 fn an_epoch_that_is_taken_back_leaves_no_trace() {
-    // Every second, since nearly all of the time goes into compiling kernels.
+    // Every second pair is enough, since compiling kernels takes nearly all of the time.
     let pairs = rules_and_regimes().into_iter().step_by(2);
     let mut cases: Vec<Spec> = pairs.map(|(rule, regime)| spec(rule, regime)).collect();
     for case in cases.iter_mut().step_by(3) {
@@ -274,7 +274,7 @@ fn an_epoch_that_is_taken_back_leaves_no_trace() {
                 assert_same_bits(watched.run(), &*plain, format_args!("{what}, step {step}"));
             }
             assert_eq!(watched.run().rates(), plain.rates(), "{what}");
-            // Records go on: 3 + 4 + 4 steps, of which one was skipped.
+            // The records continue: 3 + 4 + 4 steps, one of which was skipped.
             let records = watched.run().records().records;
             let steps: Vec<u64> = records.iter().map(|record| record.step).collect();
             assert_eq!(steps, (0..11).collect::<Vec<u64>>(), "{what}");
@@ -286,8 +286,8 @@ fn an_epoch_that_is_taken_back_leaves_no_trace() {
     }
 }
 
-/// Memory that is rounded at random goes another way afterwards, since the random bits depend on the count of steps. What is taken back is the
-/// same nevertheless: a checkpoint has the same tensors.
+/// 8-bit state is rounded at random, and its random bits depend on the count of steps, so that the run then differs. The state that is taken back is
+/// still the same: a checkpoint has the same tensors.
 #[test]
 fn memory_of_8_bits_is_taken_back_too() {
     for rule in [Rule::sgdm(0.9), Rule::adamw(), Rule::lion()] {
@@ -297,7 +297,7 @@ fn memory_of_8_bits_is_taken_back_too() {
             let memory = |run: &mut dyn Run| {
                 let checkpoint = run.checkpoint().to_bytes();
                 let file = safetensors::SafeTensors::deserialize(&checkpoint).expect("safetensors");
-                // Not the tables of groups and tensors, which count steps.
+                // Leaves out the tables of groups and tensors, which count steps.
                 let is_table = |name: &str| name.starts_with("groups/") || name.starts_with("tensors/");
                 let of_parameters = file.tensors().into_iter().filter(|(name, _)| !is_table(name));
                 let tensors = of_parameters.map(|(name, view)| (name, view.data().to_vec()));
@@ -321,7 +321,7 @@ fn memory_of_8_bits_is_taken_back_too() {
     }
 }
 
-/// Several groups, of which the caller has set the factors: each is halved, one of 0 stays, and none falls out of its range.
+/// Several groups have factors that the caller has set. Each is multiplied by the decrease, a factor of 0 stays, and none leaves its range.
 #[test]
 fn every_group_is_slowed_and_stays_in_range() {
     let named = |name| spec(Rule::sgd(), Regime::fixed(1.0)).named(name);
@@ -434,7 +434,7 @@ fn wrong_settings_and_calls_are_refused() {
     }
 }
 
-/// An optimizer without elements can be watched.
+/// An optimizer without elements can have a watchdog.
 #[test]
 fn nothing_can_be_watched() {
     let empty: &mut [f32] = &mut [];

@@ -1,4 +1,4 @@
-//! Names, lengths and places of tensors that cannot be.
+//! Errors of names, lengths and places of tensors.
 
 use super::{Device, W, build_error, host_error, on_device, on_host};
 use wgpu_optim::{Element, ErrorKind, Gpu, Group, OptimizerBuilder, Regime, Rule, wgpu};
@@ -26,7 +26,7 @@ fn what_is_missing_given_twice_or_too_long() {
     build_error(on_device(w.slice(..16), g.slice(..20)), gpu, &five);
 }
 
-/// The loss is one f32, and not the losses of a batch, nothing, or what lies behind the slice.
+/// The loss must be a single f32. The losses of a batch, an empty slice and a slice beyond its buffer are refused.
 #[test]
 fn a_loss_that_is_not_one_number() {
     for gpu in &devices() {
@@ -42,7 +42,7 @@ fn a_loss_that_is_not_one_number() {
     }
 }
 
-/// Names are the caller's. A message has one line whatever is in them, and does not steer a terminal.
+/// Names are the caller's. A message stays on one line whatever characters they contain, and cannot control a terminal.
 #[test]
 fn control_characters_in_names_are_escaped() {
     let named = |name: &str| OptimizerBuilder::new(Rule::sgd()).group(Group::new("all").tensor(name, W, &[0.0f32; 5]));
@@ -52,7 +52,7 @@ fn control_characters_in_names_are_escaped() {
 
 const COPIES: wgpu::BufferUsages = wgpu::BufferUsages::COPY_DST.union(wgpu::BufferUsages::COPY_SRC);
 
-/// One tensor of the device in these elements, from byte ranges of two buffers.
+/// Returns a builder with one tensor of these elements on the device, in byte ranges of two buffers.
 fn of_elements(element: Element, params: wgpu::BufferSlice, grads: wgpu::BufferSlice) -> Device {
     let group = Group::new("all").tensor("w", element.of(params), element.of(grads));
     OptimizerBuilder::new(Rule::sgd()).group(group)
@@ -82,7 +82,7 @@ fn slices_that_do_not_lie_on_elements_and_words() {
             }
         }
         assert_eq!(download(gpu, &w, 16), [1.0; 16]);
-        // Three elements that end where the buffer does.
+        // The slice of three elements ends where its buffer ends.
         let (short, whole) = (storage(gpu, 6, COPIES), storage(gpu, 8, COPIES));
         for &element in halves {
             let builder = |buffer: &wgpu::Buffer| of_elements(element, buffer.slice(0..6), g.slice(..6));
@@ -120,7 +120,7 @@ fn slices_that_overlap() {
             .group(Group::new("first").tensor("v", v, v_grads))
             .group(Group::new("second").tensor("w", w, w_grads))
     };
-    // Parameters and gradients of v, then of w, by buffer and elements; who overlaps whom, and where.
+    // The buffer and the elements of the parameters and the gradients of v, then of w, and the two slices that overlap and where.
     for (places, first, second, at) in [
         ([(0, 0, 16), (0, 0, 16), (1, 0, 1), (1, 1, 2)], ("gradients", "v"), ("parameters", "v"), 0..16),
         ([(0, 0, 16), (0, 15, 31), (1, 0, 1), (1, 1, 2)], ("parameters", "v"), ("gradients", "v"), 15..16),
@@ -133,14 +133,14 @@ fn slices_that_overlap() {
         let (from, to) = (4 * at.start, 4 * at.end);
         build_error(builder(places), gpu, &[&first, &second, &format!("overlap in bytes {from}..{to} ")]);
     }
-    // Touching, or empty in the middle of another, is no overlap.
+    // Slices that touch, or that are empty within another, do not overlap.
     for places in [[(0, 0, 16), (0, 16, 32), (0, 32, 40), (1, 0, 8)], [(0, 0, 16), (1, 0, 16), (0, 8, 8), (1, 8, 8)]] {
         builder(places).build(gpu).expect("builds");
     }
     assert_eq!(download(gpu, &buffers[0], 64), [1.0; 64]);
 }
 
-/// Bytes, not elements, tell.
+/// Overlaps are determined by bytes, not by elements.
 #[test]
 fn slices_of_different_elements_that_overlap() {
     let builder = |gpu: &Gpu, halves: std::ops::Range<u64>, floats: std::ops::Range<u64>| {
@@ -152,11 +152,11 @@ fn slices_of_different_elements_that_overlap() {
         OptimizerBuilder::new(Rule::sgd()).group(group)
     };
     for gpu in &devices() {
-        // Elements 0..40 and 12..20.
+        // The elements 0..40 and 12..20.
         let both =
             "the parameters of tensor \"halves\" and the parameters of tensor \"floats\" overlap in bytes 48..80 ";
         build_error(builder(gpu, 0..80, 48..80), gpu, &[both]);
-        // Elements 0..40 and 20..30, but bytes 0..80 and 80..120.
+        // The elements 0..40 and 20..30, but the bytes 0..80 and 80..120.
         builder(gpu, 0..80, 80..120).build(gpu).expect("builds");
         builder(gpu, 80..160, 0..80).build(gpu).expect("builds");
     }

@@ -1,4 +1,4 @@
-//! Calls with other slices than were declared, and of what is not there.
+//! Errors of calls with slices other than the declared ones, and of calls for something that does not exist.
 
 use super::{W, on_device, on_host};
 use wgpu_optim::{Averaging, ErrorKind, Group, OptimizerBuilder, Regime, Rule};
@@ -29,7 +29,7 @@ fn cpu_steps_with_other_slices_than_declared() {
     assert_ne!(w, a);
 }
 
-/// What is asked of averages that nobody keeps, and of slices that are not the optimizer's. tests/optimizer/averaging.rs has the rest.
+/// Errors of averages where none is kept, and of slices that are not the optimizer's. tests/optimizer/averaging.rs tests the rest.
 #[test]
 fn averages_that_are_not_there() {
     let mut w = [1.0f32; 4];

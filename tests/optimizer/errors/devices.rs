@@ -1,4 +1,4 @@
-//! What a device does not have, or refuses.
+//! Errors of devices: missing features, limits, and what a device itself refuses.
 
 use super::{Device, assert_nine_of_eight, build_error, on_device};
 use wgpu_optim::gpu::{Partials, Tuning};
@@ -18,7 +18,7 @@ fn adapters_that_are_not_there() {
     assert_refused(request(named), &["no adapter's name contains", "\"no such adapter\"", &there]);
     let nowhere = GpuOptions { backends: Some(wgpu::Backends::BROWSER_WEBGPU), ..GpuOptions::default() };
     assert_refused(request(nowhere), &["no usable adapter", "browser_webgpu"]);
-    // Where all adapters are software, hardware is refused with their names; else it is found.
+    // Where all adapters are software, asking for hardware is refused with their names. Otherwise the hardware is found.
     match request(GpuOptions::default()) {
         Ok(gpu) => assert!(!gpu.describe().contains("software")),
         Err(error) => assert_says(&error, &["software", &there]),
@@ -26,7 +26,7 @@ fn adapters_that_are_not_there() {
     request(any()).expect("there is one");
 }
 
-/// The first adapter's device with other limits.
+/// Opens the first adapter with other limits.
 fn limited(change: impl Fn(&mut wgpu::Limits)) -> Gpu {
     limited_devices(change).remove(0)
 }
@@ -53,7 +53,7 @@ fn what_does_not_fit_the_device_is_refused_by_its_number() {
     }
     assert_nine_of_eight(&build_error(builder, &gpu, &["norms", "share a norm"]));
 
-    // One partial per four elements, twelve words each.
+    // Each four elements have one partial of twelve words.
     let partials = Partials::PerInvocation;
     let tiny = Tuning { workgroup_size: 1, quads_per_invocation: 1, partials, finish_workgroup_size: 1 };
     let gpu = gpu.with_tuning(tiny).expect("a tiny geometry");
@@ -61,7 +61,7 @@ fn what_does_not_fit_the_device_is_refused_by_its_number() {
     assert_eq!(download(&gpu, &w, 20_000), vec![1.0; 20_000]);
 }
 
-/// Limits of devices for which compute was not meant, as portable programs ask for them. Blocks cannot be cut by a binding of no bytes.
+/// These are the limits of devices without compute support, as portable programs request them. A binding of no bytes cannot hold a block.
 #[test]
 fn devices_that_bind_too_little_are_refused_before_anything_is_planned() {
     type Change = fn(&mut wgpu::Limits);
@@ -81,7 +81,7 @@ fn devices_that_bind_too_little_are_refused_before_anything_is_planned() {
     }
 }
 
-/// wgpu can tell the buffers of two devices of one instance apart.
+/// wgpu can distinguish the buffers of two devices of one instance.
 #[test]
 fn buffers_of_another_device_are_refused() {
     let vulkan =
@@ -89,7 +89,7 @@ fn buffers_of_another_device_are_refused() {
     let (Ok(here), Ok(there)) =
         (pollster::block_on(Gpu::request(&vulkan())), pollster::block_on(Gpu::request(&vulkan())))
     else {
-        // OpenGL alone, where this is not promised.
+        // Only OpenGL is available, for which this is not guaranteed.
         assert!(devices().iter().all(|gpu| gpu.describe().contains("gl")));
         return;
     };
@@ -107,7 +107,7 @@ fn buffers_of_another_device_are_refused() {
     assert!(pollster::block_on(here.read_buffer::<()>("nothing", &w)).expect("no bytes").is_empty());
 }
 
-/// What only wgpu finds wrong comes back too, as an `Err` with its words.
+/// An error that only wgpu detects is also an `Err` with wgpu's message.
 #[test]
 fn what_the_device_refuses_is_an_error_not_a_panic() {
     let gpu = limited(|limits| limits.max_bind_groups = 1);
@@ -117,7 +117,7 @@ fn what_the_device_refuses_is_an_error_not_a_panic() {
     assert_eq!(download(&gpu, &w, 4), [1.0; 4]);
 }
 
-/// A device that was opened without the feature, as callers have them: the preset does without, and who asks for it is told.
+/// A caller's device may be opened without the feature. The preset then does not use subgroups, and asking for them is refused.
 #[test]
 fn subgroups_without_the_feature() {
     let bare = limited(|_| {});
@@ -126,7 +126,7 @@ fn subgroups_without_the_feature() {
     let words = ["tuning: partials is", "subgroup", "Features::SUBGROUP"];
     assert_eq!(assert_refused(bare.clone().with_tuning(tuning), &words).kind(), ErrorKind::Build);
 
-    // The same adapter, were it a GPU.
+    // The same adapter as if it were a GPU.
     let mut info = bare.device().adapter_info();
     let limits = bare.device().limits();
     for kind in [wgpu::DeviceType::DiscreteGpu, wgpu::DeviceType::IntegratedGpu] {
@@ -160,7 +160,7 @@ fn geometries_no_device_can_have() {
     }
 }
 
-/// On devices that give a kernel 8 storage buffers, as WebGPU promises and no more.
+/// Optimizers work on devices with 8 storage buffers per kernel, the number that WebGPU guarantees.
 #[test]
 fn kernels_with_more_storage_buffers_than_the_device_has() {
     let spec = |rule, regime, element: Element, rounding| {
@@ -192,7 +192,7 @@ fn kernels_with_more_storage_buffers_than_the_device_has() {
             for (index, spec) in specs.iter_mut().enumerate() {
                 spec.name = index.to_string();
             }
-            // Each in its own two buffers, since they are stored in different elements.
+            // Each tensor has two buffers of its own, since their element types differ.
             let places = separate(&specs);
             let mut run = GpuRun::with(gpu, &specs, places, |builder| builder.clear_gradients().micro_batches(2));
             for _ in 0..2 {

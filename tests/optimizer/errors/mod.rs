@@ -1,5 +1,5 @@
-//! Promise: whatever is wrong comes back as an `Err` whose one line names the culprit, the number and the limit, and nothing has
-//! changed; no panic, no driver message out of the blue, no half-done work. (What a lost device does is in `faults`.)
+//! Tests of errors: every mistake is an `Err` that names on one line what is wrong, the number and the limit, and leaves everything unchanged. There
+//! is no panic, no unexpected driver message and no half-done work. (`faults` tests lost devices.)
 
 mod buffers;
 mod calls;
@@ -12,32 +12,32 @@ use wgpu_optim_conformance::assert_refused;
 type Device = OptimizerBuilder<wgpu_optim::gpu::Tensor>;
 type Host = OptimizerBuilder<wgpu_optim::cpu::Tensor>;
 
-/// What a tensor of four elements is built from on the host.
+/// The values of a tensor of four elements on the host.
 const W: &[f32] = &[0.0; 4];
 
-/// What must not be built on the device, for a reason that is told in these words.
+/// Asserts that the builder is refused on the device with these words, and returns the error.
 #[track_caller]
 fn build_error(builder: Device, gpu: &Gpu, words: &[&str]) -> Error {
     assert_refused(builder.build(gpu), words)
 }
 
-/// What must not be built on the host, for a reason that is told in these words.
+/// Asserts that the builder is refused on the host with these words, and returns the error.
 #[track_caller]
 fn host_error(builder: Host, words: &[&str]) -> Error {
     assert_refused(builder.build_cpu(), words)
 }
 
-/// One tensor of the host.
+/// Returns a builder with one tensor on the host.
 fn on_host(rule: Rule) -> Host {
     OptimizerBuilder::new(rule).group(Group::new("all").tensor("w", W, W))
 }
 
-/// One tensor of the device, from byte ranges of two buffers.
+/// Returns a builder with one tensor on the device, in byte ranges of two buffers.
 fn on_device(params: wgpu::BufferSlice, grads: wgpu::BufferSlice) -> Device {
     OptimizerBuilder::new(Rule::sgd()).group(Group::new("all").tensor("w", params, grads))
 }
 
-/// Nine of something of which the device has eight.
+/// Asserts that nine of something were needed where the device has eight.
 fn assert_nine_of_eight(error: &Error) {
     assert_eq!(error.kind(), ErrorKind::Limit);
     assert!(error.to_string().contains(" is 9, above 8: "), "{error}");

@@ -1,4 +1,4 @@
-//! Settings that cannot be: numbers out of their range, and what does not go together. Those at the ends of their ranges can.
+//! Errors of settings: numbers out of their range, and settings that do not fit together. Numbers at the ends of their ranges are accepted.
 
 use super::{Host, W, host_error, on_host};
 use wgpu_optim::{
@@ -36,7 +36,7 @@ fn sgdm(momentum: f32, dampening: f32, nesterov: bool) -> Host {
     on_host(Rule::Sgdm(Sgdm { momentum, dampening, nesterov }))
 }
 
-/// Every number of rules, regimes and groups, on both sides of its range, and NaN.
+/// Every number of rules, regimes and groups is refused on both sides of its range, and as NaN.
 #[test]
 fn numbers_out_of_range() {
     let (nan, inf) = (f32::NAN, f32::INFINITY);
@@ -111,7 +111,7 @@ fn numbers_out_of_range() {
     refuse("group \"all\"", "weight_decay", &no_decay, &|x| sgd().weight_decay(x));
     refuse("group \"all\"", "weight_decay", &no_decay, &|x| sgd().decoupled_weight_decay(x));
     refuse("group \"all\"", "clip_norm", &[-1.0, 0.0, nan], &|x| sgd().clip_norm(x));
-    // A group's own bad number is named too.
+    // The error also names a group's own setting.
     refuse("group \"own\"", "clip_norm", &[-2.0], &|x| sgd().group(Group::new("own").clip_norm(x)));
     refuse("averaging exponential", "decay", &no_share, &|decay| {
         sgd().averaging(Averaging::Exponential { decay, start: 0 })
@@ -123,7 +123,7 @@ fn numbers_out_of_range() {
     refuse("loss scaler", "min_scale", &no_scale, &|x| scaler(|s| s.min_scale = x));
     refuse("loss scaler", "max_scale", &no_scale, &|x| scaler(|s| s.max_scale = x));
     refuse("loss scaler", "initial_scale", &no_scale, &|x| scaler(|s| s.initial_scale = x));
-    // Below the smallest, above the largest.
+    // The initial scale is below the smallest scale, and above the largest one.
     refuse("loss scaler", "initial_scale", &[2.0, 16.0], &|x| {
         scaler(|s| (s.min_scale, s.initial_scale, s.max_scale) = (4.0, x, 8.0))
     });
@@ -140,7 +140,7 @@ fn numbers_out_of_range() {
     }
 }
 
-/// Both ends of every range that belong to it.
+/// Every range includes its ends, where they belong to it.
 #[test]
 fn numbers_just_within_range() {
     let below_one = f32::from_bits(1f32.to_bits() - 1);
@@ -192,12 +192,12 @@ fn auto(change: impl FnOnce(&mut AutoSgd)) -> Regime {
     Regime::AutoSgd(regime)
 }
 
-/// Two groups under streams, the second with this regime.
+/// Returns two groups, of which the first uses streams and the second this regime.
 fn streams_beside(regime: Regime, maximize: bool) -> Host {
     with_regime(Regime::auto_sgd()).group(Group::new("second").regime(regime).maximize(maximize).tensor("b", W, W))
 }
 
-/// A group whose gradient is compared with counters, and one with a momentum, under one norm.
+/// Returns two groups that share a norm: one compares its gradient with counters, the other with a momentum.
 fn counters_beside_momentum(regime: Regime) -> Host {
     OptimizerBuilder::new(Rule::sgd())
         .regime(regime)
@@ -205,7 +205,7 @@ fn counters_beside_momentum(regime: Regime) -> Host {
         .group(Group::new("heavy").rule(Rule::sgdm(0.9)).share_norm("all").tensor("b", W, W))
 }
 
-/// ScheduleFree+, and a second group that shares its norm, both in schedule-free training.
+/// Returns two groups that share a norm in schedule-free training: one with ScheduleFree+, the other with this regime.
 fn plus_beside(regime: Regime) -> Host {
     let second = Group::new("second").regime(regime).share_norm("both").tensor("b", W, W);
     let first = Group::new("first").regime(Regime::schedule_free_plus()).share_norm("both").tensor("a", W, W);
@@ -219,15 +219,15 @@ fn settings_that_do_not_go_together() {
     let streams = || with_regime(Regime::auto_sgd());
     let sums = "OptimizerBuilder::sharded";
     let mut cases: Vec<(Host, Vec<&str>)> = vec![
-        // Three streams of parameters take turns in the whole optimizer, and would need a momentum each.
+        // All of the optimizer's groups take turns with three streams of parameters, each of which would need a momentum.
         (on_host(Rule::signum(0.0)).regime(Regime::auto_sgd()), vec!["\"all\"", "signum", "signsgd", "auto-sgd"]),
         (streams_beside(Regime::auto_sgd(), true), vec!["\"second\"", "several optimizers", "auto-sgd"]),
         (streams_beside(Regime::seesaw(), false), vec!["\"second\"", "several optimizers", "seesaw"]),
-        // What mixes the streams.
+        // These settings would mix the streams.
         (streams().averaging(Averaging::Running { start: 0 }), vec!["\"all\"", "averaging", "auto-sgd"]),
         (streams().schedule_free(), vec!["\"all\"", "auto-sgd"]),
         (streams().trust_ratio(TrustRatio::default()), vec!["\"all\"", "trust_ratio", "auto-sgd"]),
-        // A rate for the steps of schedule-free training alone, whose sums are not those of other regimes.
+        // ScheduleFree+ computes a rate for schedule-free training only, and its sums differ from those of other regimes.
         (
             with_regime(Regime::schedule_free_plus()),
             vec!["\"all\"", "averaging is off", "averaging(Averaging::ScheduleFree)"],
@@ -236,7 +236,7 @@ fn settings_that_do_not_go_together() {
             with_regime(Regime::schedule_free_plus()).averaging(Averaging::polynomial_decay()),
             vec!["\"all\"", "averaging is polynomial", "averaging(Averaging::ScheduleFree)"],
         ),
-        // Steps that are not where the gradient is taken.
+        // The steps are not taken from the point at which the gradient is computed.
         (
             on_host(Rule::adamw_without_momentum()).regime(Regime::prodigy()).schedule_free(),
             vec!["\"all\"", "averaging is schedule-free", "Averaging::polynomial_decay()"],
@@ -253,7 +253,7 @@ fn settings_that_do_not_go_together() {
             sgd().global_norm().group(Group::new("apart").share_norm("global").tensor("v", W, W)),
             vec!["\"apart\"", "share_norm is \"global\"", "another name"],
         ),
-        // What ranks would need more sums for.
+        // Ranks would have to exchange more sums for these settings.
         (sgd().sharded(0, 2).telemetry(true), vec!["telemetry is on", sums]),
         (sgd().sharded(0, 2).trust_ratio(TrustRatio::default()), vec!["trust_ratio is on", sums]),
         (sgd().sharded(2, 2), vec!["rank is 2", "below the number of ranks"]),
@@ -292,14 +292,14 @@ fn settings_that_do_not_go_together() {
     }
     host_error(counters_beside_momentum(Regime::seesaw()), &["share the norm \"all\"", "sign counters"]);
 
-    // What differs from these by one word, and goes together.
+    // These settings differ from the refused ones by one word and fit together.
     let averaged = Group::new("averaged").rule(Rule::sgdm(0.9)).averaging(Averaging::polynomial_decay());
     for builder in [
-        // A first rate may be each group's own.
+        // Each group may have its own first rate.
         streams_beside(auto(|a| a.initial_rate = Some(0.1)), false),
-        // Without alignment there is nothing to mix.
+        // Without alignment no inner products are shared.
         counters_beside_momentum(Regime::norm_ratio()),
-        // A group may have it alone, and another may be without.
+        // One group may be schedule-free and another may not.
         sgd().schedule_free().group(averaged.tensor("v", W, W)),
         on_host(Rule::sign_sgd()).schedule_free(),
         plus_beside(Regime::schedule_free_plus()),
@@ -313,7 +313,7 @@ fn settings_that_do_not_go_together() {
     }
 }
 
-/// An average is of the numbers that steps are taken with: of masters, or of f32.
+/// An average is that of the numbers that steps are taken with: masters, or f32 parameters.
 #[test]
 fn averages_of_rounded_parameters_are_refused() {
     let halves = vec![half::f16::ONE; 5];
@@ -323,7 +323,7 @@ fn averages_of_rounded_parameters_are_refused() {
         for averaging in [Averaging::Running { start: 0 }, Averaging::ScheduleFree] {
             let builder = || OptimizerBuilder::new(Rule::sgd()).rounding(rounding).averaging(averaging);
             host_error(builder().group(Group::new("all").tensor("w", &halves, &halves)), &words);
-            // What is f32 is not rounded.
+            // f32 parameters are not rounded.
             let group = Group::new("all").tensor("w", &floats, &halves);
             builder().group(group).build_cpu().expect("builds");
             for gpu in &devices() {

@@ -1,4 +1,4 @@
-//! Gradients that are sums of micro-batches, and gradients that are cleared, of every element.
+//! Gradients that are sums of micro-batches, and gradients that are cleared, in every element type.
 
 use super::{HALVES, LENGTHS, gradients, kept, paths_like, with_masters};
 use wgpu_optim::{
@@ -10,7 +10,7 @@ use wgpu_optim_conformance::{assert_all_close, tensors, times, ulps};
 
 use crate::helpers::assert_same_bits;
 
-/// Whatever goes by the gradient in a way of its own.
+/// Returns groups that use the gradient in different ways.
 fn gradient_users() -> Vec<Spec> {
     let new = |rule, regime, name: &str| Spec::new(rule, regime, tensors(11, &LENGTHS)).named(name);
     let decay = WeightDecay::Coupled(0.1);
@@ -28,7 +28,7 @@ fn gradient_users() -> Vec<Spec> {
     ]
 }
 
-/// Of k micro-batches: the bits of their mean, where k is a power of two.
+/// A sum of micro-batches gives the step of their mean. The bits are the same if the number of micro-batches is a power of two.
 #[test]
 fn a_sum_of_micro_batches_is_a_step_along_their_mean() {
     let scaler = Some(LossScaler { initial_scale: 16.0, growth_interval: 3, ..LossScaler::default() });
@@ -36,7 +36,7 @@ fn a_sum_of_micro_batches_is_a_step_along_their_mean() {
     for setup in [Setup::default(), Setup { scaler, ..Setup::default() }] {
         cases.extend([1, 3, 4].map(|micro_batches| (gradient_users(), setup, micro_batches)));
     }
-    // Four times 16 bits are 16 bits.
+    // Four times a 16-bit number is still exact in 16 bits.
     cases.extend(HALVES.map(|element| (with_masters(gradient_users(), element), Setup::default(), 4)));
     for (specs, setup, micro_batches) in cases {
         let sums = paths_like(&specs, &specs, Setup { micro_batches: Some(micro_batches), ..setup });
@@ -70,7 +70,7 @@ fn a_sum_of_micro_batches_is_a_step_along_their_mean() {
     }
 }
 
-/// The gradients are zeros, and nothing else has changed but the parameters.
+/// Asserts that the gradients are zeros, and that nothing around the tensors has changed.
 #[track_caller]
 fn assert_cleared(run: &mut GpuRun, what: &str) {
     run.expect_cleared();
@@ -78,7 +78,7 @@ fn assert_cleared(run: &mut GpuRun, what: &str) {
     run.assert_surroundings_untouched();
 }
 
-/// Settings under which a kernel reads the gradients in a way of its own before it clears them.
+/// Returns settings whose kernels read the gradients in different ways before they clear them.
 fn cleared(element: Element) -> Vec<Spec> {
     let mut specs = gradient_users();
     specs[0].telemetry = true;
@@ -96,7 +96,7 @@ fn gradients_are_cleared_whatever_became_of_the_step() {
     for element in [Element::F32, Element::F16, Element::Bf16] {
         let specs = cleared(element);
         for gpu in &devices() {
-            // Parameters and gradients in two buffers, or, of f32, in one.
+            // Parameters and gradients are in two buffers. In f32, a second layout has them in one.
             let mut layouts = vec![packed(&specs, 2, 1)];
             if element == Element::F32 {
                 let end: usize = lengths(&specs).map(|len| len + 3).sum();

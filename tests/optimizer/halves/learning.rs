@@ -1,4 +1,4 @@
-//! A model learns in 16 bits what it learns in f32.
+//! A model learns in 16 bits as well as in f32.
 
 use super::paths;
 use std::io::Read;
@@ -9,7 +9,7 @@ use wgpu_optim_conformance::run::{Run, Spec};
 const TRAINED: usize = 1400;
 const BATCH: usize = 35;
 
-/// Pixels from 0 to 1 with a one behind them, and the digit.
+/// Images of 64 pixels from 0 to 1 followed by a one for the bias, and their digits.
 struct Digits(Vec<([f32; 65], usize)>);
 
 impl Digits {
@@ -26,13 +26,13 @@ impl Digits {
         Digits(rows.collect())
     }
 
-    /// The scores of the ten digits: weights of 64 rows, and a bias.
+    /// Returns the scores of the ten digits from 64 rows of weights and a bias.
     fn scores(&self, params: &[Vec<f32>], index: usize) -> [f32; 10] {
         let weights = params.concat();
         std::array::from_fn(|digit| self.0[index].0.iter().enumerate().map(|(i, x)| weights[10 * i + digit] * x).sum())
     }
 
-    /// The gradients of the mean cross-entropy of a batch.
+    /// Returns the gradients of the mean cross-entropy of a batch.
     fn gradients(&self, params: &[Vec<f32>], batch: impl ExactSizeIterator<Item = usize>) -> Vec<Vec<f32>> {
         let (count, mut grads) = (batch.len() as f32, vec![0.0; 650]);
         for index in batch {
@@ -65,7 +65,7 @@ fn digits_are_learned_in_halves_as_in_f32() {
         let spec = Spec::new(Rule::sgdm(0.9), Regime::seesaw(), vec![vec![0.0; 640], vec![0.0; 10]]);
         let train = |mut run: Box<dyn Run>| {
             for t in 0..6 * TRAINED / BATCH {
-                // A stride that has no part in common with the number of images: every image once an epoch.
+                // The stride and the number of images are coprime, so that an epoch uses every image once.
                 let batch = (0..BATCH).map(|i| (t * BATCH + i) * 1101 % TRAINED);
                 let grads = digits.gradients(&run.params(), batch);
                 run.step(&grads);

@@ -1,4 +1,4 @@
-//! Elements of several kinds in one optimizer, one group and one buffer.
+//! Several element types in one optimizer, one group and one buffer.
 
 use super::{HALVES, LENGTHS, gradients, in_floats, kept};
 use wgpu_optim::cpu::{Values, ValuesMut};
@@ -59,7 +59,7 @@ fn groups_of_different_elements_share_a_norm() {
         spec(Rule::sgdm(0.9), 32, "f16", f16, f32, Rounding::Stochastic { seed: 1 }),
         spec(Rule::adamw(), 33, "f32", f32, f16, Rounding::Masters),
     ];
-    // Where they lie must not tell the two runs apart.
+    // The tensors have separate buffers, so that their places do not differ between the two runs.
     let floats = in_floats(&specs);
     let mut pairs: Vec<Pair> = vec![(Box::new(CpuRun::new(&specs)), Box::new(CpuRun::new(&floats)))];
     for gpu in &devices() {
@@ -75,7 +75,7 @@ fn groups_of_different_elements_share_a_norm() {
     }
 }
 
-/// Elements of parameters and of gradients, and lengths.
+/// The element types of parameters and gradients, and the lengths.
 const KINDS: [(Element, Element, usize); 4] = [
     (Element::Bf16, Element::F16, 7),
     (Element::F32, Element::F32, 6),
@@ -83,14 +83,14 @@ const KINDS: [(Element, Element, usize); 4] = [
     (Element::F32, Element::Bf16, 5),
 ];
 
-/// Numbers that each element holds.
+/// Returns tensors of numbers that are exact in their element types.
 fn stored(which: fn(&(Element, Element, usize)) -> Element, seed: u64) -> Vec<Stored> {
     let all = tensors(seed, &KINDS.map(|kind| kind.2));
     let dyadic = all.iter().map(|tensor| tensor.iter().map(|x| (x * 63.0).round() / 64.0).collect::<Vec<f32>>());
     KINDS.iter().zip(dyadic).map(|(kind, tensor)| Stored::new(which(kind), &tensor)).collect()
 }
 
-/// A builder, and its group.
+/// Returns a builder and its group.
 fn mixed<T>() -> (OptimizerBuilder<T>, Group<T>) {
     (OptimizerBuilder::new(Rule::sgdm(0.9)).regime(Regime::seesaw()), Group::new("mixed"))
 }
@@ -112,7 +112,7 @@ fn save_device(optimizer: &Optimizer) -> Checkpoint {
     pollster::block_on(optimizer.checkpoint(Parameters::Included, &notes)).expect("a checkpoint")
 }
 
-/// Tensors of every element in one group, on the device and on the host, and from one to the other.
+/// A group may have tensors of every element type, on the device and on the host, and its checkpoints can be restored on the other one.
 #[test]
 fn a_group_may_have_tensors_of_different_elements() {
     let (params, grads) = (stored(|kind| kind.0, 41), stored(|kind| kind.1, 42));
@@ -149,7 +149,7 @@ fn a_group_may_have_tensors_of_different_elements() {
         for _ in 0..3 {
             step(gpu, &optimizer);
         }
-        // What the device comes to is what the host comes to, within rounding.
+        // The parameters on the device are those on the host up to rounding.
         let here = save_device(&optimizer);
         for (index, kind) in KINDS.iter().enumerate() {
             let [found, expected] = [&here, &saved].map(|of| of.parameters(&index.to_string()).expect("there"));
@@ -158,7 +158,7 @@ fn a_group_may_have_tensors_of_different_elements() {
                 assert_close(format_args!("{}, tensor {index}", gpu.describe()), found, expected, unit);
             }
         }
-        // And what the host saved goes on there, and comes back as it was.
+        // A checkpoint of the host can be restored on the device, saved again without a change, and the other way round.
         let mut again = build();
         again.restore(&saved, Parameters::Included).expect("restores");
         assert!(save_device(&again).to_bytes() == saved.to_bytes());

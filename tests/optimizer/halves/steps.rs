@@ -1,4 +1,4 @@
-//! What steps make of parameters of 16 bits.
+//! Steps of 16-bit parameters.
 
 use super::{
     HALVES, LENGTHS, ROUNDINGS, SMALL, SMALL_STEPS, after, beside_floats, drift, gradients, is_nearest, masters, paths,
@@ -65,14 +65,14 @@ fn small_steps_arrive_or_stay() {
             paths(&specs).into_iter().map(|run| after(run, &specs, SMALL_STEPS)).collect::<Vec<_>>()
         });
         for found in &by_seed[0] {
-            // Exact steps: the same codes on every path.
+            // The steps are exact, so that the codes are the same on every path.
             assert_eq!(bits(found), bits(&by_seed[0][0]), "{element:?}");
         }
         assert_eq!(by_seed[0], by_seed[1], "a seed is reproducible");
         let values = &by_seed[0][0][5];
         let agree = values.iter().zip(&by_seed[2][0][5]).filter(|(a, b)| a == b).count();
         assert!(2 * agree <= values.len(), "{agree} agree beyond the seed");
-        // Each element goes down by a unit with probability p in each step.
+        // Each element decreases by one unit with probability p in each step.
         let unit = 2.0 * half_ulp(element, 1.5);
         let p = f64::from(SMALL) / unit;
         let variance = SMALL_STEPS as f64 * p * (1.0 - p);
@@ -82,7 +82,7 @@ fn small_steps_arrive_or_stay() {
         let count = errors.len() as f64;
         let mean = errors.iter().sum::<f64>() / count;
         assert_close(format_args!("{element:?}: mean error"), mean, 0.0, 5.0 * (variance / count).sqrt());
-        // Draws of one element in different steps, and of neighbours, have nothing to do with each other.
+        // The draws of an element in different steps, and those of neighbours, are independent.
         let spread = errors.iter().map(|error| error * error).sum::<f64>() / count;
         assert_close(format_args!("{element:?}: variance"), spread / variance, 1.0, 5.0 * (2.5 / count).sqrt());
         let together = errors.windows(2).map(|pair| pair[0] * pair[1]).sum::<f64>() / count;
@@ -90,7 +90,7 @@ fn small_steps_arrive_or_stay() {
     }
 }
 
-/// Other geometries, with every kind of partials that the device can have.
+/// Returns the device with other tunings, with every kind of partials that it supports.
 fn geometries(gpu: &Gpu) -> Vec<Gpu> {
     let sizes = [(64, 1), (32, 8), (128, 2)].into_iter().cycle();
     let tunings = kinds_of_partials(gpu).zip(sizes).map(|(partials, (workgroup_size, quads_per_invocation))| Tuning {
@@ -126,7 +126,7 @@ fn codes_are_the_same_in_every_geometry() {
     }
 }
 
-/// Longer than a binding, and than what one thread of the CPU path takes.
+/// Tensors that are longer than a binding, and than a thread's piece on the CPU path, have the codes of short ones.
 #[test]
 fn long_tensors_have_the_codes_of_short_ones() {
     const LEN: usize = 300_001;
@@ -134,7 +134,7 @@ fn long_tensors_have_the_codes_of_short_ones() {
         for rounding in ROUNDINGS {
             let specs = small_steps(element, rounding, &[3, LEN]);
             let expected = after(Box::new(CpuRun::new(&specs)), &specs, 20);
-            // Element by element, from pieces that one thread takes.
+            // The CPU path gives the same codes for pieces that are short enough for one thread.
             if !matches!(rounding, Rounding::Stochastic { .. }) {
                 let mut short = specs.clone();
                 short[0].tensors = specs[0].tensors[1].chunks(1000).map(<[f32]>::to_vec).collect();
@@ -179,7 +179,7 @@ fn the_nearest_is_that_of_the_half_crate() {
     }
 }
 
-/// Every regime, and a rule of each kind of memory.
+/// Under regimes of every kind, and for a rule with each kind of state, masters take the steps of f32 parameters.
 #[test]
 fn every_regime_goes_by_masters_as_by_parameters_of_f32() {
     let regimes = [
@@ -202,7 +202,7 @@ fn every_regime_goes_by_masters_as_by_parameters_of_f32() {
         let spec = Spec::new(rule, regime, tensors(22, &[7, 66])).named(regime.name());
         Spec { decay: WeightDecay::Coupled(0.01), clip: 3.0, ..spec }
     });
-    // Streams, which all groups have or none.
+    // All groups of an optimizer use streams or none.
     let streams = vec![Spec::new(Rule::sgd(), Regime::auto_sgd(), tensors(21, &[7, 66]))];
     let cases = [streams, of_regimes.collect()];
     for (element, specs) in HALVES.into_iter().flat_map(|element| cases.iter().map(move |specs| (element, specs))) {
@@ -255,17 +255,17 @@ fn the_largest_and_the_smallest_gradients_have_the_right_norm() {
     }
 }
 
-/// What must hold of parameters that the caller writes between steps, with masters of others beneath.
+/// Masters follow parameters that the caller writes between steps.
 #[test]
 fn masters_follow_parameters_that_are_written() {
     for element in HALVES {
         let spec = Spec::new(Rule::sgd(), Regime::fixed(2f32.powi(-20)), tensors(14, &[4099]));
         let specs = with_masters(vec![spec], element);
-        // So small that in f16 they have the coarsest remainders.
+        // In f16 these parameters are so small that they have the coarsest remainders.
         let mut tiny = specs.clone();
         tiny[0].tensors[0].iter_mut().for_each(|w| *w = (*w * 900.0).round() * 2f32.powi(-24));
         for (specs, is_tiny) in [(specs, false), (tiny, true)] {
-            // In halves of a unit.
+            // The tolerance in halves of a unit.
             let reach = if is_tiny && element == Element::F16 { 2.0 } else { 1.0 };
             let written: Vec<f32> = specs[0].tensors[0].iter().map(|w| 1.5 - w).collect();
             let written = rounded(element, &written);
@@ -280,7 +280,7 @@ fn masters_follow_parameters_that_are_written() {
                 for ((&stored, &master), &expected) in run.params()[0].iter().zip(&masters).zip(&written) {
                     let half = half_ulp(element, f64::from(expected));
                     let what = format_args!("{}, {element:?}", run.path());
-                    // Half a unit of the master's, and half a one of what is stored of it.
+                    // The master is off by half a unit of its own, and the stored parameter by another half.
                     assert_close(format_args!("{what}, stored"), stored, expected, (1.0 + reach) * half);
                     assert_close(format_args!("{what}, master"), master, expected, reach * half);
                 }
@@ -289,7 +289,7 @@ fn masters_follow_parameters_that_are_written() {
     }
 }
 
-/// Averages of every kind beside masters are of f32; exchanged, what is stored is their rounding; and a run goes on from its masters.
+/// Averages beside masters are in f32. After a swap the stored parameters are the rounded averages, and a run continues from its masters.
 #[test]
 fn averages_beside_masters_are_of_f32_and_come_and_go() {
     let spec = |rule: Rule, regime: Regime, averaging: Averaging| {
@@ -318,7 +318,7 @@ fn averages_beside_masters_are_of_f32_and_come_and_go() {
                 let of_late = specs[tensor / LENGTHS.len()].averaging == late;
                 for ((&found, &expected), &stored) in found.iter().zip(expected).zip(&params[tensor]) {
                     let allowed = if is_free { 2e-6 } else { drift(expected) };
-                    // On the CPU path what is stored stands in for an average that has not started.
+                    // On the CPU path, an average that has not started reads as the stored parameter.
                     let stands_in = of_late && found == stored && is_nearest(element, found, expected);
                     assert!((found - expected).abs() <= allowed || stands_in, "{what}: {found:e}, not {expected:e}");
                 }
@@ -344,7 +344,7 @@ fn averages_beside_masters_are_of_f32_and_come_and_go() {
                 }
                 continue;
             }
-            // To go on is to go on from the masters.
+            // The run continues from the masters.
             for t in 21..=30 {
                 half.step(&gradients(&specs, t));
                 float.step(&gradients(&specs, t));

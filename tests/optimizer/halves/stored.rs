@@ -1,4 +1,4 @@
-//! How parameters of 16 bits are saved, and what happens to those of other elements than were declared.
+//! Checkpoints of 16-bit parameters, and errors of slices whose element type is not the declared one.
 
 use super::{gradients, kept, paths};
 use half::{bf16, f16};
@@ -63,7 +63,7 @@ fn a_checkpoint_of_other_elements_is_refused_and_nothing_changes() {
     }
 }
 
-/// What is said of slices in another element than bf16.
+/// Returns the words of the error for slices of another element type than bf16.
 fn other_element(role: &str, actual: Element) -> [String; 2] {
     [format!("tensor \"w\" was built with {role}s of bf16"), format!("given {}:", actual.name())]
 }

@@ -1,4 +1,4 @@
-//! P1 to P4 and P6.
+//! The properties P1 to P4 and P6.
 
 use std::f64::consts::LN_10;
 
@@ -8,8 +8,8 @@ use wgpu_optim::{NormRatio, Regime, Rule, Seesaw, Term};
 use wgpu_optim_conformance::run::{CpuRun, Run, Spec, bits, every_path};
 use wgpu_optim_conformance::{Numbers, assert_close};
 
-/// P1. The rate comes from the gradients alone: other parameters of the same norm, same rates, bit for bit; of another norm, another
-/// first step and the same changes. (No loss value and no schedule can enter: a step takes none.)
+/// P1: The rate depends on the gradients alone. Other parameters of the same norm have the same rates, bit for bit. Parameters of another norm have
+/// another first step and the same changes. (A step has neither a loss nor a schedule as an argument.)
 #[test]
 fn p1_rates_come_from_the_gradients_alone() {
     let mut numbers = Numbers(1);
@@ -19,7 +19,7 @@ fn p1_rates_come_from_the_gradients_alone() {
     let steps: Vec<Vec<f32>> = (0..10).map(|_| numbers.vec(301)).collect();
     let mut other = steps.clone();
     other[4] = numbers.vec(301);
-    // The rates of each step, and what ln η has changed by in the end.
+    // Returns the rates of each step, and the total change of ln η.
     let follow = |mut run: Box<dyn Run>, steps: &[Vec<f32>]| {
         let rates = steps.iter().map(|g| {
             run.step(&repeated(std::slice::from_ref(g), 3));
@@ -44,15 +44,15 @@ fn p1_rates_come_from_the_gradients_alone() {
     }
 }
 
-/// A regime without alignment: the norm term is all there is.
+/// A regime without alignment, whose rate follows from the norm term alone.
 struct NormRegime {
     regime: Regime,
-    /// p while n̂ is at most its first value, and above.
+    /// The exponent p up to the first value of n̂, and above it.
     exponents: [f64; 2],
 }
 
 impl NormRegime {
-    /// What a norm lowers ln η by, from the first on.
+    /// Returns by how much a norm lowers ln η, relative to the first norm.
     fn fall(&self, first: f64, norm: f64) -> f64 {
         self.exponents[usize::from(norm > first)] * (norm / first).ln()
     }
@@ -85,7 +85,7 @@ fn group_per_regime(regimes: &[NormRegime], elements: usize) -> Vec<Spec> {
     regimes.iter().enumerate().map(spec).collect()
 }
 
-/// n̂ in f64 of a history of norms.
+/// Returns n̂ of a sequence of norms, in f64.
 fn smoothed(regime: &Regime, norms: &[f32]) -> f64 {
     let beta = f64::from(regime.smoothing().0);
     let mean = norms.iter().fold(0.0, |mean, &n| beta * mean + (1.0 - beta) * f64::from(n) * f64::from(n));
@@ -96,8 +96,8 @@ fn smoothed(regime: &Regime, norms: &[f32]) -> f64 {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 4000, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// P2. With everything else equal η falls strictly as n rises: for any history, any two norms that are told apart, on each
-    /// regime. What is "told apart" is counted: the norm has 1 ulp, ln two of the term, η three more.
+    /// P2: With everything else equal, η falls strictly as n rises, for any history, any two norms that are far enough apart, and each regime. They
+    /// are far enough apart where they exceed the rounding errors: 1 ulp of the norm, two of the term by ln, and three more of η.
     #[test]
     fn p2_rate_falls_strictly_as_the_norm_rises(
         history in prop::collection::vec(-1.0f32..1.0, 1..6),
@@ -134,7 +134,7 @@ proptest! {
     }
 }
 
-/// P2 as an equation, on every path: η_t (n̂_t / n̂_1)^p is constant over a whole run, so that η falls as n̂ rises.
+/// P2 as an equation, on every path: η_t (n̂_t / n̂_1)^p is constant over a run, so that η falls as n̂ rises.
 #[test]
 fn p2_rate_times_norm_to_the_p_is_constant() {
     let regimes = norm_regimes();
@@ -158,7 +158,7 @@ fn p2_rate_times_norm_to_the_p_is_constant() {
                 fallen += u32::from(norm < first[record.group]);
                 let constant = record.ln_rate + regimes[record.group].fall(first[record.group], norm);
                 assert!(!record.flags.clamped_change(), "the case must not clamp");
-                // Each step adds a term below ln 10 with an error of three ulps, and n̂ has two of its own.
+                // Each step adds a term below ln 10 with an error of three ulps, and n̂ has an error of two ulps.
                 let allowed = (3.0 * LN_10 * f64::from(t) + 4.0) * f64::from(f32::EPSILON);
                 let what = format_args!("{}, {:?}, step {t}", run.path(), specs[record.group].regime);
                 assert_close(what, constant, constants[record.group], allowed);
@@ -172,8 +172,8 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
-/// P3. The secant equation's rate splits exactly into norm, variation and curvature (ALGORITHM 5.2), in f64 for random vectors;
-/// the first is the regime's norm term at p = 1/2, below and above the first norm alike, the last, to first order, half of what the regime calls alignment.
+/// P3: The rate of the secant equation splits exactly into norm, variation and curvature (ALGORITHM 5.2), in f64 for random vectors. The first term
+/// is the regime's norm term at p = 1/2, below and above the first norm. The last term is, to first order, half of the regime's alignment term.
 #[test]
 fn p3_the_two_terms_are_those_of_the_secant_rate() {
     let mut numbers = Numbers(3);
@@ -198,7 +198,7 @@ fn p3_the_two_terms_are_those_of_the_secant_rate() {
         assert!((secant - (norm_term + variation + curvature)).abs() <= 1e-12, "case {case}");
         assert!(variation < 0.0, "the variation only lowers the rate");
         assert!(z.abs() > 0.5 || (curvature - z / 2.0).abs() <= z * z / 2.0, "case {case}");
-        // Without smoothing n̂ is n; the momentum after one step is the gradient before, so that a_slow is ρ.
+        // Without smoothing n̂ is n. The momentum after one step is the previous gradient, so that a_slow is ρ.
         let regime = seesaw(|s| (s.exponent_above, s.smoothing, s.early_steps) = (s.exponent, 0.0, 0.0));
         let mut run = CpuRun::new(&[Spec::new(Rule::sgdm(0.9), regime, vec![vec![0.0; d]])]);
         run.step(&[previous]);
@@ -214,7 +214,7 @@ fn p3_the_two_terms_are_those_of_the_secant_rate() {
     }
 }
 
-/// A diagonal quadratic ½ Σ h (w - w*)², its loss and gradient; `scale` multiplies the loss.
+/// A diagonal quadratic ½ Σ h (w - w*)², with its loss and gradient. `scale` multiplies the loss.
 struct Quadratic {
     h: Vec<f64>,
     target: Vec<f64>,
@@ -234,7 +234,7 @@ impl Quadratic {
     fn gradient(&self, w: &[f32]) -> Vec<f32> {
         w.iter().zip(&self.h).zip(&self.target).map(|((&w, h), t)| (h * (f64::from(w) - t)) as f32).collect()
     }
-    /// Final loss over initial loss.
+    /// Trains and returns the ratio of the final loss to the initial one.
     fn train(&self, rule: Rule, regime: Regime, steps: usize) -> f64 {
         let w = vec![0.0; self.h.len()];
         let mut run = CpuRun::new(&[Spec::new(rule, regime, vec![w.clone()])]);
@@ -246,7 +246,7 @@ impl Quadratic {
     }
 }
 
-/// P4. Nothing to tune: the regime without arguments trains losses of scales 1e-12 to 1e12 alike; no fixed rate does.
+/// P4: There is nothing to tune. The regime without arguments trains losses of scales from 1e-12 to 1e12, and no fixed rate does.
 #[test]
 fn p4_nothing_to_tune_from_1e_minus_12_to_1e12() {
     let scales = [1e-12, 1e-6, 1.0, 1e6, 1e12];
@@ -256,7 +256,7 @@ fn p4_nothing_to_tune_from_1e_minus_12_to_1e12() {
             assert!(left <= 0.05, "{rule:?} at scale {scale:e}: {left} of the loss is left");
         }
     }
-    // The same test refuses every fixed rate of a wide grid, so that it asks for something.
+    // The same test fails for every fixed rate of a wide grid.
     for exponent in -7..8 {
         let regime = Regime::fixed(10f32.powi(exponent));
         let trained =
@@ -265,7 +265,7 @@ fn p4_nothing_to_tune_from_1e_minus_12_to_1e12() {
     }
 }
 
-/// P6. One regime, the same value, under the three rules.
+/// P6: One regime with the same settings works for the three rules.
 #[test]
 fn p6_one_regime_serves_three_rules() {
     let regime = Regime::default();

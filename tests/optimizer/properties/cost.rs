@@ -1,4 +1,4 @@
-//! P5: what a rate that is computed costs.
+//! The property P5: the cost of computing the rate.
 
 use super::three_rules;
 use wgpu_optim::internals::PassName;
@@ -8,8 +8,8 @@ use wgpu_optim_conformance::upload;
 
 use crate::helpers::bytes_of;
 
-/// P5. The order of cost of SGD itself: the dispatches of SGD with a fixed rate and a clip, one sweep over the gradient and one
-/// update; one byte per parameter of memory for the rules without momentum, none beside the momentum for the others.
+/// P5: The cost is of the order of SGD's. The dispatches are those of SGD with a fixed rate and a clip: one sweep over the gradient and one update.
+/// Rules without momentum keep one byte per parameter, and the others keep nothing beside the momentum.
 #[test]
 fn p5_no_more_dispatches_than_sgd_with_a_clip_and_one_byte_per_parameter() {
     let passes =
@@ -27,7 +27,7 @@ fn p5_no_more_dispatches_than_sgd_with_a_clip_and_one_byte_per_parameter() {
     }
 }
 
-/// P5, memory on the host, from the allocator: what a million parameters more cost.
+/// P5: The allocator's count of memory on the host, for a million more parameters.
 #[test]
 fn p5_bytes_per_parameter_on_the_cpu_path() {
     for (rule, regime, expected) in expected_bytes() {
@@ -39,7 +39,7 @@ fn p5_bytes_per_parameter_on_the_cpu_path() {
             })
         };
         let per_parameter = (bytes(3 << 20) - bytes(1 << 20)) as f64 / f64::from(2 << 20);
-        // Block tables and partials: some 150 bytes per 8192 parameters.
+        // Block tables and partials take some 150 bytes per 8192 parameters.
         assert!(
             (expected..=expected + 0.05).contains(&per_parameter),
             "{rule:?}, {regime:?}: {per_parameter} bytes per parameter"
@@ -63,11 +63,11 @@ fn expected_bytes() -> Vec<(Rule, Regime, f64)> {
     ]
 }
 
-/// P5, memory on the device, from wgpu's allocator, where the backend has one.
+/// P5: wgpu's count of allocated memory on the device, where the backend has one.
 #[test]
 fn p5_bytes_per_parameter_on_the_device() {
     for adapter in pollster::block_on(Gpu::adapters(None)) {
-        // A device of its own, so that nothing else allocates on it meanwhile.
+        // This test opens its own device, so that nothing else allocates on it.
         let gpu = pollster::block_on(Gpu::open(&adapter)).expect("opens");
         let allocated = || gpu.device().generate_allocator_report().map(|report| report.total_allocated_bytes);
         let settle = || {
@@ -92,7 +92,7 @@ fn p5_bytes_per_parameter_on_the_device() {
                 after - before
             };
             let per_parameter = (bytes(3 << 20) - bytes(1 << 20)) / f64::from(2 << 20);
-            // 28 bytes per block and 60 per partial; wgpu stages what set-up uploads.
+            // A block takes 28 bytes and a partial 60. wgpu also keeps a staging buffer for the uploads of the set-up.
             let tuning = gpu.tuning();
             let per_block = 28.0 * 2.0 + 60.0 * f64::from(tuning.partials_per_block());
             let slack = per_block / f64::from(tuning.block_elements()) + 0.1;

@@ -1,4 +1,4 @@
-//! What changes no bit, and what adds up.
+//! Changes that alter no bit, and sums of terms.
 
 use super::{assert_terms_add_up, every_rule, group_per_rule, repeated, scale_free_rules, seesaw};
 use wgpu_optim::gpu::Partials;
@@ -8,7 +8,7 @@ use wgpu_optim_conformance::{Numbers, tensors, times, ulps};
 
 use crate::helpers::{assert_alike, pairs};
 
-/// Gradients of a noisy loss that depend on nothing but the step, so that runs can be compared.
+/// Returns gradients of a noisy loss that depend only on the step, so that runs can be compared.
 fn noisy_gradients(lengths: &[usize], steps: usize, seed: u64) -> Vec<Vec<Vec<f32>>> {
     let mut numbers = Numbers(seed);
     (0..steps)
@@ -22,7 +22,7 @@ fn noisy_gradients(lengths: &[usize], steps: usize, seed: u64) -> Vec<Vec<Vec<f3
         .collect()
 }
 
-/// Runs all rules on the same gradients times each power of two, on every path, and wants the same bits after every step.
+/// Asserts that multiplying the gradients by each power of two changes no bit of any step, for all rules and on every path.
 fn assert_rescaling_changes_no_bit(powers: &[i32]) {
     let lengths = [2000, 77];
     let specs = group_per_rule(&scale_free_rules(), Regime::seesaw(), &tensors(6, &lengths));
@@ -33,7 +33,7 @@ fn assert_rescaling_changes_no_bit(powers: &[i32]) {
             [repeated(grads, specs.len()), repeated(&times(2f32.powi(power), grads), specs.len())]
         });
     }
-    // A factor that is no power of two rounds, and is told.
+    // A factor that is no power of two rounds, and is detected.
     let [one, other] = [1.0, 1.1].map(|factor| {
         let mut run = CpuRun::new(&specs);
         steps.iter().for_each(|grads| run.step(&repeated(&times(factor, grads), specs.len())));
@@ -42,7 +42,7 @@ fn assert_rescaling_changes_no_bit(powers: &[i32]) {
     assert!(one != other);
 }
 
-/// Rescaling the loss by a power of two leaves every step as it is, bit for bit, for any rule.
+/// Scaling the loss by a power of two changes no bit of any step, for any rule.
 #[test]
 fn rescaling_the_loss_by_powers_of_two_changes_no_bit() {
     assert_rescaling_changes_no_bit(&[-60, -20, -1, 20, 60]);
@@ -53,8 +53,8 @@ fn rescaling_across_the_border_of_a_range_changes_no_bit() {
     assert_rescaling_changes_no_bit(&[-42, -41, -40, -39, -38, 38, 39, 40, 41, 42]);
 }
 
-/// AdamW's ε is an absolute size. Far below the gradients it changes nothing, and neither does their scale; its usual 1e-8 changes the
-/// steps of rescaled gradients by so much, but no bit of the rates.
+/// AdamW's ε has a scale. If it is far below the gradients, scaling them changes nothing. With its usual value, 1e-8, scaling changes the steps, but
+/// no bit of the rates.
 #[test]
 fn rescaling_changes_of_adamw_what_epsilon_adds() {
     let with = |epsilon| Rule::AdamW(AdamW { beta1: 0.9, beta2: 0.999, epsilon });
@@ -99,7 +99,7 @@ fn the_terms_add_up_to_the_change_of_ln_eta() {
     }
 }
 
-/// The order of additions is the adapter's own and its geometry's, but always the same.
+/// The order of additions depends on the adapter and its tuning, but is always the same.
 #[test]
 fn repeats_have_the_same_bits() {
     let with_subgroups = |gpu: &Gpu| Partials::Subgroup.is_supported(gpu.device().features());

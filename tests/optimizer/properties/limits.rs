@@ -1,4 +1,4 @@
-//! Limits of the rate, and its first step.
+//! The limits of the rate, and its first step.
 
 use std::f64::consts::LN_10;
 
@@ -8,8 +8,8 @@ use wgpu_optim::{NormRatio, Record, Regime, Rule, Term};
 use wgpu_optim_conformance::run::{Spec, every_path};
 use wgpu_optim_conformance::{Numbers, assert_close, times, ulps};
 
-/// A norm that falls by 1e20 raises the rate by a factor of ten a step, exactly, and the record says what was taken away, and what of it was
-/// given back later. One that rises lowers the rate by all of it.
+/// A norm that falls by 1e20 raises the rate by a factor of exactly ten per step. The record has what was clamped, and how much of it was made up for
+/// later. A norm that rises lowers the rate at once.
 #[test]
 fn a_jump_of_the_norm_raises_the_rate_by_ten_at_most() {
     let ratio = |smoothing| {
@@ -27,7 +27,7 @@ fn a_jump_of_the_norm_raises_the_rate_by_ten_at_most() {
             run.step(&[vec![1e20; 5], vec![1e-20; 5], vec![within; 5]]);
         }
         let records = run.records().records;
-        // The average takes a tenth of the second square and is corrected by 1 - 0.9²: n̂ is the norm itself, the larger one.
+        // The average contains a tenth of the second square and is divided by 1 - 0.9². n̂ is the norm itself, which is larger.
         let up = -20.0 * LN_10;
         for (group, step, change, clamped, taken) in [
             (0, 1, up, false, 0.0),
@@ -39,7 +39,7 @@ fn a_jump_of_the_norm_raises_the_rate_by_ten_at_most() {
             let of: Vec<&Record> = records.iter().filter(|record| record.group == group).collect();
             let what = format!("{}, {}, step {step}", run.path(), specs[group].name);
             let moved = of[step].ln_rate - of[step - 1].ln_rate;
-            // ln η is held to 2^-32; the term of a fall has three ulps.
+            // ln η is exact to 2^-32, and the term of a fall has an error of three ulps.
             let allowed = if clamped { 2f64.powi(-31) } else { 2e-5 };
             assert_close(&what, moved, change, allowed);
             assert_eq!(of[step].flags.clamped_change(), clamped, "{what}");
@@ -48,8 +48,8 @@ fn a_jump_of_the_norm_raises_the_rate_by_ten_at_most() {
     }
 }
 
-/// A norm that vanishes raises the rate until it is 1e-4 of its mean over the steps, and no further: a problem that is solved to the
-/// last bit must not leave a rate behind that throws it away.
+/// A norm that vanishes raises the rate until the norm is 1e-4 of its mean over the steps, and no further. A problem that is solved exactly thus does
+/// not leave behind a rate that would make it diverge.
 #[test]
 fn a_vanishing_norm_does_not_raise_the_rate_without_end() {
     let regime = Regime::NormRatio(NormRatio { initial_rate: Some(0.5), smoothing: 0.0, ..NormRatio::default() });
@@ -71,7 +71,7 @@ fn a_vanishing_norm_does_not_raise_the_rate_without_end() {
     }
 }
 
-/// η stays within [1e-30, 1e30], says so, and comes back.
+/// η stays within [1e-30, 1e30], the record reports the clamp, and the rate can return.
 #[test]
 fn the_rate_is_clamped_at_1e30_both_ways() {
     let spec = |name: &str, initial_rate| {
@@ -81,7 +81,7 @@ fn the_rate_is_clamped_at_1e30_both_ways() {
     let specs = [spec("low", 1e-29), spec("high", 1e29)];
     for mut run in every_path(&specs) {
         for k in [0, 1, 2, 3, 2, 1, 0] {
-            // Factors of 8 a step.
+            // The norms change by a factor of 8 per step.
             let n = 8f32.powi(k);
             run.step(&[vec![n; 3], vec![1.0 / n; 3]]);
         }
@@ -96,13 +96,13 @@ fn the_rate_is_clamped_at_1e30_both_ways() {
                 assert!(ulps(record.learning_rate, limit) <= 3.0, "{what}: η is {:e}", record.learning_rate);
             }
             assert_terms_add_up(&what, &of, 1e-5);
-            // With the norm the rate is back where it was: nothing of the clamp is left.
+            // When the norm is back, so is the rate: the clamp has no lasting effect.
             assert_close(&what, of[6].ln_rate, of[0].ln_rate, 1e-6);
         }
     }
 }
 
-/// The first step is ε (1 + ‖w₀‖) long in parameter space, whatever the rule, the scale of the loss and the trust ratio.
+/// The first step has the length ε (1 + ‖w₀‖) in parameter space, whatever the rule, the scale of the loss and the trust ratio.
 #[test]
 fn the_first_step_has_the_length_it_should() {
     let mut numbers = Numbers(12);
@@ -114,7 +114,7 @@ fn the_first_step_has_the_length_it_should() {
         (1.0, 1e-2, Some(1.0)),
     ] {
         let (w, g) = (numbers.vec(500), times(scale, &[numbers.vec(500)]));
-        // AdamW's ε is not small beside the smallest gradients.
+        // AdamW's ε is not small compared with the smallest gradients.
         let rules = if scale < 1.0 { scale_free_rules().to_vec() } else { every_rule() };
         let mut specs = group_per_rule(&rules, seesaw(|s| s.first_step = Some(epsilon)), std::slice::from_ref(&w));
         specs.iter_mut().for_each(|spec| spec.trust = trust);
@@ -126,10 +126,10 @@ fn the_first_step_has_the_length_it_should() {
                 let length = moved.sum::<f64>().sqrt();
                 let mut expected = f64::from(epsilon) * (1.0 + w_norm);
                 if spec.rule == Rule::nesterov(0.9) {
-                    // u = g + μ m = 1.9 g: the rate is that of g.
+                    // u = g + μ m = 1.9 g, but the rate follows from g.
                     expected *= 1.0 + f64::from(0.9f32);
                 }
-                // Each parameter is rounded to 2^-25 once; 500 of them against a step of 0.1.
+                // Each parameter is rounded once, to 2^-25. There are 500 of them, and the step is 0.1 long.
                 assert_close(format_args!("{}, {:?}", run.path(), spec.rule), length, expected, 1e-5 * expected);
             }
         }

@@ -1,12 +1,12 @@
-//! What Seesaw makes of norms, agreement and contradiction.
+//! The effect of norms, agreement and contradiction on Seesaw.
 
 use super::{assert_terms_add_up, every_rule, group_per_rule, records, repeated, seesaw};
 use wgpu_optim::{Averaging, Record, Regime, Rule, Sgdm, Term};
 use wgpu_optim_conformance::assert_close;
 use wgpu_optim_conformance::run::{Spec, every_path};
 
-/// Seesaw's p: 1/2 up to the first smoothed norm whatever the rule, and above it 3/2 for the rules whose step grows with the gradient, 1/2 for
-/// signs, AdamW and Lion; schedule-free too. The two pieces meet at the first norm, and the way there is of no consequence.
+/// Seesaw's p is 1/2 up to the first smoothed norm for every rule. Above it p is 3/2 for the rules whose step grows with the gradient, and 1/2 for
+/// signs, AdamW and Lion, in schedule-free training as well. The two pieces meet at the first norm, so that the rate does not depend on the path.
 #[test]
 fn above_the_first_norm_the_slope_depends_on_the_rule() {
     let dampened = Rule::Sgdm(Sgdm { momentum: 0.9, dampening: 0.5, nesterov: false });
@@ -17,7 +17,7 @@ fn above_the_first_norm_the_slope_depends_on_the_rule() {
     for (rule, above) in steep.map(|rule| (rule, 1.5)).into_iter().chain(others.map(|rule| (rule, 0.5))) {
         for averaging in [Averaging::Off, Averaging::ScheduleFree] {
             if averaging.fits(&rule) {
-                // With alignment, so that what the record calls the norm's part is told from the rest.
+                // The regime has alignment, so that the record must separate the norm's term from the others.
                 let regime = seesaw(|s| s.smoothing = 0.0);
                 let name = format!("{} {}", rule.name(), specs.len());
                 specs.push(Spec { averaging, ..Spec::new(rule, regime, vec![vec![0.0; 4]]).named(name) });
@@ -44,8 +44,8 @@ fn above_the_first_norm_the_slope_depends_on_the_rule() {
     }
 }
 
-/// One gradient 1e8 times the others lowers the rate for as long as the average remembers it, and leaves it where it was: no clamp of the
-/// fall keeps a part of it, and no floor from the mean norm holds the rate down.
+/// A gradient 1e8 times as large as the others lowers the rate while it is in the average, and then the rate is the same as before. No clamp keeps a
+/// part of the fall, and no floor from the mean norm keeps the rate low.
 #[test]
 fn an_outlier_leaves_the_rate_where_it_was() {
     let regime = seesaw(|s| s.gain = 0.0);
@@ -57,15 +57,15 @@ fn an_outlier_leaves_the_rate_where_it_was() {
         }
         let records = run.records().records;
         let lowest = records[20].ln_rate - records[19].ln_rate;
-        // √(0.1/(1 - 0.9²¹)) of the outlier is in the average, but n̂ is the outlier itself, and above the first norm p is 3/2.
+        // The average contains √(0.1/(1 - 0.9²¹)) of the outlier. n̂ is the outlier itself, and p is 3/2 above the first norm.
         assert_close(run.path(), lowest, -1.5 * 1e8f64.ln(), 1e-5);
-        // 0.9⁴⁷⁹ of its square is left, which is nothing.
+        // Only 0.9⁴⁷⁹ of its square is left, which is negligible.
         let back = records[499].ln_rate - records[19].ln_rate;
         assert_close(run.path(), back, 0.0, 1e-4);
     }
 }
 
-/// The gain of the k-th gradient is max(κ, h/(h + k - 2)), told from the alignment term of gradients that agree.
+/// The gain of the k-th gradient is max(κ, h/(h + k - 2)), as the alignment terms of gradients that agree show.
 #[test]
 fn the_first_gradients_move_the_rate_most() {
     let regime = seesaw(|s| (s.gain, s.early_steps) = (0.25, 2.0));
@@ -83,7 +83,7 @@ fn the_first_gradients_move_the_rate_most() {
     }
 }
 
-/// The rate of a run under Seesaw and the smoothed norm hang together: what the alignment did is the rest.
+/// Returns the part of ln η that the alignment has caused, which is what the smoothed norm does not explain.
 fn agreements(spec: &Spec, records: &[Record]) -> Vec<f64> {
     let exponents = match spec.regime {
         Regime::Seesaw(seesaw) if spec.rule.is_scale_free() => (seesaw.exponent, seesaw.exponent),
@@ -103,8 +103,8 @@ fn agreements(spec: &Spec, records: &[Record]) -> Vec<f64> {
     records.iter().map(agreement).collect()
 }
 
-/// Gradients that contradict each other without end leave the rate at its anchor as long as the norm has not doubled, whatever the rule.
-/// The record tells what was held, and says it in words.
+/// Gradients that contradict each other endlessly do not lower the rate below its anchor while the norm has not doubled, whatever the rule. The
+/// record has what was held, and its sentence says so.
 #[test]
 fn contradiction_alone_does_not_lower_the_rate_below_its_anchor() {
     let rules = every_rule();
@@ -131,8 +131,8 @@ fn contradiction_alone_does_not_lower_the_rate_below_its_anchor() {
     }
 }
 
-/// The gate: of a contradiction below the least agreement so far nothing counts up to twice the first norm, half of it at 2√2 times, all of it from
-/// four times on. A fall that counted is kept when the norm has come back, and the floor is then where it ended.
+/// Of a contradiction below the least agreement so far, nothing counts up to twice the first norm, half of it at 2√2 times, and all of it from four
+/// times on. A fall that counted remains when the norm is back, and the floor is then at its end.
 #[test]
 fn a_risen_norm_lets_contradiction_count() {
     let regime = seesaw(|s| (s.exponent, s.exponent_above, s.smoothing) = (0.0, 0.0, 0.0));
@@ -144,18 +144,18 @@ fn a_risen_norm_lets_contradiction_count() {
             }
             let records = run.records().records;
             let what = format!("{}, {size} times the first norm", run.path());
-            // At the second gradient κ is 1 and the cosine -1.
+            // At the second gradient κ is 1 and the cosine is -1.
             assert_close(&what, records[1].term(Term::Alignment), -1.0, 1e-6);
             assert_close(&what, records[1].ln_rate - records[0].ln_rate, -share, 1e-6);
             assert_close(format_args!("{what}, held"), records[1].term(Term::Held), 1.0 - share, 1e-6);
-            // The third contradicts the second at an ordinary norm: held at what the floor is now. The fourth agrees.
+            // The third gradient contradicts the second at an ordinary norm, and the rate is held at the new floor. The fourth agrees.
             assert_close(&what, records[2].ln_rate, records[1].ln_rate, 1e-6);
             assert!(records[3].ln_rate > records[2].ln_rate + 0.1, "{what}");
         }
     }
 }
 
-/// What agreement gave contradiction takes back, held by nothing, until the rate is where it began.
+/// Contradiction takes back what agreement added, without being held, until the rate is where it started.
 #[test]
 fn contradiction_takes_back_what_agreement_gave() {
     let specs = group_per_rule(&[Rule::sgdm(0.0)], Regime::seesaw(), &[vec![0.0; 8]]);
@@ -178,8 +178,8 @@ fn contradiction_takes_back_what_agreement_gave() {
     }
 }
 
-/// A rate that agreement has carried to its limit comes back as soon as gradients contradict each other: what lies beyond the limit is not
-/// stored. The terms tell of it, and the state is one that a checkpoint takes back.
+/// A rate that agreement has raised to its limit falls as soon as gradients contradict each other, since the excess is not stored. The terms include
+/// the clamp, and a checkpoint of this state can be restored.
 #[test]
 fn agreement_beyond_the_limit_of_the_rate_is_not_stored() {
     let regime = seesaw(|s| (s.gain, s.exponent) = (1.0, 0.0));
@@ -194,7 +194,7 @@ fn agreement_beyond_the_limit_of_the_rate_is_not_stored() {
         let path = run.path();
         assert_close(&path, records[299].ln_rate, limit, 1e-5);
         assert!(records[299].flags.clamped_rate(), "{path}");
-        // A is 138 at most, and falls by 1 a step.
+        // A is at most 138, and falls by 1 per step.
         let ended = records[300..].iter().position(|r| r.ln_rate < limit - 1.0).expect("it comes back");
         assert!((60..=120).contains(&ended), "{path}: after {ended} steps");
         assert_terms_add_up(&path, &records, 1e-4);

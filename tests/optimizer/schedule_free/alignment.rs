@@ -1,4 +1,4 @@
-//! What the gradient is compared with.
+//! The vector that the gradient is compared with.
 
 use super::{free, gradients, of_group, rules};
 use wgpu_optim::{Averaging, Element, Regime, Rounding, Rule, Term, WeightDecay};
@@ -8,15 +8,15 @@ use wgpu_optim_conformance::{assert_close, small_bindings, tensors};
 
 use crate::helpers::raw_tensor;
 
-/// A tensor of f32 out of a checkpoint's bytes.
+/// Returns an f32 tensor of a checkpoint.
 fn tensor_of(checkpoint: &[u8], name: &str) -> Vec<f32> {
     bytemuck::pod_collect_to_vec(&raw_tensor(checkpoint, name).2)
 }
 
-/// What the record says of the alignment, against f64 from x, z and the gradients as they are before each step, whichever groups share a
-/// norm. Groups that all can are compared with y - z = 0.85 (x - z) and keep nothing else. Where one cannot, all are compared with counters.
+/// Compares the record's alignment with f64, from x, z and the gradients before each step. Groups that share a norm are compared with y - z = 0.85 (x
+/// - z) if all of them can be, and keep nothing else. Otherwise all of them are compared with counters.
 fn watch_alignment(run: &mut dyn Run, specs: &[Spec], iterates: bool, steps: u64) {
-    // One scope, that of the first group.
+    // The groups of the first group's scope.
     let members: Vec<usize> = (0..specs.len())
         .filter(|&group| group == 0 || specs[group].norm.is_some() && specs[group].norm == specs[0].norm)
         .collect();
@@ -39,7 +39,7 @@ fn watch_alignment(run: &mut dyn Run, specs: &[Spec], iterates: bool, steps: u64
             };
             for (i, raw) in of(&grads).into_iter().enumerate() {
                 let y = 0.85 * f64::from(x[i]) + 0.15 * f64::from(z[i]);
-                // As the optimizer has it.
+                // The gradient as the optimizer reads it.
                 let stored = rounded(spec.grads, &[raw])[0];
                 let g = f64::from(stored) + f64::from(spec.decay.coupled()) * y;
                 let way = if iterates { f64::from(x[i]) - f64::from(z[i]) } else { counters[group][i] };
@@ -89,7 +89,7 @@ fn what_is_compared_with_the_gradient_depends_on_who_shares_the_norm() {
         (vec![], true),
         (vec![of(sgd, 20, "another")], true),
         (vec![of(sign, 20, "signs")], true),
-        // Its rate is given, but its gradient counts, and it has a way back as well.
+        // A group at a fixed rate still adds its gradient and its y - z to the sums.
         (vec![fixed.clone()], true),
         (vec![plain.clone()], false),
         (vec![of(adamw, 20, "adamw")], false),
@@ -104,7 +104,7 @@ fn what_is_compared_with_the_gradient_depends_on_who_shares_the_norm() {
     }
 }
 
-/// Masters of 16-bit parameters, gradients of 16 bits, and tensors that need windows and threads of their own.
+/// The cases are masters of 16-bit parameters, 16-bit gradients, and tensors that need several windows and threads.
 #[test]
 fn the_way_back_is_of_masters_and_of_every_window() {
     for (params, grads) in [(Element::F16, Element::F16), (Element::Bf16, Element::Bf16), (Element::F32, Element::Bf16)]

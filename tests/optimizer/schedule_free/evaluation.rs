@@ -1,4 +1,4 @@
-//! What is evaluated and saved.
+//! Evaluation and checkpoints.
 
 use super::{few_cases, free, gradients, rules};
 use wgpu_optim::{Regime, Rule};
@@ -7,7 +7,7 @@ use wgpu_optim_conformance::{filled, ulps};
 
 use crate::helpers::raw_tensor;
 
-/// Gradients of zero give Seesaw no rate: nothing moves and nothing counts, and the parameters are their average.
+/// Without a rate, as under Seesaw with gradients of zero, nothing moves or counts, and the parameters are their average.
 #[test]
 fn nothing_moves_before_there_is_a_rate() {
     let values = vec![-0.0, 0.0, f32::MAX, 1e-45, 0.1, -3e-39, 7.5];
@@ -26,12 +26,12 @@ fn nothing_moves_before_there_is_a_rate() {
         }
         run.step(&filled(&specs, 1.0));
         assert_ne!(bits(&run.params()), start, "{}", run.path());
-        // The first step that counts is all there is to average.
+        // The average has only the first step that counts.
         assert_eq!(run.averages(), run.params(), "{}", run.path());
     }
 }
 
-/// An exchange, a copy and a checkpoint give the same x, and the parameters come back, bit for bit.
+/// A swap, a copy and a checkpoint give the same x, and a second swap restores the parameters, bit for bit.
 #[test]
 fn the_average_is_what_is_evaluated_and_saved() {
     let specs = few_cases(&[70, 9]);
@@ -54,7 +54,7 @@ fn the_average_is_what_is_evaluated_and_saved() {
             let saved_averages = saved("averages", &name);
             assert_eq!(saved_averages.len(), averages.len());
             for (saved, average) in saved_averages.iter().zip(averages) {
-                // It is computed on the host.
+                // The checkpoint's average is computed on the host.
                 assert!(ulps(*saved, average.into()) <= 4.0, "{}, {name}: {saved}, not {average}", run.path());
             }
             assert_eq!(saved("base_iterates", &name).len(), params.len());

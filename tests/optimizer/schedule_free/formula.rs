@@ -1,11 +1,11 @@
-//! z, x and y are those of the formula.
+//! z, x and y follow the formula.
 
 use super::{STEPS, every_case, free, gradients, of_group, rules};
 use wgpu_optim::{AdamW, Regime, Rule, Term, WeightDecay};
 use wgpu_optim_conformance::run::{CpuRun, GpuRun, Run, Spec, bits, devices, every_path, packed};
 use wgpu_optim_conformance::{Numbers, assert_all_close, assert_close, small_bindings, tensors, ulps_of_largest};
 
-/// z, x and y in f64, as the documentation has them, by the rates that the optimizer records.
+/// z, x and y in f64 as the documentation defines them, with the rates that the optimizer records.
 struct Plain {
     rule: Rule,
     decay: WeightDecay,
@@ -56,7 +56,7 @@ impl Plain {
 
 const SKIPPED: [u64; 3] = [0, 4, 21];
 
-/// Steps, some of them skipped; after each of them parameters and averages are those of the formula.
+/// Takes steps, some of which are skipped, and compares parameters and averages with the formula after each of them.
 fn check(run: &mut dyn Run, specs: &[Spec]) {
     let mut plain: Vec<Plain> = specs.iter().map(Plain::new).collect();
     let weights = |run: &dyn Run| -> Vec<(f32, i32)> {
@@ -85,7 +85,7 @@ fn check(run: &mut dyn Run, specs: &[Spec]) {
             assert!(x <= 24.0 && y <= 24.0, "{what}: x is {x:.1} ulps off, y {y:.1}");
         }
     }
-    // The average is another point than the parameters by then.
+    // By then the average differs from the parameters.
     for group in 0..specs.len() {
         let [params, averages] = [run.params(), run.averages()].map(|of| bits(&[of_group(specs, group, &of)]));
         assert_ne!(params, averages, "{}, group {group}", run.path());
@@ -103,7 +103,7 @@ fn the_iterates_are_those_of_the_formula() {
     }
 }
 
-/// A tensor that needs several windows, and blocks of the host that go to several threads.
+/// One tensor needs several windows on the device and several threads on the host.
 #[test]
 fn large_tensors_too() {
     let specs = [free(Rule::adamw_without_momentum(), Regime::seesaw(), tensors(3, &[140_001, 3]))];
@@ -113,7 +113,7 @@ fn large_tensors_too() {
     }
 }
 
-/// Settings that change what is measured of the step.
+/// These settings change what is measured in a step.
 #[test]
 fn with_telemetry_trust_and_shared_norms() {
     let specs = rules().into_iter().flat_map(|rule| {
@@ -128,7 +128,7 @@ fn with_telemetry_trust_and_shared_norms() {
     }
 }
 
-/// Of a group that `Alignment::Iterates` is for: record, y and x are those of the oracle, with each kind of decay, clip and direction of climb.
+/// For groups with `Alignment::Iterates`, the record, y and x follow the oracle, with each kind of decay, clip and direction.
 #[test]
 fn comparing_with_the_way_back_follows_the_oracle() {
     let mut specs = Vec::new();
@@ -185,7 +185,8 @@ fn comparing_with_the_way_back_follows_the_oracle() {
     }
 }
 
-/// x is recovered from y at every step: what that costs over many steps, on the CPU path, against f64. `WGPU_OPTIM_SOAK=full` takes a million.
+/// x is recovered from y at every step. Over many steps on the CPU path, the rounding errors stay near those of a random walk. `WGPU_OPTIM_SOAK=full`
+/// takes a million steps.
 #[test]
 fn many_steps_stay_close() {
     let steps: u64 = match std::env::var("WGPU_OPTIM_SOAK").as_deref() {
@@ -199,7 +200,7 @@ fn many_steps_stay_close() {
     let mut worst = 0f64;
     let mut params = specs[0].tensors[0].clone();
     for step in 0..steps {
-        // Of the exact iterate, so that what is compared is rounding alone.
+        // The gradients are those at the exact iterate, so that only rounding makes a difference.
         let grads: Vec<f32> = plain.y.iter().map(|y| (y - 1.0) as f32 + numbers.next()).collect();
         run.optimizer.step(&mut [&mut params], &[&grads]).expect("steps");
         plain.step(&grads, f64::from(run.optimizer.learning_rates()[0]));
@@ -211,7 +212,7 @@ fn many_steps_stay_close() {
             }
         }
     }
-    // Half a unit of the last place of 1 at each step, at random: 0.6 of it after 100,000 steps, 1.5 of it after a million.
+    // A random walk of half ulps of 1, one per step. The error was 0.6 times as large after 100,000 steps, and 1.5 times after a million.
     let walk = (steps as f64).sqrt() * f64::from(f32::EPSILON) / 2.0;
     println!("{steps} steps: {worst:.1e}, a random walk of half units {walk:.1e}");
     assert!(worst <= 3.0 * walk, "{worst:e}, {walk:e}");

@@ -1,4 +1,4 @@
-//! What changes no bit, and AdamW without its momentum.
+//! Changes that alter no bit, and AdamW without momentum.
 
 use super::{STEPS, few_cases, free, gradients};
 use wgpu_optim::{AdamW, Averaging, Group, LossScaler, OptimizerBuilder, Regime, Rule};
@@ -7,7 +7,7 @@ use wgpu_optim_conformance::{filled, tensors, times, ulps};
 
 use crate::helpers::{assert_alike, assert_same_bits, bytes_of, pairs, pairs_with};
 
-/// A loss times a power of two: the rate has the inverse in it, and nothing else changes, however far the weights' sum moves.
+/// Scaling the loss by a power of two scales the rate by the inverse, and changes nothing else, however much the sum of weights changes.
 #[test]
 fn a_rescaled_loss_changes_no_bit() {
     let spec = |regime: Regime| free(Rule::sgd(), regime, tensors(8, &[65])).named(regime.name());
@@ -24,7 +24,7 @@ fn a_rescaled_loss_changes_no_bit() {
     }
 }
 
-/// ScheduleFree+ takes the loss too, which is then as much larger as the gradients are.
+/// ScheduleFree+ also uses the loss, which is scaled like the gradients.
 #[test]
 fn a_rescaled_loss_changes_no_bit_of_schedule_free_plus() {
     let specs = [Rule::sgd(), Rule::sign_sgd()]
@@ -34,7 +34,7 @@ fn a_rescaled_loss_changes_no_bit_of_schedule_free_plus() {
         for (mut plain, mut rescaled) in pairs(&specs, &specs) {
             for step in 0..STEPS {
                 let grads = gradients(&plain.params(), step);
-                // Below 0 at last, where the rate falls by its limit.
+                // The loss ends below 0, where the rate falls by its limit.
                 let loss = 3.0 - 0.1 * step as f32;
                 plain.set_loss(loss);
                 rescaled.set_loss(factor * loss);
@@ -46,7 +46,7 @@ fn a_rescaled_loss_changes_no_bit_of_schedule_free_plus() {
     }
 }
 
-/// Climbing on the negative is descending, and a clip above every norm is none.
+/// Maximizing the negative is minimizing, and a clip above every norm has no effect.
 #[test]
 fn climbing_is_descending_and_a_wide_clip_is_none() {
     let down = free(Rule::sgd(), Regime::seesaw(), tensors(6, &[33]));
@@ -60,7 +60,7 @@ fn climbing_is_descending_and_a_wide_clip_is_none() {
     }
 }
 
-/// The scale is divided out before, and a gradient that it made too large is skipped as any other.
+/// The gradients are divided by the loss scale first, and a gradient that overflows because of the scale skips the step.
 #[test]
 fn a_loss_scaler_changes_no_bit() {
     let specs = few_cases(&[9]);
@@ -78,7 +78,7 @@ fn a_loss_scaler_changes_no_bit() {
     }
 }
 
-/// AdamW with β₁ = 0 keeps v alone, and takes the steps of one whose β₁ is as good as 0.
+/// AdamW with β₁ = 0 keeps only v, and takes the steps of AdamW with a negligible β₁.
 #[test]
 fn adamw_without_momentum_keeps_one_vector() {
     let rule = Rule::adamw_without_momentum();
@@ -102,8 +102,8 @@ fn adamw_without_momentum_keeps_one_vector() {
     }
 }
 
-/// From the allocator: what averages take beside v, momentum and direction memory, to the byte. A running average is a number per parameter,
-/// and so is z; under Seesaw AdamW is compared with a byte of direction memory, and schedule-free SGD and SIGNSGD with y - z instead.
+/// Averages take a known number of bytes beside v, the momentum and the direction memory, according to the allocator. A running average takes one
+/// number per parameter, and so does z. Under Seesaw AdamW keeps a byte of direction memory, and schedule-free SGD and SIGNSGD use y - z instead.
 #[test]
 fn averages_take_four_bytes_per_parameter() {
     let (fixed, seesaw) = (Regime::fixed(0.1), Regime::seesaw());
@@ -129,7 +129,7 @@ fn averages_take_four_bytes_per_parameter() {
             let what = format!("{elements}: {rule:?}, {regime:?}, {averaging:?}");
             let off = bytes(rule, Averaging::Off, regime);
             assert_eq!(bytes(rule, averaging, regime) - off, more * elements as i64, "{what}");
-            // Where there is more than a block, direction memory has a whole number of words.
+            // With more than one block, the direction memory is a whole number of words.
             if elements % 4 == 0 {
                 assert_eq!(off - bytes(Rule::sgd(), Averaging::Off, fixed), plain * elements as i64, "{what}");
             }

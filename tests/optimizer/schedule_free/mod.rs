@@ -1,7 +1,6 @@
-//! Promises of `Averaging::ScheduleFree`: z, x and y are those of the paper's formula, for every rule without momentum, under every kind
-//! of regime, wherever tensors lie; a skipped step leaves no trace; a rescaled loss changes no bit; x is what an exchange, a copy and a
-//! checkpoint give, and the parameters come back from an exchange. (Resumed runs, moved buffers, ranks, 16 bits and refusals are tested
-//! with those of other training, in `checkpoint`, `rebind`, `shards`, `halves` and `errors`.)
+//! Tests of `Averaging::ScheduleFree`: z, x and y follow the paper's formula for every rule without momentum, under regimes of every kind, wherever
+//! tensors lie. A skipped step leaves no trace, and a rescaled loss changes no bit. A swap, a copy and a checkpoint give x, and a second swap
+//! restores the parameters. (`checkpoint`, `rebind`, `shards`, `halves` and `errors` test resumed runs, moved buffers, ranks, 16 bits and refusals.)
 
 mod alignment;
 mod evaluation;
@@ -20,13 +19,13 @@ fn free(rule: Rule, regime: Regime, tensors: Vec<Vec<f32>>) -> Spec {
     Spec { averaging: Averaging::ScheduleFree, ..Spec::new(rule, regime, tensors) }
 }
 
-/// Every rule under Seesaw.
+/// Returns every rule without momentum under Seesaw.
 pub fn every_rule(lengths: &[usize]) -> Vec<Spec> {
     let spec = |rule: Rule| free(rule, Regime::seesaw(), tensors(14, lengths)).named(rule.name());
     rules().map(spec).to_vec()
 }
 
-/// Every rule without momentum, with each kind of decay, under regimes of every kind of memory.
+/// Returns every rule without momentum, with each kind of decay, under regimes with every kind of state.
 fn every_case(lengths: &[usize]) -> Vec<Spec> {
     let warmup = Schedule::WarmupCosine { warmup: 3, steps: 30, last: 0.1 };
     let mut specs = Vec::new();
@@ -48,14 +47,15 @@ fn every_case(lengths: &[usize]) -> Vec<Spec> {
     specs
 }
 
-/// Those of each rule at a fixed rate with a schedule and decoupled decay, under Seesaw, and with the first parameters beside z.
+/// Returns three cases for each rule: a fixed rate with a schedule and decoupled decay, Seesaw, and a regime that keeps the first parameters beside
+/// z.
 pub fn few_cases(lengths: &[usize]) -> Vec<Spec> {
     let cases = every_case(lengths).into_iter().enumerate();
     let few = cases.filter(|(case, _)| [1, 3, 5].contains(&(case % 8)));
     few.map(|(_, spec)| spec).collect()
 }
 
-/// Gradients of a quadratic with noise, at the parameters of the step.
+/// Returns the gradients of a quadratic with noise, at the parameters of the step.
 fn gradients(params: &[Vec<f32>], step: u64) -> Vec<Vec<f32>> {
     let lengths: Vec<usize> = params.iter().map(Vec::len).collect();
     let mut grads = tensors(100 + step, &lengths);
@@ -64,7 +64,7 @@ fn gradients(params: &[Vec<f32>], step: u64) -> Vec<Vec<f32>> {
     grads
 }
 
-/// The tensors of a group end to end.
+/// Returns the tensors of a group, concatenated.
 fn of_group(specs: &[Spec], group: usize, tensors: &[Vec<f32>]) -> Vec<f32> {
     let before: usize = specs[..group].iter().map(|spec| spec.tensors.len()).sum();
     tensors[before..][..specs[group].tensors.len()].concat()

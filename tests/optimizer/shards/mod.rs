@@ -1,5 +1,5 @@
-//! Promises of an optimizer over several ranks: together they take the step of one that has all the parameters, with the same rates,
-//! records, skips, halts and loss scales on every rank; what does not belong together is refused.
+//! Tests of an optimizer over several ranks. Together they take the step of one optimizer with all parameters, and every rank has the same rates,
+//! records, skips, halts and loss scales. Sums that do not belong together are refused.
 
 mod refusals;
 mod steps;
@@ -8,14 +8,14 @@ use wgpu_optim::{CombinedSums, Error, Record, ShardSums};
 use wgpu_optim_conformance::run::{CpuRun, Run, Setup, Spec, bits, devices, gpu_run_with, lengths};
 use wgpu_optim_conformance::ulps;
 
-/// Where the parts of a run are.
+/// The path of a rank.
 #[derive(Debug, Clone, Copy)]
 enum Kind {
     Cpu,
     Device(usize),
 }
 
-/// Every kind alone, and ranks of different kinds.
+/// Returns every kind by itself, and ranks of different kinds.
 fn kinds() -> Vec<Vec<Kind>> {
     let devices = || (0..devices().len()).map(Kind::Device);
     let mut kinds = vec![vec![Kind::Cpu]];
@@ -24,22 +24,22 @@ fn kinds() -> Vec<Vec<Kind>> {
     kinds
 }
 
-/// How the parameters are dealt out.
+/// The distribution of the parameters over the ranks.
 #[derive(Debug, Clone, Copy)]
 enum Deal {
     /// Every rank has a piece of every tensor.
     Pieces,
     /// Every tensor is whole on one rank.
     Tensors,
-    /// All are on the last rank.
+    /// The last rank has all tensors.
     Last,
 }
 
 impl Deal {
-    /// What of a tensor of this length belongs to a rank.
+    /// Returns the part of a tensor of this length that belongs to a rank.
     fn range(self, tensor: usize, len: usize, rank: usize, ranks: usize) -> std::ops::Range<usize> {
         let owner = match self {
-            // Pieces that end wherever they end.
+            // The pieces end at any element.
             Deal::Pieces => return len * rank / ranks..len * (rank + 1) / ranks,
             Deal::Tensors => tensor % ranks,
             Deal::Last => ranks - 1,
@@ -53,7 +53,7 @@ impl Deal {
     }
 }
 
-/// Several ranks at work, in one process.
+/// Several ranks in one process.
 struct Ranks {
     deal: Deal,
     lengths: Vec<usize>,
@@ -80,7 +80,7 @@ impl Ranks {
         (0..count).map(|rank| self.deal.part(grads, rank, count)).collect()
     }
 
-    /// What the ranks come to.
+    /// Returns the sums of the ranks.
     fn measure(&mut self, grads: &[Vec<f32>]) -> Vec<ShardSums> {
         let parts = self.parts(grads);
         self.ranks.iter_mut().zip(&parts).map(|(rank, grads)| rank.measure(grads)).collect()
@@ -98,7 +98,7 @@ impl Ranks {
         }
     }
 
-    /// What all have of something, put together.
+    /// Returns the parts of all ranks combined.
     fn whole(&self, of: impl Fn(&dyn Run) -> Vec<Vec<f32>>) -> Vec<Vec<f32>> {
         let mut whole: Vec<Vec<f32>> = self.lengths.iter().map(|&len| vec![0.0; len]).collect();
         for (rank, run) in self.ranks.iter().enumerate() {
@@ -122,11 +122,11 @@ fn run(kind: Kind, specs: &[Spec], setup: Setup) -> Box<dyn Run> {
     }
 }
 
-/// Distance allowed in units of the last place, of the largest parameter and of the rates: what the norms' sums are off by, since they
-/// are added up in another order, carried over the steps. Seen: 11 and 4.
+/// The tolerance in units of the last place, for the largest parameter and the rates. The ranks add the sums of norms in another order, and the error
+/// accumulates over the steps. The largest differences so far are 11 and 4.
 const ULPS: f64 = 32.0;
 
-/// Everything but NaN is equal to itself.
+/// Returns the records as text, in which a NaN equals a NaN.
 fn in_words(records: &[Record]) -> Vec<String> {
     let same = |record: &Record| {
         let mut record = record.clone();
@@ -136,7 +136,7 @@ fn in_words(records: &[Record]) -> Vec<String> {
     records.iter().map(|record| format!("{:?}", same(record))).collect()
 }
 
-/// Rates that may differ by the order of sums.
+/// Asserts that rates are equal up to the order of sums.
 #[track_caller]
 fn assert_same_rates(what: &str, got: &[f32], expected: &[f32]) {
     assert_eq!(got.len(), expected.len(), "{what}");
@@ -146,13 +146,13 @@ fn assert_same_rates(what: &str, got: &[f32], expected: &[f32]) {
     }
 }
 
-/// Returns the records of every rank since the last call.
+/// Asserts that the ranks agree, and returns the records of every rank since the last call.
 #[track_caller]
 fn assert_ranks_agree(kinds: &[Kind], ranks: &mut Ranks, what: &str) -> Vec<Vec<Record>> {
     let rates: Vec<Vec<f32>> = ranks.ranks.iter().map(|rank| rank.rates()).collect();
     let records: Vec<Vec<Record>> = ranks.ranks.iter_mut().map(|rank| rank.records().records).collect();
     for rank in 1..ranks.ranks.len() {
-        // Ranks of one kind have the same bits; of others the CPU path decides.
+        // Ranks of the same kind have the same bits. The others are compared with the first rank.
         let like = rank % kinds.len();
         assert_eq!(bits(&rates[rank..=rank]), bits(&rates[like..=like]), "{what}, rank {rank}");
         assert_eq!(in_words(&records[rank]), in_words(&records[like]), "{what}, rank {rank}");

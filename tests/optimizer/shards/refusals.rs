@@ -1,11 +1,11 @@
-//! What does not belong together, and calls out of turn.
+//! Sums that do not belong together, and calls out of turn.
 
 use wgpu_optim::internals::layout::ScopeSums;
 use wgpu_optim::{CombinedSums, CpuOptimizer, Error, Group, Optimizer, OptimizerBuilder, Rule, ShardSums};
 use wgpu_optim_conformance::run::devices;
 use wgpu_optim_conformance::{assert_refused, build, submit, upload};
 
-/// One rank on the host, with what it takes to step.
+/// One rank on the host, with its parameters and gradients.
 struct Small {
     optimizer: CpuOptimizer,
     w: Vec<f32>,
@@ -73,11 +73,11 @@ fn bytes_that_are_none_are_refused() {
     assert_refused(ShardSums::combine_bytes(&[]), &["none", "every rank"]);
 }
 
-/// What no gradients leave is refused by the bytes, before it is added to anything.
+/// Sums that no gradients can have are refused when their bytes are read.
 #[test]
 fn damaged_sums_are_refused() {
     let bytes = Small::new(0, 1, Rule::sgd()).measure().to_bytes();
-    // Words of the first norm, behind a head of eight: the square and its exponent, and the first element that is not finite.
+    // Words of the first norm, after a header of eight: the square and its exponent, and the first element that is not finite.
     for (word, value, words) in [
         (8, f32::NAN.to_bits(), ["sum of squares", "NaN"]),
         (8, (-1.0f32).to_bits(), ["sum of squares", "-1"]),
@@ -94,7 +94,7 @@ fn damaged_sums_are_refused() {
 }
 
 proptest::proptest! {
-    /// Whatever arrives is refused or can be applied. With overflow checks, as in `.ci/run`, no arithmetic on it overflows.
+    /// Any sums are refused or can be applied. With overflow checks, as in `.ci/run`, no arithmetic overflows.
     #[test]
     fn changed_sums_are_refused_or_can_be_applied(flips in proptest::collection::vec((0usize..2 * 22, proptest::num::u32::ANY), 1..6)) {
         let mut ranks = [0, 1].map(|rank| Small::new(rank, 2, Rule::sgdm(0.9)));
@@ -109,7 +109,7 @@ proptest::proptest! {
     }
 }
 
-/// The commands of a step may be lost; what was taken back and submitted all the same counts.
+/// The commands of a step may be dropped. A step that was taken back and is submitted nevertheless counts.
 #[test]
 fn a_recorded_step_can_be_taken_back() {
     for gpu in &devices() {
@@ -163,7 +163,7 @@ fn sums_that_do_not_belong_together_are_refused() {
 
 #[test]
 fn parameters_beyond_what_one_optimizer_holds_are_refused() {
-    // Twice 2^31: made of bytes, for want of the memory.
+    // Twice 2^31. The sums are made from bytes, since the gradients would not fit in memory.
     let part = |rank: u32| {
         let mut bytes = Small::new(rank, 2, Rule::sgd()).measure().to_bytes();
         let at = bytes.len() - 4;
@@ -208,14 +208,14 @@ fn calls_out_of_turn_are_refused_on_the_device() {
         let mut optimizer = build(builder().sharded(0, 1), gpu);
         assert_refused(optimizer.encode_step(&mut encoder()), &["encode_step", "encode_measure"]);
         assert_refused(read(&mut optimizer), &["encode_measure first"]);
-        // Recorded, but not submitted.
+        // The measurement is recorded, but not submitted.
         optimizer.encode_measure(&mut encoder()).expect("alive");
         assert_refused(read(&mut optimizer), &["submit"]);
         let combined = ShardSums::combine(&[measured(&mut optimizer)]).expect("combine");
         let mut apply = encoder();
         optimizer.encode_apply(&mut apply, &combined).expect("applies");
         assert_refused(optimizer.encode_apply(&mut encoder(), &combined), &["read_shard_sums first"]);
-        // The next one before this one is submitted: what it would read is of the step before.
+        // The next measurement is recorded before this step is submitted, so that its readback would be that of the step before.
         optimizer.encode_measure(&mut encoder()).expect("alive");
         assert_refused(read(&mut optimizer), &["encode_apply recorded"]);
         gpu.queue().submit([apply.finish()]);

@@ -15,7 +15,8 @@ use wgpu_optim_conformance::{
 use crate::halves::kept;
 use crate::schedule_free;
 
-/// Groups of every kind of sum: norm, norm without decay, ‖w₀‖, alignment by counters and by momentum, √d of all ranks, secant, distance, loss.
+/// Returns groups with every kind of sum: norm, norm without decay, ‖w₀‖, alignment by counters and by momentum, √d of all ranks, secant, distance,
+/// loss.
 fn specs() -> Vec<Spec> {
     let mut numbers = Numbers(7);
     let mut spec = |name: &str, rule, regime, lengths: &[usize]| {
@@ -45,7 +46,7 @@ fn specs() -> Vec<Spec> {
     specs
 }
 
-/// Half the parameters as they began, and noise.
+/// Returns half of the initial parameters plus noise.
 fn grads(specs: &[Spec], step: u64) -> Vec<Vec<f32>> {
     let mut grads = noise(specs, 1000 + step);
     let start = specs.iter().flat_map(|spec| &spec.tensors).flatten();
@@ -84,7 +85,7 @@ fn ranks_together_take_the_steps_of_one() {
     }
 }
 
-/// Ranks beside one optimizer of all the parameters.
+/// Compares ranks with one optimizer that has all parameters.
 fn follow_one(what: &str, kinds: &[Kind], count: usize, deal: Deal, specs: &[Spec], steps: u64) {
     let element = specs[0].params;
     let what = format!("{what} in {element:?}, {count} ranks of {kinds:?}, {deal:?}");
@@ -94,7 +95,7 @@ fn follow_one(what: &str, kinds: &[Kind], count: usize, deal: Deal, specs: &[Spe
         let grads = grads(specs, step);
         one.set_loss(loss(step));
         for (rank, run) in ranks.ranks.iter_mut().enumerate() {
-            // Of which the mean is the whole's.
+            // The mean of the ranks' losses is the loss of the single optimizer.
             let share = 1.0 + (rank as f32 - (count - 1) as f32 / 2.0) / 8.0;
             run.set_loss(loss(step) * share);
         }
@@ -115,11 +116,11 @@ fn follow_one(what: &str, kinds: &[Kind], count: usize, deal: Deal, specs: &[Spe
         assert_near(&format!("{what}, averages"), &ranks.whole(|run| run.averages()), &one.averages());
     } else {
         for (got, expected) in ranks.params().concat().into_iter().zip(one.params().concat()) {
-            // The rates are within rounding, and so are the masters.
+            // The rates agree up to rounding, and so do the masters.
             assert_close(&what, got, expected, 2.0 * half_ulp(element, expected.into()) + 1e-6);
         }
     }
-    // What went in is what came out, norm by norm.
+    // The combined sums are those of the single optimizer, norm by norm.
     for (scope, (got, expected)) in ranks.ranks[0].sums().iter().zip(&one.sums()).enumerate() {
         let share = got.square.value() / expected.square.value();
         assert_close(format_args!("{what}, norm {scope}"), share, 1.0, 1e-6);
@@ -149,12 +150,12 @@ fn streams_take_their_turns_together() {
     }
 }
 
-/// Random bits of the same parameters, whole on every rank.
+/// Ranks with equal pieces draw different random bits.
 #[test]
 fn ranks_draw_their_own_random_bits() {
     let spec = |rate| Spec::new(Rule::sgd(), Regime::fixed(rate), vec![vec![1.5; 3 * 4099]]);
     let at_random = spec(1.0 / 16384.0).stored(Element::Bf16, Element::Bf16, Rounding::Stochastic { seed: 5 });
-    // Half a unit of bf16 in 50 steps, which as many masters of 24 bits reach as not.
+    // The steps add up to half a unit of bf16 after 50 steps, so that about half of the parameters change.
     let masters = spec(1.0 / 12800.0).stored(Element::Bf16, Element::Bf16, Rounding::Masters);
     let masters = Spec { state: State::Bits8, ..masters };
     for (kinds, specs) in
@@ -180,7 +181,7 @@ fn what_is_not_finite_on_one_rank_is_skipped_on_all() {
         ranks.step(&grads(specs, 0));
         let before = (ranks.params(), ranks.ranks[0].rates());
         let mut bad = grads(specs, 1);
-        // Of the second tensor, 4103 long, rank 1 has elements 1367 to 2734; it has 1 of the 5 of the first.
+        // Rank 1 has the elements 1367 to 2734 of the second tensor, whose length is 4103, and two of the 5 of the first one.
         assert_eq!(Deal::Pieces.range(1, 4103, 1, 3), 1367..2735);
         assert_eq!(Deal::Pieces.range(0, 5, 1, 3), 1..3);
         bad[1][1370] = f32::NAN;
@@ -224,7 +225,7 @@ fn all_ranks_halt_and_resume_together() {
         ranks.try_step(&grads(specs, 2));
         assert_eq!(bits(&ranks.params()), bits(&before));
         for (rank, (run, stepped)) in ranks.ranks.iter_mut().zip(stepped).enumerate() {
-            // On the device the records tell.
+            // On the device the error comes with the records.
             let error = stepped.err().or_else(|| run.try_records().err());
             let error = error.unwrap_or_else(|| panic!("{kinds:?}, rank {rank}: no halt"));
             assert_eq!(error.kind(), ErrorKind::Halted);
@@ -298,14 +299,14 @@ fn a_shard_goes_on_from_its_checkpoint() {
             again.step(&grads(specs, step));
         }
         assert_eq!(bits(&again.params()), bits(&ranks.params()), "{kinds:?}");
-        // A rank that goes on from elsewhere is found out.
+        // A rank that was restored from another step is detected.
         again.ranks[1].restore(&saved[1]).expect("its own");
         let sums = again.measure(&grads(specs, 5));
         assert_refused(ShardSums::combine(&sums), &["rank 1 has step 3", "rank 0 has 5"]);
     }
 }
 
-/// Controls that are the same on every rank, a clip over all groups and outliers: as with one optimizer.
+/// With the same controls on every rank, a clip over all groups and outliers, ranks take the steps of one optimizer.
 #[test]
 fn ranks_follow_their_controls_together() {
     let specs = [

@@ -1,4 +1,4 @@
-//! The directions.
+//! Random directions.
 
 use wgpu_optim::{Regime, ZerothOrderMethod};
 use wgpu_optim_conformance::run::devices;
@@ -6,20 +6,19 @@ use wgpu_optim_conformance::run::devices;
 use super::oracle::{Oracle, normal};
 use super::{Run, Spec, losses};
 
-/// With w = 0 and ε = 1 the perturbed parameters are z.
+/// Returns a case with w = 0 and ε = 1, so that the perturbed parameters are z.
 fn of_zeros(method: ZerothOrderMethod, shapes: &[&[usize]]) -> Spec {
     Spec { epsilon: 1.0, ..Spec::filled(method, shapes, 0.0) }
 }
 
-/// Largest difference between numbers and what they are in f64, in units of the last place.
+/// Returns the largest difference from f64, in ulps.
 fn most_ulps(got: &[f32], exact: &[f64]) -> f64 {
     let unit = |x: f64| f64::from(f32::EPSILON) * x.abs().log2().floor().exp2();
     let ulps = got.iter().zip(exact).map(|(got, exact)| ((f64::from(*got) - exact).abs() - 1e-14) / unit(*exact));
     ulps.fold(0.0, f64::max)
 }
 
-/// Within 8 units in the last place on every path, and so within 16 of each other. WGSL allows a root and a quotient
-/// 2.5 each.
+/// The numbers agree with f64 to 8 ulps on every path, and so to 16 between paths. WGSL allows 2.5 ulps each for a root and a quotient.
 #[test]
 fn numbers_are_those_of_box_and_muller() {
     let spec = of_zeros(ZerothOrderMethod::mezo(), &[&[40_001], &[3], &[], &[5000]]);
@@ -29,7 +28,7 @@ fn numbers_are_those_of_box_and_muller() {
             run.perturb();
             let z = oracle.take([0.0; 2], 0.0);
             for (got, exact) in run.params().iter().zip(&z) {
-                // Restored parameters are off by the rounding of z.
+                // Restored parameters contain the rounding errors of z.
                 let ulps = most_ulps(got, exact);
                 println!("{}, step {step}: {ulps:.1} ulps", run.path());
                 assert!(ulps <= 8.0 || step > 0, "{}: {ulps:.1} ulps", run.path());
@@ -42,8 +41,8 @@ fn numbers_are_those_of_box_and_muller() {
     }
 }
 
-/// Mean 0, variance 1 and fourth moment 3, and no correlation with the next element, with the next step or with another
-/// seed: within 4.5 standard deviations of the estimate from n draws, 1/√n, √(2/n), √(96/n) and 1/√n.
+/// The mean is 0, the variance 1 and the fourth moment 3. Elements are not correlated with the next element, with the next step or with another seed.
+/// The tolerance is 4.5 standard deviations of an estimate from n draws: 1/√n, √(2/n), √(96/n) and 1/√n.
 #[test]
 fn moments_are_those_of_the_normal_distribution() {
     const N: usize = 1 << 20;
@@ -88,8 +87,7 @@ fn moments_are_those_of_the_normal_distribution() {
     }
 }
 
-/// The factors: V is the same within an interval and another after it, U is another in each step, and vectors have
-/// numbers of their own.
+/// Low-rank directions are products of their factors. V stays the same within an interval, U changes in each step, and vectors have separate numbers.
 #[test]
 fn low_rank_directions_are_products_of_their_factors() {
     let shapes: &[&[usize]] = &[&[7, 5], &[3], &[0, 4], &[1, 1], &[6, 2, 9], &[], &[33, 130], &[2, 3]];
@@ -116,8 +114,7 @@ fn low_rank_directions_are_products_of_their_factors() {
     }
 }
 
-/// The same seed has the same bits, whether the calls are submitted one by one or many steps at once. Another seed has
-/// others.
+/// The bits depend only on the seed, whether calls are submitted one by one or many steps at once. Another seed gives other bits.
 #[test]
 fn bits_are_those_of_the_seed() {
     for method in [ZerothOrderMethod::mezo(), ZerothOrderMethod::lozo(), ZerothOrderMethod::lozo_m()] {
@@ -143,8 +140,8 @@ fn bits_are_those_of_the_seed() {
     }
 }
 
-/// On a linear loss with gradient G the mean of c Z is G for MeZO and r G for LOZO, which is where the paper and the
-/// code differ by r. The steps of a run add it up.
+/// For a linear loss with gradient G, the mean of c Z is G for MeZO and r G for LOZO, which is where the paper and its code differ by r. The steps of
+/// a run add up to it.
 #[test]
 fn the_mean_of_all_steps_is_the_gradient_times_the_rank() {
     const STEPS: usize = 400_000;
@@ -177,7 +174,7 @@ fn the_mean_of_all_steps_is_the_gradient_times_the_rank() {
     }
 }
 
-/// Numbers of two keys or two indices are not the same.
+/// The numbers of two keys or two indices differ.
 #[test]
 fn the_reference_is_no_constant() {
     let numbers: std::collections::HashSet<u64> =

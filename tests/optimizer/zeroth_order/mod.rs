@@ -1,7 +1,6 @@
-//! Promises of zeroth-order optimizers: the directions are standard normal numbers from the seed, on every path within
-//! a few units in the last place. A step is that of the papers. Two losses and their seed are all that it takes: no
-//! gradient, no memory for each parameter, no readback. Parameters are restored when a loss is not finite, and drift by
-//! rounding alone.
+//! Tests of zeroth-order optimizers. The directions are standard normal numbers that follow from the seed, and agree on every path to a few ulps. A
+//! step is that of the papers. It needs only two losses and their seed: no gradient, no memory for each parameter and no readback. Parameters are
+//! restored when a loss is not finite, and drift only by rounding.
 
 mod draws;
 mod oracle;
@@ -14,7 +13,7 @@ use wgpu_optim::{
 use wgpu_optim_conformance::run::devices;
 use wgpu_optim_conformance::{download, submit, upload};
 
-/// What is to be optimized, and how.
+/// The tensors and the settings of an optimizer.
 #[derive(Debug, Clone)]
 pub struct Spec {
     pub method: ZerothOrderMethod,
@@ -22,12 +21,12 @@ pub struct Spec {
     pub epsilon: f32,
     pub seed: u32,
     pub decay: f32,
-    /// Shapes, and values in row-major order.
+    /// The shapes, and the values in row-major order.
     pub tensors: Vec<(Vec<usize>, Vec<f32>)>,
 }
 
 impl Spec {
-    /// Tensors whose values are all the same.
+    /// Returns tensors whose values are all the same.
     pub fn filled(method: ZerothOrderMethod, shapes: &[&[usize]], value: f32) -> Self {
         let tensor = |shape: &&[usize]| (shape.to_vec(), vec![value; shape.iter().product()]);
         Spec {
@@ -54,7 +53,7 @@ impl Spec {
         OnHost { optimizer: builder.build_cpu().expect("builds"), params }
     }
 
-    /// The tensors lie in one buffer, from the fourth element on, with a guard before each.
+    /// Returns an optimizer on the device. The tensors are in one buffer, from the fourth element on, each after a guard.
     pub fn on_device(&self, gpu: &Gpu) -> OnDevice {
         let mut values = vec![GUARD; 3];
         let mut places = Vec::new();
@@ -75,7 +74,7 @@ impl Spec {
         OnDevice { gpu: gpu.clone(), optimizer, buffer, loss, places }
     }
 
-    /// On the CPU path and on every adapter.
+    /// Returns the optimizer on the CPU path and on every adapter.
     pub fn everywhere(&self) -> Vec<Box<dyn Run>> {
         let host: Box<dyn Run> = Box::new(self.on_host());
         let on_devices = devices().into_iter().map(|gpu| Box::new(self.on_device(&gpu)) as Box<dyn Run>);
@@ -83,9 +82,9 @@ impl Spec {
     }
 }
 
-/// Between tensors; it must stay.
+/// The value between tensors, which no step may overwrite.
 const GUARD: f32 = 12345.0;
-/// Where the loss lies in its buffer. No binding may start there.
+/// Offset of the loss in its buffer. No binding may start there.
 const LOSS_BYTE: u64 = 20;
 
 /// An optimizer with its parameters.
@@ -97,7 +96,7 @@ pub trait Run {
     fn params(&self) -> Vec<Vec<f32>>;
     fn records(&mut self) -> ZerothOrderRecords;
 
-    /// A whole step whose losses are known beforehand.
+    /// Takes a step with two given losses.
     fn take(&mut self, [above, below]: [f32; 2]) {
         self.perturb();
         self.reverse(above);
@@ -149,7 +148,7 @@ impl OnDevice {
         submit(&self.gpu, |encoder| call(&mut self.optimizer, encoder));
     }
 
-    /// Records steps whose losses are known beforehand into one encoder. A copy stands for the forward pass.
+    /// Records steps with given losses into one encoder. A copy of a loss replaces the forward pass.
     pub fn take_all(&mut self, of_steps: &[f32]) {
         let losses = upload(&self.gpu, of_steps);
         let loss = self.loss.clone();
@@ -206,7 +205,7 @@ impl Run for OnDevice {
     }
 }
 
-/// Losses of a step, somewhere around 1.
+/// Returns the two losses of a step, which are near 1.
 pub fn losses(step: u64) -> [f32; 2] {
     let of = |n: u64| 1.0 + 1e-3 * (12.9898 * (n as f32 + 1.0)).sin();
     [of(2 * step), of(2 * step + 1)]

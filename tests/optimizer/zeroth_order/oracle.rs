@@ -1,5 +1,4 @@
-//! The methods in f64, as the papers and the authors' code have them, with random numbers of their own making from the
-//! same bits.
+//! The methods in f64, as the papers and the authors' code define them, with random numbers computed in f64 from the same bits.
 
 use wgpu_optim::ZerothOrderMethod;
 
@@ -14,7 +13,7 @@ pub struct Oracle {
     pub w: Vec<Vec<f64>>,
     step: u32,
     taken: u32,
-    /// Of each tensor.
+    /// The momentum of each tensor.
     momentum: Vec<Vec<f64>>,
     right: Vec<Vec<f64>>,
 }
@@ -29,7 +28,7 @@ fn key(seed: u32, count: u32) -> u32 {
     mix(mix(mix(seed) ^ count))
 }
 
-/// Box and Muller: the numbers 2i and 2i + 1 are a point in the plane.
+/// Returns a normal number by the Box-Muller transform. The numbers 2i and 2i + 1 are the coordinates of one point in the plane.
 pub fn normal(key: u32, index: u32) -> f64 {
     let word = |i: u32| mix(key.wrapping_add(0x9e37_79b9u32.wrapping_mul(i)));
     let (first, second) = (word(index & !1), word(index | 1));
@@ -56,7 +55,7 @@ impl Oracle {
         }
     }
 
-    /// Rank, interval and β.
+    /// Returns the rank, the interval and β.
     fn numbers(&self) -> (usize, u32, Option<f64>) {
         match self.method {
             ZerothOrderMethod::Lozo { rank, interval } => (rank as usize, interval, None),
@@ -65,7 +64,7 @@ impl Oracle {
         }
     }
 
-    /// Rows and columns of a matrix.
+    /// Returns the rows and columns of a tensor that is a matrix.
     fn matrix(&self, tensor: usize) -> Option<(usize, usize)> {
         let shape = &self.shapes[tensor];
         let is_matrix = self.numbers().0 > 0 && shape.len() >= 2;
@@ -78,7 +77,7 @@ impl Oracle {
         let z_key = key(self.seed, self.step);
         let is_new = self.step.is_multiple_of(interval);
         let v_key = key(self.seed ^ 0x5bd1_e995, self.step / interval);
-        // U of all matrices, and z of vectors with a momentum, come first.
+        // The numbers of all U, and of z for vectors with a momentum, come first.
         let mut left_first = vec![0; self.w.len()];
         let mut right_first = vec![0; self.w.len()];
         let (mut left, mut right) = (0, 4);

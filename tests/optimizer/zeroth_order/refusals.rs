@@ -1,4 +1,4 @@
-//! What is refused, and with which words.
+//! Errors and their messages.
 
 use wgpu_optim::half::bf16;
 use wgpu_optim::{Element, Error, ErrorKind, NormRatio, Regime, ZerothOrderBuilder, ZerothOrderMethod, cpu, wgpu};
@@ -63,13 +63,13 @@ fn tensors_that_do_not_fit_are_refused() {
     refused(mezo().tensor("w", &[bf16::ONE; 4]), &["tensor \"w\"", "element is bf16", "f32"]);
     refused(mezo().shaped_tensor("w", &[2, 3], &[0.0f32; 4]), &["tensor \"w\"", "[2, 3]", "4 elements"]);
     refused(mezo().tensor("w", &[0.0f32; 4]).tensor("w", &[0.0f32; 4]), &["two tensors are named \"w\""]);
-    // Without a matrix LOZO would be MeZO in silence.
+    // Without a matrix, LOZO would silently be MeZO.
     for method in [ZerothOrderMethod::lozo(), ZerothOrderMethod::lozo_m()] {
         let builder = ZerothOrderBuilder::new(method, Regime::fixed(0.1));
         let builder = builder.tensor("w", &[0.0f32; 4]).shaped_tensor("b", &[4], &[0.0f32; 4]);
         refused(builder, &["without a matrix", "shaped_tensor", "ZerothOrderMethod::mezo()"]);
     }
-    // Nothing to optimize is fine.
+    // An optimizer without tensors is allowed.
     let mut none = mezo().build_cpu().expect("builds");
     let params: &mut [Vec<f32>] = &mut [];
     none.perturb(params).expect("perturbs");
@@ -84,13 +84,13 @@ fn slices_that_were_not_declared_are_refused() {
     is_call(assert_refused(optimizer.perturb(&mut [[0.0f32; 5]]), &["tensor \"w\"", "4 elements", "5 parameters"]));
     is_call(assert_refused(optimizer.perturb(&mut [[bf16::ONE; 4]]), &["tensor \"w\"", "f32", "bf16"]));
     is_call(assert_refused(optimizer.perturb(&mut [[0.0f32; 4]; 2]), &["1 tensors", "2 parameter slices"]));
-    // No call was made so far.
+    // None of these calls counted.
     let mut w = [[1.0f32; 4]];
     optimizer.perturb(&mut w).expect("the first call");
     assert_ne!(w, [[1.0; 4]]);
 }
 
-/// On every path: nothing has changed, and the right call is taken afterwards.
+/// On every path a call out of turn is refused, and the right call is accepted afterwards. On the CPU path the parameters are compared too.
 #[test]
 fn calls_out_of_turn_are_refused() {
     let spec = Spec::filled(ZerothOrderMethod::mezo(), &[&[6]], 1.0);
@@ -163,7 +163,7 @@ fn buffers_that_do_not_fit_are_refused() {
         assert_refused(of(0..16).build(gpu, no_storage.slice(..4)), &["\"loss\"", "BufferUsages::STORAGE"]);
         let tensor = mezo().tensor("w", no_storage.slice(..));
         assert_refused(tensor.build(gpu, slot()), &["tensor \"w\"", "BufferUsages::STORAGE"]);
-        // The loss may lie beside the parameters.
+        // The loss may be next to the parameters.
         of(0..16).build(gpu, buffer.slice(16..20)).expect("builds");
     }
 }

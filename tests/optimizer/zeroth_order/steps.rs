@@ -1,4 +1,4 @@
-//! The steps.
+//! Steps of the methods.
 
 use wgpu_optim::{NormRatio, Regime, ZerothOrderMethod, wgpu};
 use wgpu_optim_conformance::run::devices;
@@ -6,8 +6,7 @@ use wgpu_optim_conformance::run::devices;
 use super::oracle::Oracle;
 use super::{Run, Spec, losses};
 
-/// Lengths around every boundary: quads, workgroups and blocks of the device, blocks of the CPU path, and nothing at
-/// all.
+/// Lengths around every boundary: multiples of four, workgroups and blocks of the device, blocks of the CPU path, and 0.
 const SHAPES: &[&[usize]] = &[
     &[0],
     &[1],
@@ -48,17 +47,17 @@ fn spec(method: ZerothOrderMethod) -> Spec {
     Spec { regime: Regime::fixed(0.02), decay: 0.1, seed: 5, tensors, ..Spec::filled(method, &[], 0.0) }
 }
 
-/// Largest difference from the reference, in units of 1 + |w|.
+/// Returns the largest difference from the reference, in units of 1 + |w|.
 fn most_off(run: &dyn Run, oracle: &Oracle) -> f64 {
     let (got, exact) = (run.params(), &oracle.w);
     assert!(got.iter().map(Vec::len).eq(exact.iter().map(Vec::len)));
     let off = got.iter().flatten().zip(exact.iter().flatten());
     let off = off.map(|(got, exact)| (f64::from(*got) - exact).abs() / (1.0 + exact.abs()));
-    // NaN is far off.
+    // A NaN is infinitely far off.
     off.map(|off| if off.is_nan() { f64::INFINITY } else { off }).fold(0.0, f64::max)
 }
 
-/// Twelve steps, of which the first, one with a new V and one without are skipped, on every path and against f64.
+/// Twelve steps agree with f64 on every path. The first one, one with a new V and one without are skipped.
 #[test]
 fn steps_are_those_of_the_papers() {
     for method in METHODS {
@@ -90,8 +89,7 @@ fn steps_are_those_of_the_papers() {
     }
 }
 
-/// With c = 0 nothing but rounding moves the parameters: relatively by less than 1e-4 in 10,000 steps. Healthy runs
-/// reach 5e-6.
+/// With c = 0 only rounding moves the parameters: by less than 1e-4 of their size in 10,000 steps. 5e-6 is usual.
 #[test]
 fn parameters_drift_by_rounding_alone() {
     for method in METHODS {
@@ -112,8 +110,8 @@ fn parameters_drift_by_rounding_alone() {
     }
 }
 
-/// A loss that is not finite restores the parameters, and the record and its sentence say so. Losses too far apart for
-/// f32 count as such.
+/// A loss that is not finite restores the parameters, and the record and its sentence say so. Two losses whose difference overflows f32 count as not
+/// finite.
 #[test]
 fn a_loss_that_is_not_finite_restores_the_parameters() {
     for method in METHODS {
@@ -140,7 +138,7 @@ fn a_loss_that_is_not_finite_restores_the_parameters() {
                 records[0].to_string(),
                 "step 0: skipped, the parameters were restored: no slope from the losses NaN at w + εz and 1 at w - εz"
             );
-            // The largest slope that counts leaves parameters that are finite.
+            // The largest slope that counts leaves the parameters finite.
             run.take([1e26, -1e26]);
             assert!(run.params().concat().iter().all(|w| w.is_finite()), "{}, {method:?}", run.path());
             assert!(!run.records().records[0].record.flags.skipped());
@@ -148,7 +146,7 @@ fn a_loss_that_is_not_finite_restores_the_parameters() {
     }
 }
 
-/// Records hold the losses, the slope and the rate, are drained once, and say how many were overwritten.
+/// Records contain the losses, the slope and the rate. They are drained once, and the number of overwritten ones is reported.
 #[test]
 fn records_tell_the_losses_and_the_slope() {
     let spec = Spec { epsilon: 0.25, ..Spec::filled(ZerothOrderMethod::mezo(), &[&[8]], 1.0) };
@@ -172,8 +170,8 @@ fn records_tell_the_losses_and_the_slope() {
     assert_eq!((drained.records.len(), drained.lost_steps), (1024, 6));
 }
 
-/// NormRatio with exponent 1 and no smoothing makes all steps equally long on average: η |c| √E‖z‖² = ε (1 + ‖w₀‖),
-/// with ε of the first step.
+/// NormRatio with exponent 1 and without smoothing makes all steps equally long on average: η |c| √E‖z‖² = ε (1 + ‖w₀‖), where ε is that of the first
+/// step.
 #[test]
 fn norm_ratio_follows_the_slope() {
     for (method, square) in [
@@ -185,7 +183,7 @@ fn norm_ratio_follows_the_slope() {
         let spec = Spec { regime, ..Spec::filled(method, &[&[20, 20], &[10]], 0.5) };
         let length = 0.02 * (1.0 + 0.5 * f64::from(410.0f32).sqrt());
         for mut run in spec.everywhere() {
-            // Skips and a slope of 0 leave the first step to the first slope.
+            // Skipped steps and a slope of 0 do not count as the first step.
             run.take([f32::NAN, 1.0]);
             run.take([1.0, 1.0]);
             let slopes = [0.5f32, -0.25, 1.0, 3.0, 0.7];
@@ -205,8 +203,8 @@ fn norm_ratio_follows_the_slope() {
     }
 }
 
-/// A step has three passes over the parameters, each of which reads and writes them: 24 bytes for each parameter. What
-/// else it binds does not grow with them, but for LOZO-M's vectors and a table of blocks.
+/// A step has three passes, each of which reads and writes the parameters: 24 bytes per parameter. Its other buffers do not grow with the number of
+/// parameters, except for LOZO-M's vectors and a table of blocks.
 #[test]
 fn a_step_moves_24_bytes_for_each_parameter_and_keeps_none() {
     for gpu in &devices() {
@@ -234,7 +232,7 @@ fn a_step_moves_24_bytes_for_each_parameter_and_keeps_none() {
             };
             let (few, many) = (256, 4096);
             let bytes = (kept(many) - kept(few)) / (many - few) as f64 - for_each_row;
-            // A block's 20 bytes, of at least 1024 elements.
+            // A block of at least 1024 elements takes 20 bytes.
             assert!((0.0..=256.0 * 20.0 / 1024.0).contains(&bytes), "{}, {method:?}: {bytes}", gpu.describe());
         }
     }

@@ -1,4 +1,4 @@
-//! The device path on `navigator.gpu` against the CPU path on the same page.
+//! Compares the device path on `navigator.gpu` with the CPU path on the same page.
 #![cfg(target_arch = "wasm32")]
 
 use wasm_bindgen_test::{wasm_bindgen_test, wasm_bindgen_test_configure};
@@ -11,9 +11,9 @@ use wgpu_optim::{
 wasm_bindgen_test_configure!(run_in_browser);
 
 const STEPS: usize = 6;
-/// Units in the last place of the largest parameter.
+/// The tolerance in ulps of the largest parameter.
 const ULPS: f32 = 4.0;
-/// The same for rules on matrices, as `wgpu-optim check` has it.
+/// The tolerance for rules on matrices, as in `wgpu-optim check`.
 const ULPS_OF_MATRICES: f32 = 24.0;
 
 fn wave(length: usize, phase: f32) -> Vec<f32> {
@@ -57,7 +57,7 @@ impl Both {
         let builder = OptimizerBuilder::new(rule).regime(regime).averaging(averaging);
         let group = Group::new("all").shaped_tensor("w", &shape, &values[..], &values[..]);
         let host = builder.group(group).build_cpu().expect("builds on the CPU");
-        // Products of matrices are sums in another order.
+        // The two paths add up products of matrices in different orders.
         let ulps = if Rule::of_matrices().contains(&rule) { ULPS_OF_MATRICES } else { ULPS };
         Both { gpu: gpu.clone(), params, grads, device, host, values, ulps }
     }
@@ -92,7 +92,7 @@ impl Both {
 async fn every_rule_takes_the_steps_of_the_cpu_path() {
     let gpu = open().await;
     for rule in Rule::all().into_iter().chain(Rule::of_matrices()) {
-        // One dispatch for a small model, and the passes for a larger one.
+        // A small model takes one dispatch, and a larger one takes the passes.
         for length in [300, 40_000] {
             let mut both = Both::new(&gpu, rule, Regime::seesaw(), Averaging::Off, length);
             for number in 0..STEPS {

@@ -1,4 +1,4 @@
-//! burn's SGD, AdamW and Muon against this crate's, on one device, in turn. See ../README.md.
+//! Benchmark of burn's SGD, AdamW and Muon against wgpu-optim's, on one device, in turn. See ../README.md.
 #![forbid(unsafe_code)]
 
 mod matrices;
@@ -85,7 +85,7 @@ struct Row {
     elements: usize,
     /// Nanoseconds per parameter, sorted.
     times: Vec<f64>,
-    /// Median over the rounds of burn's time by ours of the same rule.
+    /// Median over the rounds of burn's time divided by wgpu-optim's for the same rule.
     ratio: Option<f64>,
 }
 
@@ -106,14 +106,14 @@ impl Row {
     }
 }
 
-/// Something that takes steps, and waits for them.
+/// Benchmarked code that takes steps and can wait for them.
 trait Contestant {
     fn step(&mut self) -> Result<()>;
     fn wait(&mut self) -> Result<()>;
     fn parameters(&mut self) -> Result<Vec<f32>>;
 }
 
-/// An optimizer of burn's with a tensor.
+/// Optimizer of burn with one tensor.
 struct Burn<O: BurnOptimizer, const D: usize> {
     device: Device,
     optimizer: O,
@@ -137,7 +137,7 @@ impl<O: BurnOptimizer, const D: usize> Burn<O, D> {
     }
 }
 
-/// A rule that both have.
+/// Rule of both libraries.
 #[derive(Clone, Copy)]
 enum Step {
     Sgd,
@@ -176,11 +176,11 @@ impl Step {
         }
     }
 
-    /// The sum of three directions along a gradient that stays the same.
+    /// Returns the sum of the directions of three steps with a constant gradient.
     fn directions(self, g: f64) -> f64 {
         match self {
             Step::Sgd => 3.0 * g,
-            // 1 + 1.9 + 2.71 of it with momentum 0.9.
+            // With momentum 0.9 the sum is 1 + 1.9 + 2.71 times the gradient.
             Step::Sgdm => 5.61 * g,
             Step::AdamW => 3.0 * g / (g.abs() + f64::from(EPSILON)),
         }
@@ -197,7 +197,7 @@ impl<O: BurnOptimizer, const D: usize> Contestant for Burn<O, D> {
         let (parameters, state) = self.optimizer.step(f64::from(RATE), parameters, gradients, self.state.take());
         self.parameters = Some(parameters);
         self.state = state;
-        // Else fusion makes one kernel of many steps, whose gradients here never change.
+        // Without a flush, fusion would combine many steps into one kernel, because the gradients never change here.
         Ok(self.device.flush()?)
     }
 
@@ -214,7 +214,7 @@ impl<O: BurnOptimizer, const D: usize> Contestant for Burn<O, D> {
 #[derive(Clone, Copy)]
 struct Settings {
     clip: bool,
-    /// Whether gradients that are not finite skip the step, for which they are measured.
+    /// True if the gradients are measured, and a gradient that is not finite skips the step.
     checks: bool,
 }
 
@@ -275,7 +275,7 @@ impl Contestant for Ours {
         self.gpu.queue().submit([encoder.finish()]);
         let (sender, receiver) = std::sync::mpsc::channel();
         staging.map_async(wgpu::MapMode::Read, .., move |result| {
-            // Whoever waited has gone.
+            // Sending fails only if the receiver was dropped.
             let _ = sender.send(result);
         });
         self.wait()?;
@@ -285,7 +285,7 @@ impl Contestant for Ours {
     }
 }
 
-/// Small values, none of them zero or denormal.
+/// Returns small values, none of which is zero or denormal.
 fn values(elements: usize) -> Vec<f32> {
     (0..elements).map(|i| 1e-3 * ((i % 251) as f32 - 125.5)).collect()
 }
@@ -301,7 +301,7 @@ fn measure(args: &Args, device: &Device, gpu: &Gpu, elements: usize) -> Result<V
         for clip in [false, true] {
             let what = if clip { format!("{name} + clip") } else { name.to_owned() };
             let mut burn = step.burns(device, &values, clip);
-            // burn looks at gradients for a clip alone: neither do we otherwise, and what it costs has a row of its own.
+            // burn measures gradients only for a clip, and so does wgpu-optim here. The cost of the norm has its own row.
             let mut own = ours(step, Regime::fixed(RATE), clip, clip)?;
             let right = is_right(burn.as_mut(), &values, step, clip)?;
             if !is_right(&mut own, &values, step, clip)? {
@@ -338,14 +338,14 @@ fn measure(args: &Args, device: &Device, gpu: &Gpu, elements: usize) -> Result<V
         .collect())
 }
 
-/// Seconds of a step, of each contestant in each round.
+/// Returns the seconds per step of each contestant in each round.
 fn take_turns(args: &Args, contestants: &mut [&mut dyn Contestant]) -> Result<Vec<Vec<f64>>> {
     let mut times = vec![Vec::new(); contestants.len()];
     let mut steps = vec![1u32; contestants.len()];
     for round in 0..=args.rounds {
         for (index, contestant) in contestants.iter_mut().enumerate() {
             let taken = turn(&mut **contestant, steps[index])?;
-            // The first round warms up, and tells how many steps make a turn.
+            // The first round warms up and sets the number of steps in a turn.
             if round == 0 {
                 let again = turn(&mut **contestant, 2)?.as_secs_f64() / 2.0;
                 steps[index] = (1e-3 * args.round_ms as f64 / again).clamp(1.0, 1e4) as u32;
@@ -366,8 +366,8 @@ fn turn(contestant: &mut dyn Contestant, steps: u32) -> Result<Duration> {
     Ok(start.elapsed())
 }
 
-/// Takes three steps; what a step should have done is worked out in f64. Ours wrong is an error: a benchmark of wrong results is worth
-/// nothing. burn wrong is said beside its times.
+/// Takes three steps and compares the result with one that is computed in f64. For wgpu-optim a wrong result is an error, because a
+/// benchmark of wrong results is useless. For burn it is noted beside the times.
 fn is_right(contestant: &mut dyn Contestant, values: &[f32], step: Step, clip: bool) -> Result<bool> {
     for _ in 0..3 {
         contestant.step()?;
@@ -376,9 +376,9 @@ fn is_right(contestant: &mut dyn Contestant, values: &[f32], step: Step, clip: b
     let factor = if clip { (f64::from(CLIP) / norm).min(1.0) } else { 1.0 };
     let found = contestant.parameters()?;
     let right = |(found, &start): (&f32, &f32)| {
-        // Parameters and gradients begin as the same numbers.
+        // Parameters and gradients have the same initial values.
         let moved = f64::from(RATE) * step.directions(factor * f64::from(start));
-        // Three roundings of the parameter, and one part in 10^4 of the way.
+        // The tolerance is three roundings of the parameter, and one part in 10^4 of the change.
         let error = (f64::from(*found) - (f64::from(start) - moved)).abs();
         error <= 3e-7 * f64::from(start).abs() + 1e-4 * moved.abs()
     };

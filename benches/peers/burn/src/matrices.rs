@@ -1,4 +1,4 @@
-//! Muon over one square matrix, and burn's product of two such matrices, which its library tunes to the adapter.
+//! Muon over one square matrix, and burn's product of two such matrices, which burn tunes to the adapter.
 
 use burn::optim::MuonConfig;
 use burn::optim::momentum::MomentumConfig;
@@ -7,7 +7,7 @@ use wgpu_optim::{Gpu, MuonScale, Regime, Rule};
 
 use crate::{Args, Burn, Contestant, Ours, RATE, Result, Settings, take_turns};
 
-/// The product of two matrices.
+/// Product of two matrices.
 struct Product {
     device: Device,
     factors: [Tensor<2>; 2],
@@ -30,7 +30,7 @@ impl Contestant for Product {
     }
 }
 
-/// A matrix with singular values of many sizes.
+/// Returns a matrix with singular values of many sizes.
 fn values(side: usize) -> Vec<f32> {
     let mut state = 1u64;
     let mut next = || {
@@ -40,7 +40,7 @@ fn values(side: usize) -> Vec<f32> {
     (0..side * side).map(|_| next()).collect()
 }
 
-/// By how much three steps have moved the parameters, from one to the other.
+/// Takes three steps and returns the change of each parameter.
 fn moves(contestant: &mut dyn Contestant, start: &[f32]) -> Result<Vec<f64>> {
     for _ in 0..3 {
         contestant.step()?;
@@ -62,7 +62,7 @@ pub fn measure(args: &Args, device: &Device, gpu: &Gpu) -> Result<()> {
         let rule = Rule::Muon(wgpu_optim::Muon { scale: MuonScale::Original, ..Default::default() });
         let settings = Settings { clip: false, checks: true };
         let mut ours = Ours::new(gpu, &start, &[side, side], rule, Regime::fixed(RATE), settings)?;
-        // A gradient that stays the same has the same direction in each step, whatever the momentum.
+        // A constant gradient has the same direction in each step with any momentum.
         let (theirs, own) = (moves(&mut burn, &start)?, moves(&mut ours, &start)?);
         let distance = theirs.iter().zip(&own).map(|(a, b)| (a - b).powi(2)).sum::<f64>().sqrt();
         let length = own.iter().map(|a| a.powi(2)).sum::<f64>().sqrt();
@@ -79,7 +79,7 @@ pub fn measure(args: &Args, device: &Device, gpu: &Gpu) -> Result<()> {
             numbers[numbers.len() / 2]
         };
         for ((name, operations), taken) in rows.into_iter().zip(&times) {
-            // Operations in a second, by those of our step in the same round.
+            // Operations per second, divided by those of wgpu-optim's step in the same round.
             let share = |(time, own): (&f64, &f64)| operations / time / (30.0 * cube / own);
             let by_ours = median(taken.iter().zip(&times[1]).map(share).collect());
             let (least, most) = taken.iter().fold((f64::MAX, 0.0f64), |(a, b), &time| (a.min(time), b.max(time)));

@@ -1,11 +1,11 @@
-//! The CPU path as a worker of `peers.py`: a command per line on standard input, an answer per line on standard output.
+//! The CPU path as a worker of `peers.py`. Standard input has one command per line, and standard output one answer per line.
 //!
 //! ```text
 //! check CASE     values V V … : sampled parameters after three steps, then the sum of all magnitudes
 //! norm           norm N : of the gradients, in f64 and past the optimizer
 //! run CASE MS    ns NS : nanoseconds per parameter and step, over about so many milliseconds
 //! ```
-//! Anything else is answered with `error` and the reason. It takes as many threads as `RAYON_NUM_THREADS` says.
+//! The answer to other commands is `error` and the reason. `RAYON_NUM_THREADS` sets the number of threads.
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
@@ -24,7 +24,7 @@ struct Args {
     power: u32,
 }
 
-/// What all peers can do comes first, then what only we can.
+/// Cases of all libraries come first, then those that only wgpu-optim has.
 const CASES: [&str; 17] = [
     "sgd",
     "sgdm",
@@ -45,15 +45,15 @@ const CASES: [&str; 17] = [
     "sgd+schedule-free-norm-ratio",
 ];
 
-// The numbers below are those of worker.py: the results are compared.
+// The constants below must equal those of worker.py, because the results are compared.
 
-/// Large, so that three steps show a wrong one.
+/// Large, so that a wrong step is visible after three steps.
 const CHECK_RATE: f32 = 0.1;
-/// Small, so that hundreds of steps leave the parameters about where they were.
+/// Small, so that hundreds of steps hardly change the parameters.
 const RUN_RATE: f32 = 1e-4;
-/// Half the norm of the gradients of one parameter, about.
+/// About half the root mean square of the gradients.
 const CLIP_PER_ROOT: f64 = 0.165;
-/// Parameters that `check` shows.
+/// Number of parameters that `check` returns.
 const SAMPLES: usize = 64;
 
 fn main() -> ExitCode {
@@ -83,7 +83,7 @@ struct Worker {
     start: Vec<f32>,
     params: Vec<f32>,
     grads: Vec<f32>,
-    /// What was run before: its optimizer, and the steps that take a second.
+    /// For each case that has run: its optimizer, and the steps per second.
     running: HashMap<String, (CpuOptimizer, f64)>,
 }
 
@@ -145,7 +145,7 @@ impl Worker {
         };
         self.params.copy_from_slice(&self.start);
         let steps = (seconds * pace).clamp(1.0, 1e6) as u32;
-        // What the copy left in the caches, or the pause, is not the step's.
+        // One step is not timed, so that the state of the caches after the copy or a pause has no influence.
         self.time(&mut optimizer, 1)?;
         let taken = self.time(&mut optimizer, steps)?;
         self.running.insert(case.to_owned(), (optimizer, pace));
@@ -156,7 +156,7 @@ impl Worker {
         Ok(1e9 * taken / f64::from(steps) / self.params.len() as f64)
     }
 
-    /// Seconds of so many steps.
+    /// Takes steps and returns the seconds.
     fn time(&mut self, optimizer: &mut CpuOptimizer, steps: u32) -> Result<f64, String> {
         let start = Instant::now();
         for _ in 0..steps {
@@ -175,7 +175,7 @@ impl Worker {
             "adamw" => Rule::adamw(),
             _ => return Err(format!("no such case: {case}")),
         };
-        // The gradient never changes, so it always agrees with itself, and the usual gain would raise the rate to its limit.
+        // With a gradient that never changes, consecutive steps always agree, and the default gain would raise the rate to its limit.
         let seesaw = Regime::Seesaw(Seesaw {
             gain: 1e-9,
             early_steps: 0.0,
@@ -204,24 +204,24 @@ impl Worker {
     }
 }
 
-/// Start of a parameter: of magnitude 1 to 2. The same bits as in worker.py.
+/// Returns the initial value of a parameter, of magnitude 1 to 2. It has the same bits as in worker.py.
 fn param(index: u32) -> f32 {
     let hash = index.wrapping_mul(2_654_435_761);
     signed(hash, 1.0 + fraction(hash))
 }
 
-/// Its gradient: of magnitude 1/8 to 1/2. The same bits as in worker.py.
+/// Returns the gradient of a parameter, of magnitude 1/8 to 1/2. It has the same bits as in worker.py.
 fn grad(index: u32) -> f32 {
     let hash = index.wrapping_mul(2_246_822_519).wrapping_add(374_761_393);
     signed(hash, 0.125 + 0.375 * fraction(hash))
 }
 
-/// The upper bits, from 0 to 1: exact.
+/// Returns the upper bits as a number from 0 to 1. The conversion is exact.
 fn fraction(hash: u32) -> f32 {
     (hash >> 8) as f32 / (1 << 24) as f32
 }
 
-/// A lower bit is the sign.
+/// Returns the magnitude with a sign from a lower bit of the hash.
 fn signed(hash: u32, magnitude: f32) -> f32 {
     if hash & 0x80 == 0 {
         magnitude

@@ -1,5 +1,5 @@
-//! Promise: `wgpu-optim train --compare` gives the numbers of single runs, all of them and the same every time, chooses the best
-//! fixed rate as it says, and refuses bad input before anything runs.
+//! Tests of `wgpu-optim train --compare`: it has the numbers of all single runs, and the same ones every time. It chooses the best fixed rate as
+//! documented, and refuses bad input before anything runs.
 
 mod rows;
 mod tables;
@@ -9,7 +9,7 @@ use std::process::Output;
 use crate::command::{self, assert_refused, json_of, words};
 use serde_json::Value;
 
-/// `wgpu-optim train` with the words of this line.
+/// Runs `wgpu-optim train` with the words of this line.
 fn train(threads: &str, line: &str) -> Output {
     command::wgpu_optim().arg("train").args(words(line)).env("RAYON_NUM_THREADS", threads).output().expect("it runs")
 }
@@ -24,7 +24,7 @@ fn printed(threads: &str, line: &str) -> String {
 
 const COMPARE: &str = "--compare --backend cpu";
 
-/// The report of a comparison on the CPU path.
+/// Returns the report of a comparison on the CPU path.
 #[track_caller]
 fn compared(line: &str) -> Value {
     json("2", &format!("{COMPARE} {line}"))
@@ -37,13 +37,13 @@ fn json(threads: &str, line: &str) -> Value {
     json_of(&output)
 }
 
-/// A single run on the CPU path.
+/// Returns a single run on the CPU path.
 #[track_caller]
 fn single(line: &str) -> Value {
     json("2", &format!("--backend cpu {line}"))["runs"][0].take()
 }
 
-/// Runs the command, which must be refused in one line that contains every one of these words.
+/// Asserts that the command is refused in one line that contains all of these words.
 #[track_caller]
 fn refused(line: &str, words: &[&str]) {
     assert_refused(&train("2", line), words);
@@ -61,10 +61,10 @@ fn number(object: &Value, key: &str) -> f64 {
 const SMALL: &str =
     "--data digits --settings 64x1 --rules sgd,signsgd --regimes seesaw,norm-ratio --lrs 0.01,0.3 --seeds 3,4";
 
-/// What differs between two runs of one thing.
+/// The fields that differ between two runs with the same settings.
 const CLOCK: [&str; 5] = ["seconds", "adapter", "lr", "first_step", "gradient_scale"];
 
-/// What a single run looks at beside.
+/// The fields of iterates that a run evaluates besides the one that it is judged by.
 const UNJUDGED: [&str; 3] = ["last_train_loss", "last_test_accuracy", "averaged_test_accuracy"];
 
 fn without(run: &Value, keys: &[&str]) -> Value {
@@ -91,7 +91,7 @@ fn every_run_is_there_and_is_what_a_single_run_gives() {
                 let single =
                     |average: &str| single(&format!("--epochs 1 --rule {rule} --seed {seed} {from} {average}"));
                 let run = runs.next().expect("a run");
-                // What is tuned is judged by the better of two iterates, what is not by its own.
+                // A tuned run is judged by the better of two iterates, any other run by its own.
                 let rate = words(from).get(3).map(|rate| rate.parse::<f64>().expect("a rate"));
                 let single = if rate.is_some() {
                     let [last, averaged] = ["--last", "--average polynomial"].map(single);
@@ -138,7 +138,7 @@ fn means_and_gaps_follow_from_the_runs() {
             }
         }
     }
-    // The same without averages: the best of the last iterates.
+    // Without averages, the best rate is that of the last iterates.
     for rule in summary.chunks(6) {
         let runs = list(&report, "runs");
         let last = |lr: f64| {
@@ -155,7 +155,7 @@ fn means_and_gaps_follow_from_the_runs() {
             assert!((number(cell, "above_best_last") - above).abs() < 1e-9);
         }
     }
-    // The few lines at the end: every rule and regime against both references, and all rules together.
+    // The lines at the end compare every rule and regime with both references, and all rules together.
     let overall = list(&report, "overall");
     assert_eq!(overall.len(), 2 * (2 + 1) * 3);
     for line in overall {

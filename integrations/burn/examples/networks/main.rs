@@ -1,6 +1,6 @@
-//! Small networks trained with wgpu-optim, which is given no learning rate, and with burn's own SGD, AdamW and Muon at each of five, constant
-//! and along a cosine. Every run is a line of a file, from which the table is made, so that a table can be made in several sittings.
-//! See ../README.md.
+//! Trains small networks with wgpu-optim without a learning rate, and with burn's SGD, AdamW and Muon at five learning rates each, constant and
+//! with a cosine schedule. Every run is one line of a file, and the table is computed from this file, so that the runs can be spread over
+//! several calls. See ../README.md.
 #![forbid(unsafe_code)]
 
 mod data;
@@ -82,9 +82,9 @@ enum Ours {
     Sgdm,
     AdamW,
     AdamWScheduleFree,
-    /// On what burn's takes.
+    /// Muon on the same parameters as burn's.
     Muon,
-    /// On convolutions too, each kernel as a matrix.
+    /// Muon also on convolutions, whose kernels are used as matrices.
     MuonOfConvolutions,
 }
 
@@ -95,7 +95,7 @@ enum Burns {
     Muon,
 }
 
-/// What is compared.
+/// Optimizer in the comparison.
 #[derive(Debug, Clone, Copy)]
 enum Contestant {
     Ours(Ours),
@@ -129,7 +129,7 @@ impl Burns {
     }
 }
 
-/// The parameters of a model: embeddings and the last layer, other matrices, which are all that burn's Muon takes, and the rest.
+/// Parameters of a model: embeddings and the last layer (`ends`), other matrices, which burn's Muon trains, and the rest.
 #[derive(Default)]
 struct Parts {
     path: Vec<String>,
@@ -191,7 +191,7 @@ impl Ours {
             Ours::SgdScheduleFree => Rule::sgd(),
             Ours::Sgdm => Rule::sgdm(0.9),
             Ours::AdamW => Rule::adamw(),
-            // The average takes the place of the momentum.
+            // The average replaces the momentum.
             Ours::AdamWScheduleFree => Rule::adamw_without_momentum(),
             Ours::Muon | Ours::MuonOfConvolutions => Rule::muon(),
         };
@@ -263,7 +263,7 @@ struct Run {
 
 struct Lab<'a> {
     args: &'a Args,
-    /// Without autodiff.
+    /// Device without autodiff.
     device: Device,
     gpu: Gpu,
     runs: HashMap<String, Run>,
@@ -340,7 +340,7 @@ impl Lab<'_> {
             self.gpu.describe(),
         );
         let contestants = self.contestants();
-        // All with one seed before the next, so that a part of the runs compares all.
+        // All optimizers run with one seed before the next seed, so that an incomplete set of runs compares all of them.
         for &seed in &self.args.seeds {
             for &contestant in &contestants {
                 let key = self.key(task, contestant, seed);
@@ -372,7 +372,7 @@ impl Lab<'_> {
         let gradients = |model: &T::Model, samples: &[usize]| {
             GradientsParams::from_grads(task.loss(model, samples, &device).backward(), model)
         };
-        // What is compiled and tuned along the way is no part of a step.
+        // A step with another optimizer compiles and tunes the kernels before the measurement.
         let warm = Optimizer::new(contestant, &model, &self.gpu)?.step(
             1e-6,
             model.clone(),
@@ -405,7 +405,7 @@ impl Lab<'_> {
             judged = optim.averaged(&model)?;
         }
         if matches!(contestant, Contestant::Ours(ours) if ours.is_schedule_free()) {
-            // Batch norms know the statistics of the parameters that were trained, not of the average.
+            // The statistics of the batch norms are those of the trained parameters, not of the average. Forward passes update them.
             for samples in order.chunks_exact(batch).take(30) {
                 drop(task.loss(&judged, samples, &device));
             }
@@ -434,14 +434,14 @@ impl Lab<'_> {
         let mut names: Vec<String> = contestants.iter().map(|contestant| contestant.name()).collect();
         names.dedup();
         for name in names {
-            // The best of its rates.
+            // The row shows the best of the optimizer's rates.
             let rates = contestants.iter().filter(|contestant| contestant.name() == name);
             let of_rates = rates.filter_map(|&contestant| {
                 let runs = self.args.seeds.iter().filter_map(|&seed| self.runs.get(&self.key(task, contestant, seed)));
                 let mut runs: Vec<Run> = runs.copied().collect();
                 runs.sort_by(|a, b| a.score.total_cmp(&b.score));
                 let mean = runs.iter().map(|run| run.score).sum::<f64>() / runs.len() as f64;
-                // Whatever else the machine did is no part of a step.
+                // The lowest time is the one that other programs affected least.
                 let least = |number: fn(&Run) -> f64| runs.iter().map(number).fold(f64::INFINITY, f64::min);
                 let worst = if task.rises() { runs.first() } else { runs.last() }?.score;
                 let times = [least(|run| run.step_ms), least(|run| run.optimizer_ms)];

@@ -1,4 +1,4 @@
-//! The networks, and how each is trained and judged.
+//! The networks, their losses and their scores.
 
 use burn::module::Module;
 use burn::nn::attention::generate_autoregressive_mask;
@@ -13,20 +13,20 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use super::Result;
 use super::data::{CLASSES, Images, Split, Text};
 
-/// A network and what it is trained on.
+/// Network and its data.
 pub trait Task {
     type Model: Module;
 
     /// Name of the network and of the data.
     fn name(&self) -> String;
     fn init(&self, device: &Device) -> Self::Model;
-    /// Samples of an epoch.
+    /// Number of samples in an epoch.
     fn samples(&self) -> usize;
-    /// Mean loss of some of them.
+    /// Mean loss over some training samples.
     fn loss(&self, model: &Self::Model, samples: &[usize], device: &Device) -> Tensor<1>;
-    /// Of a model without autodiff, on what it was not trained on.
+    /// Score of a model without autodiff on the test data.
     fn score(&self, model: &Self::Model, device: &Device) -> Result<f64>;
-    /// What the score is.
+    /// Unit of the score.
     fn unit(&self) -> &'static str;
     /// Whether a larger score is better.
     fn rises(&self) -> bool;
@@ -41,7 +41,7 @@ fn norm(channels: usize, device: &Device) -> BatchNorm {
     BatchNormConfig::new(channels).init(device)
 }
 
-/// Two convolutions with batch norms and pools, and a dense layer.
+/// Two convolutions with batch norms and pooling, and a dense layer.
 #[derive(Module, Debug)]
 pub struct Cnn {
     conv1: Conv2d,
@@ -51,7 +51,7 @@ pub struct Cnn {
     head: Linear,
 }
 
-/// Two convolutions beside a way around them.
+/// Residual block with two convolutions.
 #[derive(Module, Debug)]
 struct Block {
     conv1: Conv2d,
@@ -70,7 +70,7 @@ pub struct ResNet {
     head: Linear,
 }
 
-/// A classifier of images.
+/// Classifier of images.
 pub trait Classifier: Module {
     const NAME: &'static str;
     fn new(side: usize, device: &Device) -> Self;
@@ -145,7 +145,7 @@ impl Classifier for ResNet {
     }
 }
 
-/// A classifier and its images.
+/// Classifier and its images.
 pub struct Classification<'a, C> {
     pub images: &'a Images,
     classifier: std::marker::PhantomData<C>,
@@ -156,7 +156,7 @@ impl<'a, C> Classification<'a, C> {
         Classification { images, classifier: std::marker::PhantomData }
     }
 
-    /// Some rows on the device, and their classes: all of MNIST at once is more than one buffer can hold where bindings end at 128 MiB.
+    /// Uploads some rows and their classes. All of MNIST at once would not fit into one buffer where bindings are limited to 128 MiB.
     fn upload(&self, split: &Split, rows: &[usize], device: &Device) -> (Tensor<4>, Tensor<1, Int>) {
         let side = self.images.side;
         let pixels = side * side;
@@ -209,7 +209,7 @@ impl<C: Classifier> Task for Classification<'_, C> {
     }
 }
 
-/// Two layers of a transformer over characters.
+/// Two-layer transformer over characters.
 #[derive(Module, Debug)]
 pub struct Transformer {
     embedding: Embedding,
@@ -228,10 +228,10 @@ impl Transformer {
     }
 }
 
-/// What comes next in a text.
+/// Prediction of the next character of a text.
 pub struct Prediction<'a> {
     pub text: &'a Text,
-    /// Characters of a sample.
+    /// Number of characters in a sample.
     pub length: usize,
 }
 
