@@ -110,9 +110,8 @@ impl Worker {
                 Ok(format!("norm {}", squares.sum::<f64>().sqrt()))
             }
             ["run", case, milliseconds] => {
-                let milliseconds: f64 = milliseconds
-                    .parse()
-                    .map_err(|_| format!("not a number of milliseconds: {milliseconds}"))?;
+                let milliseconds: f64 =
+                    milliseconds.parse().map_err(|_| format!("not a number of milliseconds: {milliseconds}"))?;
                 Ok(format!("ns {}", self.run(case, 1e-3 * milliseconds)?))
             }
             _ => Err(format!("not a command: {line}")),
@@ -123,12 +122,8 @@ impl Worker {
         let mut optimizer = self.optimizer(case, CHECK_RATE)?;
         self.params.copy_from_slice(&self.start);
         self.time(&mut optimizer, 3)?;
-        let mut values: Vec<f64> = self
-            .params
-            .iter()
-            .step_by(self.params.len() / SAMPLES)
-            .map(|&value| f64::from(value))
-            .collect();
+        let mut values: Vec<f64> =
+            self.params.iter().step_by(self.params.len() / SAMPLES).map(|&value| f64::from(value)).collect();
         values.push(self.params.iter().map(|&w| f64::from(w.abs())).sum());
         Ok(values)
     }
@@ -160,9 +155,7 @@ impl Worker {
     fn time(&mut self, optimizer: &mut CpuOptimizer, steps: u32) -> Result<f64, String> {
         let start = Instant::now();
         for _ in 0..steps {
-            optimizer
-                .step(&mut [&mut self.params], &[&self.grads])
-                .map_err(|error| error.to_string())?;
+            optimizer.step(&mut [&mut self.params], &[&self.grads]).map_err(|error| error.to_string())?;
         }
         Ok(start.elapsed().as_secs_f64())
     }
@@ -176,11 +169,7 @@ impl Worker {
             _ => return Err(format!("no such case: {case}")),
         };
         // With a gradient that never changes, consecutive steps always agree, and the default gain would raise the rate to its limit.
-        let seesaw = Regime::Seesaw(Seesaw {
-            gain: 1e-9,
-            early_steps: 0.0,
-            ..Seesaw::default()
-        });
+        let seesaw = Regime::Seesaw(Seesaw { gain: 1e-9, early_steps: 0.0, ..Seesaw::default() });
         let mut builder = OptimizerBuilder::new(rule).regime(Regime::fixed(rate));
         match extra {
             "" => {}
@@ -223,9 +212,5 @@ fn fraction(hash: u32) -> f32 {
 
 /// Returns the magnitude with a sign from a lower bit of the hash.
 fn signed(hash: u32, magnitude: f32) -> f32 {
-    if hash & 0x80 == 0 {
-        magnitude
-    } else {
-        -magnitude
-    }
+    if hash & 0x80 == 0 { magnitude } else { -magnitude }
 }
