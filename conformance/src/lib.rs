@@ -24,7 +24,7 @@ pub mod run;
 pub mod schedule;
 pub mod spec;
 pub mod stored;
-#[cfg(feature = "translate")]
+#[cfg(feature = "gpu")]
 pub mod translate;
 #[cfg(feature = "gpu")]
 pub mod vectors;
