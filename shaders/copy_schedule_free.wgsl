@@ -1,4 +1,4 @@
-// Copies the average of schedule-free training, which is nowhere kept as such. Where no rate was known yet the parameters are their
+// Copies the average of schedule-free training, which is computed and not stored. Before the first rate the parameters are their own
 // average.
 //
 // Reads:  updates (their weight tells whether the average has started); parameters; base.

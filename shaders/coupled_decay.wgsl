@@ -1,3 +1,3 @@
-// Whether weight decay is part of the gradient.
+// True if weight decay is part of the gradient.
 
 override COUPLED_DECAY: bool;

@@ -1,5 +1,5 @@
-// Pass 5, on request: adds up what pass 4 measured of the step, tensor by tensor for the record, and group by group for the trust ratio of
-// the next step.
+// Pass 5, on request: adds up the sums that pass 4 measured of the step, tensor by tensor for the record, and group by group for the trust
+// ratio of the next step.
 //
 // Reads:  units, step_partials, updates.
 // Writes: states (the parameters' norm), tensor_records (a ring beside that of the records), and in the ring of records which element was
@@ -16,7 +16,7 @@ import package::reduction::step_sums::{INFINITE_EXPONENT, NAN_EXPONENT, add_step
 import package::reduction::totals::no_squares;
 import package::scaled::{root, scaled, to_float};
 
-// Steps in the ring of records.
+// Number of steps in the ring of records.
 override RING_STEPS: u32;
 
 @group(0) @binding(0) var<storage, read> units: array<StepUnit>;
@@ -69,7 +69,7 @@ fn finish_update(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_inv
         }
         return;
     }
-    // Pass 3 has counted the step, and moved on in the ring.
+    // Pass 3 has already counted the step and advanced the slot in the ring.
     let tensors = arrayLength(&tensor_records) / RING_STEPS;
     let slot = states[unit.group].record_slot - 1u;
     let step = states[unit.group].steps_low - 1u;
@@ -80,7 +80,7 @@ fn finish_update(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_inv
     r.flags = WRITTEN;
     r.learning_rate = states[unit.group].learning_rate;
     if skipped {
-        // Nothing moved: the norm is that of the step before.
+        // Nothing moved, so the norm is that of the previous step.
         r.flags |= SKIPPED;
         let before = tensor_records[((slot + RING_STEPS - 1u) % RING_STEPS) * tensors + workgroup.x];
         if (before.flags & WRITTEN) == 0u {

@@ -1,3 +1,3 @@
-// Invocations of a workgroup.
+// Number of invocations of a workgroup.
 
 override WORKGROUP: u32;

@@ -7,9 +7,9 @@
 // A kernel is compiled with one file of regime/ and serves the groups with that regime. It skips the groups of other regimes, for which the
 // step has other kernels. A file in regime/ has the function
 //     follow_regime(c, g, s, r)    sets or changes the rate at a finite gradient that is not zero
-// The files in learning_rate/ change what every regime gives (schedule, trust ratio, averages, second moments) or are shared by regimes.
+// The files in learning_rate/ apply to every regime (schedule, trust ratio, averages, second moments) or are shared by several regimes.
 //
-// Rescaling the loss by a power of two leaves every step as it is, bit for bit.
+// Rescaling the loss by a power of two changes no bit of any step.
 
 import package::elements::random_bits::rounding_key;
 @if(!whole_step) import package::geometry::WORKGROUP;
@@ -45,10 +45,10 @@ import package::learning_rate::controls::{absence_of, control_at, follow_control
 @if(squares) import package::learning_rate::second_moment::follow_moments;
 import package::tables::{groups, states};
 
-// The regime that the kernel serves, as GroupConstants.regime has it.
+// Number of the regime that the kernel serves, as in GroupConstants.regime.
 override REGIME: u32;
 
-// In one workgroup that does the whole step they need not leave it.
+// If one workgroup does the whole step, the sums stay in its memory.
 @if(!whole_step) @group(0) @binding(1) var<storage, read> sums: array<ScopeSums>;
 @if(whole_step) var<workgroup> sums: array<ScopeSums, WHOLE_STEP_SCOPES>;
 @group(0) @binding(3) var<storage, read_write> updates: array<Update>;
@@ -85,7 +85,7 @@ fn lead_group(group: u32) {
     let measured = sums[c.scope];
     var s = states[group];
 
-    // A gradient that is not finite, in whatever group, makes the whole step a no-op.
+    // A gradient that is not finite, in any group, makes the whole step a no-op.
     var nonfinite = 0u;
     var first_nonfinite = NO_ELEMENT;
     let scopes = number_of_scopes();
@@ -95,7 +95,7 @@ fn lead_group(group: u32) {
     }
     let groups_here = arrayLength(&groups);
     let ring_steps = arrayLength(&records) / groups_here;
-    // Of the step before. The ring has two steps at least, so that no invocation has written there yet.
+    // The overflow key of the previous step. The ring has at least two steps, so no invocation has written there yet.
     var last_overflow = 0u;
     if s.record_slot != 0u {
         let last = ((s.record_slot - 1u) % ring_steps) * groups_here;
@@ -194,7 +194,7 @@ fn lead_group(group: u32) {
         }
         learning_rates[group] = s.learning_rate;
 
-        // How large the momentum can be at the next step: μ ‖m_{t-1}‖ and what this step adds. All groups of the scope come to the same.
+        // Bound on the momentum at the next step: μ ‖m_{t-1}‖ plus the norm that this step adds. All groups of the scope get the same bound.
         let clipped = smaller(raw_norm, scaled(c.scope_clip, 0));
         var added = choose(clipped, norm, c.scope_clip >= NO_CLIP);
         if (c.flags & RAW_NORM_CLIP) != 0u {
@@ -244,7 +244,7 @@ fn lead_group(group: u32) {
     states[group] = s;
 }
 
-// Flags of a step whose gradient is zero, or is not measured.
+// Returns the flags of a step whose gradient is zero or not measured.
 fn without_norm(c: GroupConstants, s: ptr<function, GroupState>) -> u32 {
     if (c.flags & NOT_MEASURED) == 0u {
         return ZERO_GRADIENT;
@@ -254,7 +254,7 @@ fn without_norm(c: GroupConstants, s: ptr<function, GroupState>) -> u32 {
     return UNMEASURED | select(0u, FIRST, first);
 }
 
-// The norm of the gradients of all groups, without weight decay.
+// Returns the norm of the gradients of all groups, without weight decay.
 @if(global_clip)
 fn total_norm(c: GroupConstants) -> Scaled {
     var total = Scaled(0.0, 0);
@@ -269,7 +269,7 @@ fn total_norm(c: GroupConstants) -> Scaled {
     return root(total);
 }
 
-// What pass 4 needs of a step that moves the group.
+// Returns the input of pass 4 for a step that moves the group.
 fn take_step(c: GroupConstants, clip: Scaled, turn: Turn, s: ptr<function, GroupState>, r: ptr<function, RawRecord>) -> Update {
     (*s).last_clip = (*r).clip_factor;
     let clip_exponent = min(clip.exponent - SMALLEST_CLIP, 0);
@@ -303,7 +303,7 @@ fn take_step(c: GroupConstants, clip: Scaled, turn: Turn, s: ptr<function, Group
     return u;
 }
 
-// Counts steps in a row in which an element was out of range. All groups come to the same.
+// Counts consecutive steps in which an element was out of range. All groups get the same result.
 fn count_overflow(c: GroupConstants, key: u32, s: ptr<function, GroupState>) {
     if (*s).halted != 0u {
         return;
@@ -323,7 +323,7 @@ fn count_overflow(c: GroupConstants, key: u32, s: ptr<function, GroupState>) {
     }
 }
 
-// Nothing changes but the counters and the loss scale; all groups come to the same.
+// Skips the step: only the counters and the loss scale change. All groups get the same result.
 fn skip_step(c: GroupConstants, s: ptr<function, GroupState>, r: ptr<function, RawRecord>) {
     (*r).flags |= SKIPPED;
     (*s).skipped += 1u;
@@ -338,7 +338,7 @@ fn skip_step(c: GroupConstants, s: ptr<function, GroupState>, r: ptr<function, R
         (*s).good_steps = 0u;
         let may_fall = (*s).loss_scale_exponent > c.loss_scale_least;
         if may_fall && (*r).first_nonfinite < LOSS_ELEMENT {
-            // The scale may be all that is wrong.
+            // The overflow may be due to the loss scale alone.
             (*s).loss_scale_exponent -= 1;
             (*s).skips_in_row = 0u;
             (*r).flags |= SCALE_CHANGED;
@@ -370,7 +370,7 @@ fn count_good_step(c: GroupConstants, s: ptr<function, GroupState>, r: ptr<funct
     }
 }
 
-// What a finite gradient that is not zero does to the norms in the state, whatever the regime.
+// Updates the norms in the state with a finite gradient that is not zero. The update is the same for all regimes.
 fn smooth_norm(c: GroupConstants, g: ptr<function, Gradient>, s: ptr<function, GroupState>) {
     let square = (*g).square;
     let norm = (*g).norm;
@@ -381,8 +381,8 @@ fn smooth_norm(c: GroupConstants, g: ptr<function, Gradient>, s: ptr<function, G
     (*s).mean_square = mean_square;
     (*s).smoothing_power *= c.smoothing;
     let unbiased = quotient(mean_square, scaled(1.0 - (*s).smoothing_power, 0));
-    // The norm of a problem that is solved may vanish, and a rate that follows it without end makes the next ordinary gradient a
-    // disaster: relative to its mean the norm counts as no smaller than this. One outlier must not raise that mean for good.
+    // The norm may vanish when a problem is solved. A rate that followed it without limit would be far too large for the next
+    // ordinary gradient, so a fraction of the mean norm is a lower bound. One outlier must not raise that mean permanently.
     let last_smoothed = (*s).smoothed;
     var counted = norm;
     if (*s).started != 0u {
@@ -397,8 +397,8 @@ fn smooth_norm(c: GroupConstants, g: ptr<function, Gradient>, s: ptr<function, G
     (*s).mean_norm = mean_norm;
     let smoothed = larger(larger(root(unbiased), norm), times(mean_norm, c.norm_floor));
     (*s).smoothed = smoothed;
-    // The sums are of gradients scaled by this. It falls slowly, so that one tiny gradient does not push the next out of range,
-    // and depends on the norm alone, so that groups of one scope agree on it.
+    // Exponent by which the gradients in the sums are scaled. It falls slowly, so that the gradient after a tiny one stays in range.
+    // It depends on the norm alone, so that the groups of one scope agree on it.
     (*g).scale_of_sums = (*s).gradient_exponent;
     (*s).gradient_exponent = clamp(norm.exponent, -126, 126);
     if (*s).started != 0u {

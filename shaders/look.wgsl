@@ -4,8 +4,8 @@
 // Writes: states.
 // Grid:   one invocation per group.
 //
-// A look changes what the groups of one regime know of the curvature, and nothing else: the next step makes a rate of it
-// (regime/curvature.wgsl). Only the look that follows a step counts. CPU twin: src/regime/curvature.rs.
+// A look only changes the curvature in the states of the groups with one regime. The next step derives its rate from it
+// (regime/curvature.wgsl). Only the first look after a step counts. CPU twin: src/regime/curvature.rs.
 
 import package::geometry::WORKGROUP;
 import package::layout::{
@@ -16,7 +16,7 @@ import package::learning_rate::gradient::is_finite;
 import package::learning_rate::secant::{Secant, secant_of};
 import package::scaled::{choose, is_zero, product, quotient, scaled, sum, times};
 
-// The regime whose groups have looks, as GroupConstants.regime has it.
+// Number of the regime whose groups have looks, as in GroupConstants.regime.
 override REGIME: u32;
 
 @group(0) @binding(0) var<storage, read> groups: array<GroupConstants>;
@@ -35,7 +35,7 @@ fn look(@builtin(global_invocation_id) id: vec3<u32>) {
         return;
     }
     var s = states[group];
-    // After a step that was skipped or left the group out there is nothing to look at.
+    // A look has no effect after a step that was skipped or left the group out.
     if s.regime.due == 0u || updates[group].skip != 0u {
         return;
     }
@@ -46,7 +46,7 @@ fn look(@builtin(global_invocation_id) id: vec3<u32>) {
     s.regime.due = 0u;
     let measured = sums[c.scope];
     let secant = secant_of(c, measured, s.gradient_exponent, &s);
-    // Of the loss, which pass 2 reads for other regimes, a look makes nothing.
+    // A look ignores whether the loss is finite. Pass 2 reads the loss for other regimes.
     if first_nonfinite < LOSS_ELEMENT || !secant.finite || !is_finite(measured.fast_dot) {
         s.regime.look = LOOK_NOT_FINITE;
     } else {
@@ -67,7 +67,7 @@ fn measure_curvature(c: GroupConstants, secant: Secant, u_dot_g: f32, s: ptr<fun
     var against = nothing;
     var bend = nothing;
     if c.regime_constants.form == LOOK_NEWTON {
-        // In units of the scale of the sums, which is a power of two.
+        // The units are those of the scale of the sums, which is a power of two.
         let exponent = secant.shift + 2 * secant.scale;
         let slope = scaled(u_dot_g, exponent);
         along = choose(nothing, slope, u_dot_g > 0.0);

@@ -1,24 +1,24 @@
-// Pass 1: one sweep over the gradients (and over the direction memory, where the regime asks for it) that leaves, per block or
-// per invocation, every sum the step needs.
+// Pass 1: one sweep over the gradients (and over the direction memory, if the regime needs it). It stores, per block or per
+// invocation, every sum that the step needs.
 //
 // Reads:  gradients; momentum; memory (counters, the last gradient, what Prodigy or Mechanic keeps); parameters with coupled weight decay, and before the first step.
 // Writes: partials (see layout.wgsl for their order). They are 0 for groups that are frozen and for tensors without gradients.
 // Grid:   one workgroup of WORKGROUP invocations per block; invocation i takes quads i, i + WORKGROUP, … of the block.
 // Assumes: the trips of all loops of one invocation stay below 65,535 (some drivers stop there in silence).
 //
-// Norm. A plain sum of squares in f32 overflows for |g| above 1e19 and vanishes below 1e-23. So the sweep also keeps the
-// largest magnitude, as bits, for one `max` per element; where that lies outside [2^-40, 2^40] the invocation sweeps its
+// Norm. A plain sum of squares in f32 overflows for |g| above 1e19 and vanishes below 1e-23. The sweep therefore also keeps the
+// largest magnitude, as bits, which costs one `max` per element. If it lies outside [2^-40, 2^40], the invocation sweeps its
 // elements again with an exact power of two as scale (J. Blue, TOMS 4, 1978; E. Anderson, TOMS 44, 2017, with the range chosen
-// per invocation rather than per element). A sum carries its scale with it. Such a maximum, of the bits as they were loaded, tells whether
-// any element is NaN or infinite; only then are those counted.
+// per invocation rather than per element). A sum is stored with its scale. The maximum of the bits as they were loaded tells whether
+// any element is NaN or infinite. Only then are such elements counted.
 //
-// Inner products are linear in g and need no such care: g is scaled by the exponent of recent norms, the momentum by a bound on its
-// norm. Where that scale is off by more than 2^80 the learning-rate pass ignores the alignment, which then has a weight below
-// 2^-40 or is drowned by the clamp. Groups that share a norm have the same scales, whatever their regimes: their products are
+// Inner products are linear in g and need no second sweep. g is scaled by the exponent of recent norms, and the momentum by a bound on
+// its norm. If that scale is off by more than 2^80, the learning-rate pass ignores the alignment. The alignment would then have a weight
+// below 2^-40 or be dominated by the clamp. Groups that share a norm have the same scales for all regimes, because their products are
 // added up.
 //
-// Loss scale. Gradients may come multiplied by 2^e. With coupled decay they are divided by it as they are read. Otherwise the norm is
-// taken of them as they are, so that it is right also where f32 cannot hold the true gradient, and its exponent is lowered.
+// Loss scale. Gradients may be multiplied by 2^e. With coupled decay they are divided by 2^e when they are read. Otherwise the norm of
+// the scaled gradients is computed and its exponent lowered, which is right even if f32 cannot hold the true gradient.
 
 import package::coupled_decay::COUPLED_DECAY;
 import package::elements::blocks::blocks;
@@ -48,7 +48,7 @@ import package::tables::{groups, states};
 
 override LOSS_SCALE: bool;
 
-// What a quad's gradient is computed from, as bits.
+// The numbers from which a quad's gradient is computed, as bits.
 struct Quad {
     gradients: vec4<u32>,
     parameters: vec4<u32>,
@@ -95,7 +95,7 @@ fn loaded(what: u32, block: Block, quad: u32) -> vec4<u32> {
     return magnitudes_of(quad_of(block, quad));
 }
 
-// What load(GRADIENT, …) gave, without the loss scale.
+// Returns a result of load(GRADIENT, …) without the loss scale.
 fn true_gradient(g: vec4<f32>, unscale: f32) -> vec4<f32> {
     if LOSS_SCALE && !COUPLED_DECAY {
         return unscale * g;
@@ -103,8 +103,8 @@ fn true_gradient(g: vec4<f32>, unscale: f32) -> vec4<f32> {
     return g;
 }
 
-// naga's HLSL writer declares the subgroup built-ins only where an argument of the entry point is one, and not only a member of its struct:
-// without the second argument DXC stops with "Semantic must be defined for all parameters of an entry function" (docs/upstream-naga.md).
+// naga's HLSL writer declares the subgroup built-ins only if an argument of the entry point is one. A member of its struct is not enough.
+// Without the second argument DXC stops with "Semantic must be defined for all parameters of an entry function" (docs/upstream-naga.md).
 @if(per_subgroup && !whole_step)
 @compute @workgroup_size(WORKGROUP)
 fn reduce_gradient(invocation: Invocation, @builtin(subgroup_size) subgroup_size: u32) {
@@ -117,7 +117,7 @@ fn reduce_gradient(invocation: Invocation) {
     reduce_block(blocks[invocation.workgroup.x], invocation);
 }
 
-// Whether the block is of a group that is frozen or of a tensor that has no gradients.
+// Returns true if the block belongs to a frozen group or to a tensor without gradients.
 fn is_left_out(block: Block) -> bool {
     return groups[block.group].controls.frozen != 0u || groups[block.group].controls.present == 0u || blocks[block.lead].present == 0u;
 }
@@ -133,7 +133,7 @@ fn reduce_block(whole: Block, invocation: Invocation) {
     let momentum_scale = power_of_two(-states[block.group].direction_exponent);
     let loss_scale_exponent = states[block.group].loss_scale_exponent;
     let unscale = power_of_two(-loss_scale_exponent);
-    // Before the group's first step, which another group of the scope may have had, there is nothing to compare with.
+    // Before the group's first step there is nothing to compare with, even if another group of the scope has taken steps.
     @if(!measures_magnitudes) let measures = (MOMENTUM || COUNTERS) && states[block.group].momentum_started != 0u;
     @if(measures_magnitudes) let measures = true;
 
@@ -165,7 +165,7 @@ fn reduce_block(whole: Block, invocation: Invocation) {
     let loaded_magnitude = largest_of(largest_loaded);
     var largest_magnitude = largest_of(largest);
     if !COUPLED_DECAY {
-        // Of products by one factor the largest is that of the largest.
+        // The largest of the products with one factor is that of the largest number.
         let most = groups[block.group].controls.gradient_factor * bitcast<f32>(loaded_magnitude);
         largest_magnitude = bitcast<u32>(most) & MAGNITUDE_BITS;
     }

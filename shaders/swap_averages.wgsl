@@ -1,5 +1,5 @@
-// Exchanges parameters and averages. Where no average has started yet the parameters stand in for it: they become the average and stay
-// where they are. Without EXCHANGE that is all that happens.
+// Exchanges parameters and averages. If an average has not started, the parameters are copied to it and stay unchanged. Without
+// EXCHANGE only this copy is made.
 //
 // Reads:  updates (their weight tells whether the average has started); parameters; averages.
 // Writes: averages; parameters.

@@ -1,5 +1,5 @@
-// Puts the average of schedule-free training in the place of the parameters, or the parameters back. What is kept beside them stays
-// as it is. Where no rate was known yet nothing happens: the parameters are their average.
+// Replaces the parameters by the average of schedule-free training, or restores the parameters. The base iterates stay unchanged.
+// Before the first rate nothing changes, because the parameters are their own average.
 //
 // Reads:  updates (their weight tells whether the average has started); parameters; base.
 // Writes: parameters.
@@ -10,7 +10,7 @@ import package::geometry::WORKGROUP;
 import package::layout::{Block, Update};
 import package::update::schedule_free::{average_of, base, between};
 
-// Whether the parameters come back.
+// True if the parameters are restored.
 override BACK: bool;
 
 @group(0) @binding(0) var<storage, read> updates: array<Update>;

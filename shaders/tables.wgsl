@@ -1,4 +1,4 @@
-// What passes 1 and 3 know of the groups. `writes_states`: the kernel changes the states.
+// Constants and states of the groups, for passes 1 and 3. `writes_states`: the kernel changes the states.
 
 import package::layout::{GroupConstants, GroupState};
 

@@ -1,10 +1,11 @@
-// Pass 4: the fused update, one read-modify-write of the parameters and of what the rule remembers.
+// Pass 4: the fused update, one read-modify-write of the parameters and of the rule's memory.
 //
-// Reads:  updates (one per group, from pass 3), gradients; directions of a rule that owns passes over matrices; the second moments of rows and columns and
-//         the limits of directions (factored/tensors.wgsl); factors of rates, and which rows have gradients (rows/table.wgsl).
-// Writes: parameters, with what 16 bits lack of them where that is kept; momentum; memory (counters, the last gradient, the first parameters, what Prodigy or Mechanic keeps, streams of
-//         parameters); averages; what it measures of the step. Nothing where the step is skipped, but for streams, which change turns.
-//         Nothing of a tensor without gradients. Zeros in the place of the gradients where that is asked, skipped or not. In the ring of records, which element was out of range.
+// Reads:  updates (one per group, from pass 3), gradients; directions of a rule with its own passes over matrices; the second moments of rows
+//         and columns and the limits of directions (factored/tensors.wgsl); factors of rates, and which rows have gradients (rows/table.wgsl).
+// Writes: parameters, and their remainders if these are kept; momentum; memory (counters, the last gradient, the first parameters, the
+//         memory of Prodigy or Mechanic, streams of parameters); averages; sums of the step. In the ring of records, the element that was out
+//         of range. With `clears_gradients`, zeros in the place of the gradients, even if the step is skipped. A skipped step writes
+//         nothing else, except that streams are exchanged. For a tensor without gradients nothing is written.
 // Grid:   one workgroup of WORKGROUP invocations per block; invocation i takes quads i, i + WORKGROUP, … of the block.
 //
 // `bits8`: momentum and mean of squares are kept in 8 bits (elements/state.wgsl). Invocations then go from quad to quad together.
@@ -60,7 +61,7 @@ import package::update::step_gradient::step_gradient;
 @if(!whole_step) @group(0) @binding(0) var<storage, read> updates: array<Update>;
 @if(matrices) @group(1) @binding(6) var<storage, read> directions: array<vec4<f32>>;
 
-// The number of a quad's first element in its tensor.
+// Returns the index of a quad's first element in its tensor.
 fn offset_of(block: Block, quad: u32) -> u32 {
     return block.first_element - blocks[block.lead].first_element + 4u * quad;
 }
@@ -104,7 +105,7 @@ fn update_quad(block: Block, update: Update, quad: u32) {
     }
     @if(keeps_memory && !displaces) keep(update, at, w, raw, g);
     let u = direction_of(update, g, last, m, v);
-    // What moves beside the parameters: the momentum, or z.
+    // The memory that moves with the parameters: the momentum, or z.
     var kept = last;
     var moved = Moved(stepped(update, w, u), m);
     @if(schedule_free) {
@@ -157,7 +158,7 @@ fn update_block(whole: Block, lane: u32) {
     @if(!bits8) for (var quad = lane; 4u * quad < block.elements; quad += WORKGROUP) {
         update_quad(block, update, quad);
     }
-    // Streams change turns in a step that is skipped, too. It has no new values that could be out of range.
+    // Streams are exchanged in a skipped step, too. Such a step has no new values that could be out of range.
     @if(streams) if update.skip != 0u {
         outside = outside_before;
     }

@@ -1,5 +1,5 @@
-// A whole step in one dispatch, for small models, whose passes take less time than their launches: one workgroup does passes 1 to 4 one after the
-// other. Operations and orders of addition are those of the passes, so that the results have the same bits.
+// A whole step in one dispatch, for small models, whose passes take less time than their launches. One workgroup does passes 1 to 4 one after
+// the other. Operations and orders of addition are those of the passes, so that the results have the same bits.
 //
 // Reads:  groups, blocks; gradients; the loss, where a regime needs it.
 // Writes: all that passes 1 to 4 write, but for partials and sums, which stay in workgroup memory; the scale of the loss only where there is a
@@ -8,7 +8,7 @@
 // Assumes: there is one window, all groups have the same regime kernel, the blocks of a scope follow one another, there are at most
 //         WHOLE_STEP_SCOPES scopes, and FINISH_WORKGROUP is a multiple of the number of partials of a block.
 //
-// Barriers stand in loops whose lengths come from buffers that are only read, since they must be in uniform control flow.
+// Barriers must be in uniform control flow. The loops around them therefore have lengths from read-only buffers.
 
 import package::elements::blocks::blocks;
 import package::geometry::WORKGROUP;
@@ -28,7 +28,7 @@ import package::update::in_range::overflow_key;
 // Largest overflow key (RawRecord.overflow_key) of all invocations.
 var<workgroup> overflow: atomic<u32>;
 
-// The second argument is there for HLSL, as in reduce_gradient.wgsl.
+// The second argument is for HLSL (see reduce_gradient.wgsl).
 @if(per_subgroup)
 @compute @workgroup_size(WORKGROUP)
 fn whole_step(invocation: Invocation, @builtin(subgroup_size) subgroup_size: u32) {
@@ -62,7 +62,7 @@ fn take_whole_step(invocation: Invocation) {
             // No pass uses the sums of the group, so they stay 0.
             block.elements = 0u;
         }
-        // Rows of the partials count from the scope's first.
+        // Rows of the partials are counted from the scope's first row.
         block.row -= first_row;
         reduce_block(block, invocation);
         // The next block is reduced in the same workgroup memory.
@@ -91,7 +91,7 @@ fn take_whole_step(invocation: Invocation) {
     if lane == 0u {
         let largest = atomicLoad(&overflow);
         if largest != 0u {
-            // The step's record of the first group.
+            // This is the step's record of the first group.
             records[(states[0].record_slot - 1u) * arrayLength(&groups)].overflow_key = largest;
         }
     }

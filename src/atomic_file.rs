@@ -23,7 +23,7 @@ pub fn replace(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> 
     let prefix = prefix_of(name);
     remove_abandoned(folder, &prefix);
     let mut file = begin(folder, &prefix)?;
-    // The new file is readable by those who could read the old one, and by nobody else.
+    // The permissions are set before anything is written, so that the new file is never readable by more users.
     match path.metadata() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         old => file.as_file().set_permissions(old?.permissions())?,
@@ -55,7 +55,7 @@ pub fn way_out(error: &io::Error) -> &'static str {
     }
 }
 
-/// Returns the folder and the name of a path that may be replaced: a file, or a path where nothing exists yet.
+/// Returns the folder and the name of a path that may be replaced, which is a file or does not exist yet.
 fn check(path: &Path) -> io::Result<(&Path, &OsStr)> {
     let refused = |message| io::Error::new(io::ErrorKind::InvalidInput, message);
     match path.metadata() {
@@ -88,7 +88,8 @@ fn prefix_of(name: &OsStr) -> OsString {
     prefix
 }
 
-/// Creates the file to write and locks it while it is open. The lock tells it from a file whose writer is dead.
+/// Creates the file to write and locks it while it is open. The lock distinguishes it from the file of a process that
+/// was killed.
 fn begin(folder: &Path, prefix: &OsStr) -> io::Result<NamedTempFile> {
     loop {
         let mut builder = tempfile::Builder::new();
@@ -98,9 +99,9 @@ fn begin(folder: &Path, prefix: &OsStr) -> io::Result<NamedTempFile> {
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
         let file = builder.tempfile_in(folder)?;
         match file.as_file().try_lock() {
-            // Another process may have taken the file for abandoned before it was locked.
+            // Another process may have locked the file first, to remove it as abandoned.
             Err(TryLockError::WouldBlock) => {}
-            // Some file systems have no locks. Nothing is taken for abandoned there.
+            // Some file systems have no locks. No file is treated as abandoned there.
             Ok(()) | Err(TryLockError::Error(_)) if file.path().exists() => return Ok(file),
             Ok(()) | Err(TryLockError::Error(_)) => {}
         }

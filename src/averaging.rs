@@ -49,8 +49,8 @@ pub enum Averaging {
         start: u32,
     },
     /// Polynomial decay: `a_k = (1 + η)/(k + η)` (Shamir & Zhang 2013, arXiv:1212.1824, section 4). The weight of the
-    /// iterate `j` in `w̄_k` grows as `j^η`, which makes it a mean over about the last `1/(1 + η)` of all steps,
-    /// whatever their number. `η = 0` is `Running`.
+    /// iterate `j` in `w̄_k` grows as `j^η`, which makes it a mean over about the last `1/(1 + η)` of all steps, for
+    /// any number of steps. `η = 0` is `Running`.
     PolynomialDecay {
         /// η, at least 0. DoG (Ivgi et al. 2023, arXiv:2302.12022) was evaluated with 8.
         eta: f32,

@@ -34,7 +34,7 @@ use tables::impossible;
 
 const _: () = assert!(cfg!(target_endian = "little"), "safetensors are little-endian, and so is everything here");
 
-/// Notes that the caller adds to a checkpoint, by name: the epoch, the seed, the path of the data.
+/// Notes that the caller adds to a checkpoint, by name, such as the epoch, the seed or the path of the data.
 pub type Notes = BTreeMap<String, String>;
 
 /// Selects whether a checkpoint stores and restores the parameters.
@@ -54,24 +54,23 @@ pub enum Parameters {
 /// [`CpuOptimizer::save`](crate::CpuOptimizer::save) and [`CpuOptimizer::load`](crate::CpuOptimizer::load). Use this type to store it
 /// elsewhere, to add notes, or to inspect it. Records are not part of it: drain them before.
 ///
-/// A file is [safetensors](https://github.com/huggingface/safetensors). For each tensor it has those of these entries that the
-/// configuration keeps: `parameters/NAME`, `momentum/NAME`, `second_moment/NAME` (v of AdamW), `largest_second_moment/NAME`
-/// (AMSGrad), with [`State::Bits8`](crate::State::Bits8) instead `momentum_codes/NAME` (i8), `second_moment_codes/NAME` (u8) and
-/// `state_scales/NAME` (a u32 for every 32 parameters), `row_second_moment/NAME` and
-/// `column_second_moment/NAME` (Adafactor), `direction_counters/NAME`, `last_gradient/NAME`, `first_parameters/NAME`, `estimate/NAME` (w₀ and s of [`Prodigy`](crate::Prodigy)),
-/// `displacement/NAME` (of [`Mechanic`](crate::Mechanic)), `streams/NAME`, `averages/NAME`, `base_iterates/NAME` (z of
-/// [schedule-free](crate::Averaging::ScheduleFree) training) and `remainders/NAME` (the remainders of master weights, as i16) or, with
-/// [`State::Bits8`](crate::State::Bits8) and without an average, `remainder_codes/NAME` (i8). `groups/state`,
-/// `groups/update` and, if needed, `tensors/record` have a row for each group or tensor.
+/// A file is [safetensors](https://github.com/huggingface/safetensors). For each tensor it has the following entries, as far as the configuration
+/// needs them: `parameters/NAME`, `momentum/NAME`, `second_moment/NAME` (v of AdamW), `largest_second_moment/NAME` (AMSGrad), with
+/// [`State::Bits8`](crate::State::Bits8) instead `momentum_codes/NAME` (i8), `second_moment_codes/NAME` (u8) and `state_scales/NAME` (a u32 for every
+/// 32 parameters), `row_second_moment/NAME` and `column_second_moment/NAME` (Adafactor), `direction_counters/NAME`, `last_gradient/NAME`,
+/// `first_parameters/NAME`, `estimate/NAME` (w₀ and s of [`Prodigy`](crate::Prodigy)), `displacement/NAME` (of [`Mechanic`](crate::Mechanic)),
+/// `streams/NAME`, `averages/NAME`, `base_iterates/NAME` (z of [schedule-free](crate::Averaging::ScheduleFree) training) and `remainders/NAME` (the
+/// remainders of master weights, as i16) or, with [`State::Bits8`](crate::State::Bits8) and without an average, `remainder_codes/NAME` (i8).
+/// `groups/state`, `groups/update` and, if needed, `tensors/record` have a row for each group or tensor.
 ///
 /// In a schedule-free group `parameters/NAME` is y, where gradients are taken. A checkpoint with parameters also has `averages/NAME`, the
 /// average x: **use that tensor for inference**. Resuming does not need it. The header's metadata has the format version, the step, the
 /// configuration, the notes, and a checksum (CRC-32) of the configuration and the data. A file with a flipped bit is refused.
 ///
 /// # Versions
-/// A file names its settings and the fields of its tables. Files of older versions of this crate, which lack a setting or a field, can be
-/// loaded: the field gets the value that it has before the first step, and the setting is the optimizer's own. A setting or a field that this
-/// version does not know is an error that names it.
+/// A file names its settings and the fields of its tables. Files of older versions of this crate that lack a setting or a field can be loaded. A
+/// missing field gets its value from before the first step, and a missing setting is that of the optimizer. A setting or a field that this version
+/// does not know is an error that names it.
 ///
 /// # Bits
 /// Numbers are stored exactly. A run that resumes from a checkpoint has the same bits as one that was never interrupted, on the same path,
@@ -117,9 +116,9 @@ const VERSION: u32 = 5;
 /// Oldest format version that is read. It has no checksum.
 const OLDEST_VERSION: u32 = 2;
 
-/// The key of [`About`] in the header's metadata.
+/// Key of [`About`] in the header's metadata.
 const ABOUT: &str = "wgpu-optim checkpoint";
-/// The key of the checksum: the CRC-32 of [`About`] as it stands in the metadata and of the data behind it, in hexadecimal digits.
+/// Key of the checksum, which is the CRC-32 of [`About`] as it is in the metadata and of the data after the header, in hexadecimal digits.
 const CHECKSUM: &str = "wgpu-optim crc32";
 
 /// Name in messages of a checkpoint that is not in a file.
@@ -129,7 +128,8 @@ impl Checkpoint {
     /// Reads a checkpoint from a file.
     ///
     /// # Errors
-    /// [`ErrorKind::CheckpointFile`](crate::ErrorKind::CheckpointFile) if the file cannot be read; otherwise as [`Checkpoint::from_bytes`].
+    /// Returns [`ErrorKind::CheckpointFile`](crate::ErrorKind::CheckpointFile) if the file cannot be read, and the errors of
+    /// [`Checkpoint::from_bytes`].
     pub fn load(path: impl AsRef<Path>) -> Result<Self, Error> {
         let path = path.as_ref();
         let refused = |message: String, source| {
@@ -140,7 +140,7 @@ impl Checkpoint {
         let words = |error: std::io::Error| {
             refused(format!("{error}; name a file that is there and may be read"), Some(Cause::new(error)))
         };
-        // A pipe would keep us waiting.
+        // Opening a pipe would block.
         if !path.metadata().map_err(words)?.is_file() {
             return Err(unreadable("it is not a file; name one".to_owned()));
         }
@@ -148,7 +148,7 @@ impl Checkpoint {
         let size = file.metadata().map_err(words)?.len();
         let origin = format!("the checkpoint {}", path.display());
 
-        // The data is read only when it is known to be ours.
+        // The data is read only after the header has turned out to be that of a checkpoint.
         let damaged = |problem| damaged(&origin, problem);
         let mut length = [0; header::LENGTH_BYTES];
         header::check_size(size).map_err(damaged)?;
@@ -164,13 +164,12 @@ impl Checkpoint {
         Ok(Checkpoint { origin, about, metadata, data })
     }
 
-    /// Reads a checkpoint from bytes, which need not be trusted: they are validated before they are used, in memory proportional to their
-    /// number.
+    /// Reads a checkpoint from bytes, which need not be trusted. They are validated before they are used, and the memory needed is proportional to
+    /// their number.
     ///
     /// # Errors
-    /// [`ErrorKind::CheckpointDamaged`](crate::ErrorKind::CheckpointDamaged) if the bytes are not a complete checkpoint, or one of another
-    /// format version.
-    /// Whether the checkpoint belongs to an optimizer is checked by `restore`.
+    /// Returns [`ErrorKind::CheckpointDamaged`](crate::ErrorKind::CheckpointDamaged) if the bytes are not a complete checkpoint, or have a format
+    /// version that this crate does not read. `restore` checks whether the checkpoint belongs to an optimizer.
     pub fn from_bytes(bytes: impl Into<Vec<u8>>) -> Result<Self, Error> {
         let mut bytes = bytes.into();
         let size = bytes.len() as u64;
@@ -190,7 +189,7 @@ impl Checkpoint {
     /// killed at any time leaves the old file or the new one.
     ///
     /// # Errors
-    /// [`ErrorKind::CheckpointFile`](crate::ErrorKind::CheckpointFile); an old file is then unchanged.
+    /// Returns [`ErrorKind::CheckpointFile`](crate::ErrorKind::CheckpointFile) if the file cannot be written. An old file is then unchanged.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<(), Error> {
         let path = path.as_ref();
         let header = self.header();
@@ -283,8 +282,8 @@ impl Checkpoint {
         }
     }
 
-    /// The checkpoint with the tables of this version, as one of an optimizer with this plan. Differences that are not accepted are refused,
-    /// before anything is changed.
+    /// Returns the checkpoint for an optimizer with this plan, with the tables of this version. A difference that is not accepted is an error, which
+    /// is returned before anything is changed.
     pub(crate) fn fit(&self, plan: &Plan, parameters: Parameters, accepted: Differences) -> Result<Fitted<'_>, Error> {
         let here = About::of(plan, self.about.parameters);
         let found = self.about.differences(&here);
@@ -309,7 +308,7 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// The checkpoint of an optimizer that was built in the same way.
+    /// Returns the checkpoint for an optimizer that was built in the same way.
     fn fit_as_it_is(&self, plan: &Plan, here: About) -> Result<Cow<'_, Self>, Error> {
         if let Some(found) = self.other_shape(plan) {
             return Err(self.differs(&found));
@@ -326,7 +325,7 @@ impl Checkpoint {
         Ok(Cow::Owned(self.with_tables(plan, here, tables.collect())?))
     }
 
-    /// Finds second moments of rows or columns of a tensor that has another shape here. No setting tells of it.
+    /// Finds second moments of rows or columns of a tensor that has another shape here. No setting records the shape.
     fn other_shape(&self, plan: &Plan) -> Option<Found> {
         let items = items(plan, self.about.parameters);
         let here: HashMap<&str, &Vec<usize>> = items.iter().map(|item| (item.name.as_str(), &item.shape)).collect();
@@ -337,7 +336,7 @@ impl Checkpoint {
                 let name = memory_name(kind, &tensor.name);
                 let found = self.metadata.info(&name).map(|info| &info.shape);
                 let expected = here.get(name.as_str()).copied();
-                // An entry that is missing in place of nothing else is damage.
+                // A missing entry is a difference only if the file has a second moment of another kind. Otherwise the file is damaged.
                 let differs = found != expected && (found.is_some() || has_flat);
                 differs.then(|| Found {
                     kind: Kind::Never,
@@ -359,7 +358,7 @@ impl Checkpoint {
         })
     }
 
-    /// A table with the fields of this version: those that the file lacks have the values of before the first step.
+    /// Returns a table with the fields of this version. Fields that the file lacks have their values from before the first step.
     fn table_of_this_version(&self, plan: &Plan, table: Table) -> Vec<u32> {
         let old: Vec<u32> = bytemuck::pod_collect_to_vec(self.bytes(Slot::Table(table)));
         let old_words = self.about.fields_of(table).len().max(1);
@@ -377,7 +376,7 @@ impl Checkpoint {
         new
     }
 
-    /// The checkpoint with other tables, those of an optimizer that is described by `here`.
+    /// Returns the checkpoint with other tables, which are those of the optimizer that `here` describes.
     fn with_tables(&self, plan: &Plan, here: About, tables: HashMap<Table, Vec<u32>>) -> Result<Self, Error> {
         let parameters = if self.about.parameters { Parameters::Included } else { Parameters::Excluded };
         let mut draft = Draft::new(plan, parameters, self.notes())?;
@@ -393,7 +392,7 @@ impl Checkpoint {
         Ok(Checkpoint { origin: self.origin.clone(), about, metadata: draft.metadata, data: draft.data })
     }
 
-    /// Whether everything that the configuration calls for is there in its type and shape, and nothing else.
+    /// Checks that the file has every entry that the configuration needs, in its type and shape, and no other entries.
     fn check_contents(&self, plan: &Plan) -> Result<(), String> {
         let mut items = items(plan, self.about.parameters);
         items.retain(|item| match item.slot {
@@ -456,17 +455,17 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// The groups' states. Only of a checked checkpoint, as [`Checkpoint::bytes`].
+    /// Returns the groups' states. The checkpoint must have been checked, as for [`Checkpoint::bytes`].
     pub(crate) fn states(&self) -> Vec<GroupState> {
         bytemuck::pod_collect_to_vec(self.bytes(Slot::Table(Table::States)))
     }
 
-    /// The groups' controls. Only of a checked checkpoint, as [`Checkpoint::bytes`].
+    /// Returns the groups' controls. The checkpoint must have been checked, as for [`Checkpoint::bytes`].
     pub(crate) fn controls(&self) -> Vec<GroupControls> {
         bytemuck::pod_collect_to_vec(self.bytes(Slot::Table(Table::Controls)))
     }
 
-    /// Returns the bytes of a slot; empty if there is no such slot.
+    /// Returns the bytes of a slot, or an empty slice if there is no such slot.
     pub(crate) fn bytes(&self, slot: Slot) -> &[u8] {
         let name = match slot {
             Slot::Table(table) => table.name().to_owned(),
@@ -481,21 +480,21 @@ impl Checkpoint {
     }
 }
 
-/// What a header says.
+/// Contents of a header.
 struct Opened {
     about: About,
     metadata: Metadata,
     checksum: Checksum,
 }
 
-/// The checksum of a file: of its description so far, and what it is to be in the end. A file of the oldest version has none.
+/// Checksum of a file: the hash of its description, to which `check` adds the data, and the expected value. A file of the oldest version has none.
 struct Checksum {
     so_far: crc32fast::Hasher,
     expected: Option<u32>,
 }
 
 impl Checksum {
-    /// Whether the data is as it was written.
+    /// Returns an error if the data is not as it was written.
     fn check(mut self, data: &[u8]) -> Result<(), String> {
         self.so_far.update(data);
         let found = self.so_far.finalize();
@@ -515,7 +514,7 @@ fn checksum(about: &str, data: &[u8]) -> u32 {
     hasher.finalize()
 }
 
-/// Reads a header, if it describes so many bytes of data.
+/// Reads a header. Returns an error unless it describes `data_bytes` bytes of data.
 fn open(origin: &str, text: &[u8], data_bytes: u64) -> Result<Opened, Error> {
     let damaged = |problem| damaged(origin, problem);
     let header = header::parse(text).map_err(damaged)?;
@@ -523,7 +522,7 @@ fn open(origin: &str, text: &[u8], data_bytes: u64) -> Result<Opened, Error> {
         .texts
         .get(ABOUT)
         .ok_or_else(|| damaged(format!("it is in the safetensors format, but has no \"{ABOUT}\" in its metadata")))?;
-    // The version first: a newer one may have everything else changed.
+    // The version is checked first, because a newer one may have changed everything else.
     let version = about::version(about).map_err(damaged)?;
     if !(OLDEST_VERSION..=VERSION).contains(&version) {
         return Err(Error::from(CheckpointError::Version { checkpoint: origin.to_owned(), version, newest: VERSION }));
@@ -551,7 +550,7 @@ fn damaged(origin: &str, problem: String) -> Error {
     Error::from(CheckpointError::Damaged { checkpoint: origin.to_owned(), problem })
 }
 
-/// So many zeros, or why not.
+/// Returns `bytes` zeros, or a message if there is no memory for them.
 fn sized(bytes: usize) -> Result<Vec<u8>, String> {
     let mut sized = Vec::new();
     sized
@@ -561,7 +560,7 @@ fn sized(bytes: usize) -> Result<Vec<u8>, String> {
     Ok(sized)
 }
 
-/// `checkpoint of step 230: groups "model"; 4 tensors of 9610 elements, with parameters`
+/// Formats as `checkpoint of step 230: groups "model"; 4 tensors of 9610 elements, with parameters`.
 impl fmt::Display for Checkpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let groups: Vec<String> = self.groups().map(|name| format!("\"{name}\"")).collect();
@@ -587,19 +586,19 @@ impl fmt::Debug for Checkpoint {
     }
 }
 
-/// Tensors with telemetry.
+/// Returns the number of tensors with telemetry.
 fn recorded_tensors(plan: &Plan) -> usize {
     let units = plan.units.iter();
     units.filter(|unit| unit.tensor != NO_TENSOR).count()
 }
 
-/// Where in a ring of so many steps the last record is.
+/// Returns the slot of the last record in a ring of `ring_steps` steps.
 pub(crate) fn last_slot(state: &GroupState, ring_steps: usize) -> usize {
     let steps = ring_steps as u64;
     ((u64::from(state.record_slot) + steps - 1) % steps) as usize
 }
 
-/// Steps attempted.
+/// Returns the number of steps attempted.
 pub(crate) fn steps_of(state: &GroupState) -> u64 {
     u64::from(state.steps_high) << 32 | u64::from(state.steps_low)
 }

@@ -1,5 +1,5 @@
-//! Controllers: systems that stand beside an optimizer and set its [`Controls`](crate::Controls) from outside, once per step or once per epoch.
-//! Each has a file for its settings and its CPU twin here, and one of the same name for the device in `src/gpu/controllers/`.
+//! Controllers, which act on an optimizer from outside, once per step or once per epoch. Most of them set its [`Controls`](crate::Controls). Each has
+//! a file here for its settings and its CPU path, and a file of the same name in `src/gpu/controllers/` for the device.
 
 pub(crate) mod bi_level;
 pub(crate) mod element_pairs;
@@ -13,7 +13,7 @@ use crate::error::{CallError, Error};
 use crate::plan::Plan;
 
 impl Plan {
-    /// Refuses optimizers that no controller can work with.
+    /// Returns an error for optimizers that no controller can work with.
     pub(crate) fn check_controllable(&self, call: &'static str) -> Result<(), Error> {
         let refused = |problem: String, way_out: &str| {
             Err(Error::from(CallError::Controller { call, problem, way_out: way_out.to_owned() }))

@@ -1,5 +1,5 @@
-//! The CPU path: the same four passes over slices, blocked as the kernels are. It is what the device is checked against, and
-//! what runs where no device is.
+//! The CPU path: the same four passes over slices, in blocks as in the kernels. The device is tested against it, and it runs
+//! on machines without a device.
 
 mod average;
 mod controls;
@@ -27,11 +27,12 @@ pub use values::{Values, ValuesMut};
 
 use crate::plan::Geometry;
 
-/// Elements of a block: small enough for the first-level cache, large enough that handing it to a thread costs nothing.
+/// Number of elements of a block. It is small enough for the first-level cache, and large enough that handing a block to a
+/// thread costs nothing.
 pub(crate) const BLOCK_ELEMENTS: u32 = 4096;
 
-/// Returns the geometry of a plan of the CPU path, which has no limits of a device. `joins` is true if neighbouring tensors
-/// may share blocks.
+/// Returns the geometry of a plan of the CPU path, which has no device limits. `joins` is true if neighbouring tensors may
+/// share blocks.
 pub(crate) fn geometry(joins: bool) -> Geometry {
     Geometry {
         block_elements: BLOCK_ELEMENTS,

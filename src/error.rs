@@ -79,9 +79,9 @@ pub enum ErrorKind {
     /// The checkpoint belongs to an optimizer with a different configuration, or does not contain the requested
     /// parameters.
     CheckpointDiffers,
-    /// Training has halted, because [`NonFinitePolicy::Error`](crate::NonFinitePolicy::Error) allows no more skipped
-    /// steps in a row. Until `resume` is called, steps are counted and recorded but change neither the parameters nor
-    /// the state of rule and regime.
+    /// Training has halted, because [`NonFinitePolicy::Error`](crate::NonFinitePolicy::Error) allows no more steps in a
+    /// row that are skipped or in which an element kept its value. Until `resume` is called, steps are counted and
+    /// recorded but change neither the parameters nor the state of rule and regime.
     Halted,
     /// The tuning cache cannot be written.
     TuningCache,

@@ -1,4 +1,4 @@
-//! The device path: the four passes on a [`wgpu::Device`], yours or ours.
+//! The device path: the four passes on a [`wgpu::Device`], which the caller provides or this crate creates.
 
 mod buffers;
 pub(crate) mod context;
@@ -28,8 +28,8 @@ mod update_parameters;
 pub(crate) mod whole_step;
 pub(crate) mod zeroth_order;
 
-/// The WGSL of the structs in [`Optimizer::controls_buffer`](crate::Optimizer::controls_buffer), with the room between them, to put before a
-/// kernel of the caller that sets them.
+/// WGSL of the structs in [`Optimizer::controls_buffer`](crate::Optimizer::controls_buffer), including the padding between them. Put it before the
+/// source of a kernel that sets controls.
 ///
 /// ```wgsl
 /// @group(0) @binding(0) var<storage, read_write> controls: array<GroupControls>;

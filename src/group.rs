@@ -1,4 +1,5 @@
-//! Parameter groups and the optimizer builder. Independent of the device: the tensors' type `T` says where they are ([`gpu::Tensor`](crate::gpu::Tensor) or [`cpu::Tensor`](crate::cpu::Tensor)).
+//! Parameter groups and the optimizer builder. They do not depend on the device: the type `T` of the tensors is [`gpu::Tensor`](crate::gpu::Tensor)
+//! or [`cpu::Tensor`](crate::cpu::Tensor).
 
 mod config;
 
@@ -21,12 +22,12 @@ use crate::warning::Warning;
 pub use config::GroupConfig;
 pub(crate) use config::ResolvedGroup;
 
-/// A slice of parameters or gradients, as [`Group::tensor`] takes it. On the device a [`wgpu::BufferSlice`] of f32, or a slice of another
-/// [`Element`](crate::Element) that [`Element::of`](crate::Element::of) makes; on the CPU a reference to [`cpu::Values`](crate::cpu::Values).
+/// Slice of parameters or gradients, which [`Group::tensor`] takes. On the device it is a [`wgpu::BufferSlice`] of f32, or a slice of another
+/// [`Element`](crate::Element) made with [`Element::of`](crate::Element::of). On the CPU it is a reference to [`cpu::Values`](crate::cpu::Values).
 ///
 /// The trait is sealed: no other type can implement it.
 pub trait TensorSlice: sealed::Sealed {
-    /// Where the slice lies: [`gpu::Tensor`](crate::gpu::Tensor) or [`cpu::Tensor`](crate::cpu::Tensor).
+    /// Type of the tensors: [`gpu::Tensor`](crate::gpu::Tensor) or [`cpu::Tensor`](crate::cpu::Tensor).
     type Tensor;
 
     #[doc(hidden)]
@@ -46,29 +47,29 @@ pub struct Group<T> {
     pub(crate) settings: Settings,
     pub(crate) shared_norm: Option<String>,
     pub(crate) per_tensor: bool,
-    /// The rule of tensors that the group's rule cannot take.
+    /// Rule of tensors that the group's rule does not support.
     pub(crate) other_tensors: Option<Rule>,
     /// Tensors with their parameters and gradients.
     pub(crate) tensors: Vec<NamedTensor<[T; 2]>>,
 }
 
-/// A tensor as it is declared.
+/// Tensor as the caller declares it.
 #[derive(Debug, Clone)]
 pub(crate) struct NamedTensor<T> {
     pub(crate) name: String,
-    /// Lengths of its dimensions; empty for a flat tensor.
+    /// Lengths of the dimensions, empty for a tensor without a shape.
     pub(crate) shape: Vec<usize>,
     pub(crate) tensor: T,
 }
 
 impl<T> NamedTensor<T> {
-    /// The same tensor at another place.
+    /// Returns the same tensor at another place.
     pub(crate) fn with<U>(self, tensor: U) -> NamedTensor<U> {
         NamedTensor { name: self.name, shape: self.shape, tensor }
     }
 }
 
-/// Settings that a group may have for itself and the builder for all groups. `None` uses the builder's.
+/// Settings of a group, or of the builder for all groups. A setting of a group that is `None` is the builder's.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Settings {
     pub(crate) regime: Option<Regime>,
@@ -105,11 +106,11 @@ impl<T> Group<T> {
         self
     }
 
-    /// Sets the rule of the group's tensors that are no matrices, where the group's rule needs matrices, as [`Rule::muon`] does: biases, gains,
-    /// and tensors that were added without a shape.
+    /// Sets the rule of the group's tensors that are not matrices, such as biases, gains, and tensors that were added without a shape. It is used if
+    /// the group's rule needs matrices, as [`Rule::muon`] does.
     ///
-    /// They become a group of their own, named `group/others`, which has the group's settings. Without this call, and without
-    /// [`OptimizerBuilder::other_tensors`], such a tensor is an error. Rules that take every tensor ignore it.
+    /// These tensors become a separate group named `group/others` with the group's settings. Without this call, and without
+    /// [`OptimizerBuilder::other_tensors`], such a tensor is an error. The call has no effect if the group's rule supports every tensor.
     pub fn other_tensors(mut self, rule: Rule) -> Self {
         self.other_tensors = Some(rule);
         self
@@ -121,20 +122,20 @@ impl<T> Group<T> {
         self
     }
 
-    /// Sets a coupled weight decay λ, as `torch.optim.SGD(weight_decay=λ)`. Replaces a decoupled one; 0 switches the builder's off.
+    /// Sets a coupled weight decay λ, as in `torch.optim.SGD(weight_decay=λ)`. It replaces a decoupled one. 0 disables the builder's weight decay.
     pub fn weight_decay(mut self, lambda: f32) -> Self {
         self.settings.weight_decay = Some(WeightDecay::Coupled(lambda));
         self
     }
 
-    /// Sets a decoupled weight decay λ, as in AdamW. Replaces a coupled one.
+    /// Sets a decoupled weight decay λ, as in AdamW. It replaces a coupled one.
     pub fn decoupled_weight_decay(mut self, lambda: f32) -> Self {
         self.settings.weight_decay = Some(WeightDecay::Decoupled(lambda));
         self
     }
 
-    /// Clips the gradient to norm `C`: `g ← g min(1, C/‖g‖)`, with the norm over this group, or over all groups that share
-    /// it. The regime sees the unclipped norm; `f32::INFINITY` switches the builder's clip off.
+    /// Clips the gradient to norm `C`: `g ← g min(1, C/‖g‖)`, with the norm over this group, or over all groups that share it. The regime uses the
+    /// unclipped norm. `f32::INFINITY` disables the builder's clip.
     pub fn clip_norm(mut self, max_norm: f32) -> Self {
         self.settings.clip_norm = Some(max_norm);
         self
@@ -148,8 +149,8 @@ impl<T> Group<T> {
 
     /// Computes the gradient norm and the alignment jointly over all groups with the same `scope` name.
     ///
-    /// Groups that share a norm and have the same rule and regime have one learning rate, as if they were a single group. Without this call a
-    /// group has a norm of its own.
+    /// Groups that share a norm and have the same rule and regime have one learning rate, as if they were a single group. Without this call a group
+    /// has its own norm.
     pub fn share_norm(mut self, scope: impl Into<String>) -> Self {
         self.shared_norm = Some(scope.into());
         self
@@ -161,18 +162,18 @@ impl<T> Group<T> {
         self
     }
 
-    /// Keeps an average of this group's parameters; [`Averaging::Off`] switches the builder's off.
+    /// Keeps an average of this group's parameters. [`Averaging::Off`] disables the builder's average.
     pub fn averaging(mut self, averaging: Averaging) -> Self {
         self.settings.averaging = Some(averaging);
         self
     }
 
-    /// Trains this group schedule-free. [`Averaging::ScheduleFree`] says what the caller's buffer then holds.
+    /// Trains this group schedule-free. [`Averaging::ScheduleFree`] explains what the caller's buffer then holds.
     pub fn schedule_free(self) -> Self {
         self.averaging(Averaging::ScheduleFree)
     }
 
-    /// Makes steps proportional to the norm of the parameters, see [`TrustRatio`]. Meant for [`Group::per_tensor`].
+    /// Makes steps proportional to the norm of the parameters, see [`TrustRatio`]. It is meant for [`Group::per_tensor`].
     pub fn trust_ratio(mut self, trust_ratio: TrustRatio) -> Self {
         self.settings.trust_ratio = Some(trust_ratio);
         self
@@ -181,23 +182,25 @@ impl<T> Group<T> {
     /// Sets factors of the learning rate for the rows or columns of the group's tensors, see [`RateFactors`]. Each tensor must be added with a
     /// [`shape`](Group::shaped_tensor) that has as many rows or columns. Tensors of [`other_tensors`](Group::other_tensors) have no factors.
     ///
-    /// Regimes that use all elements of earlier steps refuse it: `BarzilaiBorwein`, `AdGd`, `Curvature`, `AutoSgd`, `Prodigy`, `Mechanic`.
+    /// Regimes that use all elements of earlier steps do not support rate factors: `BarzilaiBorwein`, `AdGd`, `Curvature`, `AutoSgd`, `Prodigy`,
+    /// `Mechanic`.
     pub fn rate_factors(mut self, factors: RateFactors) -> Self {
         self.settings.rate_factors = Some(factors);
         self
     }
 
-    /// Leaves rows without a gradient as they are, parameters, momentum and second moments, as `torch.optim.SparseAdam` does with rows that a
-    /// sparse gradient does not have: embeddings of which a batch uses few, or Gaussians that are not in the picture.
+    /// Leaves rows without a gradient unchanged: their parameters, momentum and second moments. `torch.optim.SparseAdam` does the same with rows that
+    /// a sparse gradient does not contain. It is meant for embeddings of which a batch uses few, or for Gaussians of which many are not in the
+    /// picture.
     ///
-    /// A row has no gradient where all elements of its gradient are 0. Weight decay does not reach it then. Bias corrections count the
-    /// steps of the group, and averages of the parameters go on. The gradient itself is dense: the optimizer reads all of it, and what a
-    /// step saves is the decay of momentum and the motion along it. The tensors must be added with a [`shape`](Group::shaped_tensor);
-    /// those of [`other_tensors`](Group::other_tensors) are not affected.
+    /// A row has no gradient if all elements of its gradient are 0. Weight decay is then not applied to it. Bias corrections count the steps of the
+    /// group, and averages of the parameters are still updated. The gradient itself is dense, and the optimizer reads all of it. The row is only
+    /// spared the decay of its momentum and the motion along it. The tensors must be added with a [`shape`](Group::shaped_tensor). Those of
+    /// [`other_tensors`](Group::other_tensors) are not affected.
     ///
-    /// Regimes that use all elements of earlier steps refuse it: `BarzilaiBorwein`, `AdGd`, `Curvature`, `AutoSgd`, `Prodigy`, `Mechanic`. So do
-    /// [`Muon`](crate::Muon) and [`Adafactor`](crate::Adafactor), whose directions are of all rows together, and
-    /// [`State::Bits8`](crate::State::Bits8), whose scales several rows share.
+    /// Regimes that use all elements of earlier steps do not support lazy rows: `BarzilaiBorwein`, `AdGd`, `Curvature`, `AutoSgd`, `Prodigy`,
+    /// `Mechanic`. [`Muon`](crate::Muon) and [`Adafactor`](crate::Adafactor) do not, because they compute a direction from all rows together, and
+    /// [`State::Bits8`](crate::State::Bits8) does not, because several rows share a scale.
     pub fn lazy_rows(mut self, on: bool) -> Self {
         self.settings.lazy_rows = on;
         self
@@ -215,18 +218,18 @@ impl<T> Group<T> {
         self
     }
 
-    /// Sets the storage of the memory of this group's rule: f32, or 8 bits with block scales ([`State::Bits8`]), which is that of the
-    /// remainders of master weights, too.
+    /// Sets the storage of the memory of this group's rule: f32, or 8 bits with block scales ([`State::Bits8`]). It also determines the storage of
+    /// the remainders of master weights.
     pub fn state(mut self, state: State) -> Self {
         self.settings.state = Some(state);
         self
     }
 
-    /// Gives every tensor a learning rate of its own, from its own norm, instead of one for the group. It costs no further dispatch. With
+    /// Gives every tensor its own learning rate, computed from its own norm, instead of one for the group. It needs no additional dispatch. With
     /// [`Curvature`](crate::Curvature) these are layer-wise rates from the curvature.
     ///
-    /// Each tensor becomes a group of its own, named `group/tensor`: in [`groups`](crate::Optimizer::groups), in the learning rates and in
-    /// the records. With a shared norm the tensors keep that norm, and then have the same rate.
+    /// Each tensor becomes a separate group named `group/tensor` in [`groups`](crate::Optimizer::groups), in the learning rates and in the records.
+    /// With a shared norm the tensors keep that norm, and then have the same rate.
     pub fn per_tensor(mut self) -> Self {
         self.per_tensor = true;
         self
@@ -235,8 +238,8 @@ impl<T> Group<T> {
     /// Adds a tensor: its parameters and its gradients, which must have the same length. The length may be 0.
     ///
     /// On the device both are [`wgpu::BufferSlice`]s of f32, or slices of another [`Element`](crate::Element) made with
-    /// [`Element::of`](crate::Element::of). On the CPU both are slices, vectors or arrays of f32, f16 or bf16, of which only the length is
-    /// kept: they are passed to each step. Parameters and gradients may have different element types.
+    /// [`Element::of`](crate::Element::of). On the CPU both are slices, vectors or arrays of f32, f16 or bf16. Only their length is kept, because
+    /// they are passed to each step. Parameters and gradients may have different element types.
     pub fn tensor<P, G>(self, name: impl Into<String>, params: P, grads: G) -> Self
     where
         P: TensorSlice<Tensor = T>,
@@ -245,11 +248,11 @@ impl<T> Group<T> {
         self.shaped_tensor(name, &[], params, grads)
     }
 
-    /// Adds a tensor as [`Group::tensor`] does, with the lengths of its dimensions, outermost first. The elements lie in row-major order, and the
-    /// product of the lengths must be their number.
+    /// Adds a tensor as [`Group::tensor`] does, with the lengths of its dimensions, outermost first. The elements are in row-major order, and their
+    /// number must be the product of the lengths.
     ///
-    /// Rules that work on matrices need the shape. They take the first dimension for the rows and the product of the others for the columns,
-    /// so that a convolution of shape `[out, in, height, width]` has one row for each output channel. Other rules ignore the shape.
+    /// Rules that work on matrices need the shape. They use the first dimension as the rows and the product of the others as the columns, so that a
+    /// convolution of shape `[out, in, height, width]` has one row for each output channel. Other rules ignore the shape.
     pub fn shaped_tensor<P, G>(mut self, name: impl Into<String>, shape: &[usize], params: P, grads: G) -> Self
     where
         P: TensorSlice<Tensor = T>,
@@ -267,16 +270,16 @@ impl<T> Group<T> {
 
     /// Returns the largest number of learning rates that the group can have.
     fn rates(&self) -> usize {
-        // Of the group and of its other tensors.
+        // One rate for the group, and one for the group of its other tensors.
         if self.per_tensor { self.tensors.len().max(1) } else { self.tensors.len().clamp(1, 2) }
     }
 
-    /// The name of the group of its other tensors.
+    /// Returns the name of the group of this group's other tensors.
     fn others_name(&self) -> String {
         format!("{}/others", self.name)
     }
 
-    /// Divides the group where its rule needs matrices: into the group, and its other tensors with a rule of theirs.
+    /// Splits the group if its rule needs matrices: into a group of the matrices, and a group of the other tensors with another rule.
     fn by_rule(mut self, all: Rule, others: Option<Rule>) -> Result<Vec<Self>, Error> {
         let rule = self.rule.unwrap_or(all);
         if !rule.needs_matrices() {
@@ -306,7 +309,7 @@ impl<T> Group<T> {
         Ok(groups)
     }
 
-    /// A group for each learning rate.
+    /// Returns a group for each learning rate.
     fn by_rate(mut self) -> Vec<Self> {
         if !self.per_tensor || self.tensors.is_empty() {
             return vec![self];
@@ -326,13 +329,12 @@ impl<T> Group<T> {
     }
 }
 
-/// Description of an optimizer, which `build` checks and allocates. See
-/// [`Optimizer`](crate::Optimizer) (device) and [`CpuOptimizer`](crate::CpuOptimizer).
+/// Description of an optimizer, from which `build` makes it. See [`Optimizer`](crate::Optimizer) (device) and [`CpuOptimizer`](crate::CpuOptimizer).
 #[derive(Debug, Clone)]
 #[must_use = "an optimizer is made by build or build_cpu; the setters return the builder"]
 pub struct OptimizerBuilder<T> {
     pub(crate) rule: Rule,
-    /// The rule of tensors that are no matrices, for groups that name none.
+    /// Rule of tensors that are not matrices, for groups that do not set one.
     pub(crate) other_tensors: Option<Rule>,
     pub(crate) settings: Settings,
     pub(crate) global_norm: bool,
@@ -340,30 +342,30 @@ pub struct OptimizerBuilder<T> {
     pub(crate) accumulation: Accumulation,
     pub(crate) record_steps: Option<u32>,
     pub(crate) rebindable: bool,
-    /// True if every tensor has blocks of its own, so that each can be left out of a step.
+    /// True if no two tensors share a block, so that each tensor can be left out of a step.
     pub(crate) absent_gradients: bool,
-    /// True if the passes of a step are dispatches of their own, however small the model is.
+    /// True if every pass of a step is a separate dispatch, even if the model is small.
     pub(crate) separate_passes: bool,
-    /// The rank, and the number of ranks.
+    /// Rank and number of ranks.
     pub(crate) shard: Option<(u32, u32)>,
     /// Slice on the device that holds the loss.
     pub(crate) loss: Option<T>,
     pub(crate) groups: Vec<Group<T>>,
 }
 
-/// Steps the record ring holds unless the builder says otherwise.
+/// Default number of steps that the record ring holds.
 const DEFAULT_RECORD_STEPS: u32 = 1024;
 
-/// Steps that the ring holds at least: a step looks at the record of the one before.
+/// Smallest number of steps that the ring holds. A step reads the record of the previous step.
 const FEWEST_RECORD_STEPS: u64 = 2;
 
-/// The name of the norm that [`OptimizerBuilder::global_norm`] puts every group under.
+/// Name of the norm that [`OptimizerBuilder::global_norm`] gives to every group without another one.
 const GLOBAL_SCOPE: &str = "global";
 
 impl<T> OptimizerBuilder<T> {
-    /// Starts an optimizer with this rule for every group that sets none, [`Regime::Seesaw`] and no clip. Weight decay
-    /// is none, except for [`AdamW`](crate::AdamW), [`AmsGrad`](crate::AmsGrad) and [`NAdamW`](crate::NAdamW), which have a decoupled one of 0.01, and
-    /// [`Muon`](crate::Muon), which has one of 0.1.
+    /// Returns a builder with this rule for every group that sets none, [`Regime::Seesaw`] and no clip. There is no weight decay, with these
+    /// exceptions: [`AdamW`](crate::AdamW), [`AmsGrad`](crate::AmsGrad) and [`NAdamW`](crate::NAdamW) have a decoupled one of 0.01, and
+    /// [`Muon`](crate::Muon) has one of 0.1.
     pub fn new(rule: Rule) -> Self {
         OptimizerBuilder {
             rule,
@@ -382,8 +384,7 @@ impl<T> OptimizerBuilder<T> {
         }
     }
 
-    /// Sets the rule of tensors that are no matrices in every group whose rule needs matrices and that sets none, see
-    /// [`Group::other_tensors`].
+    /// Sets the rule of tensors that are not matrices, in every group that sets none and whose rule needs matrices. See [`Group::other_tensors`].
     pub fn other_tensors(mut self, rule: Rule) -> Self {
         self.other_tensors = Some(rule);
         self
@@ -413,18 +414,18 @@ impl<T> OptimizerBuilder<T> {
         self
     }
 
-    /// Clips the gradients of all groups together to norm `C`, `g ← g min(1, C/‖all g‖)`, whatever their rules and norms: as
-    /// `torch.nn.utils.clip_grad_norm_` over all parameters, without its readback (and without the 1e-6 that it adds to the norm). The
-    /// learning rates stay as they are; [`OptimizerBuilder::global_norm`] would make one of them. Where a group has a clip of its own, the
-    /// smaller factor of the two holds.
+    /// Clips the gradients of all groups together to norm `C`: `g ← g min(1, C/‖all g‖)`, for any rules and norms of the groups. It corresponds to
+    /// `torch.nn.utils.clip_grad_norm_` over all parameters, without its readback, and without the 1e-6 that PyTorch adds to the norm. The groups
+    /// keep their own learning rates, unlike with [`OptimizerBuilder::global_norm`]. If a group also has its own clip, the smaller of the two factors
+    /// applies.
     ///
-    /// Steps of sign rules and of AdamW do not become shorter with a shorter gradient; a clip evens out what enters their momentum.
+    /// For sign rules and AdamW a shorter gradient does not make the step shorter. A clip then only evens out the gradients that enter the momentum.
     pub fn global_clip_norm(mut self, max_norm: f32) -> Self {
         self.safeguards.global_clip_norm = Some(max_norm);
         self
     }
 
-    /// Maximizes instead of minimizing, in every group that does not say otherwise.
+    /// Maximizes instead of minimizing, in every group that does not set it.
     pub fn maximize(mut self, maximize: bool) -> Self {
         self.settings.maximize = Some(maximize);
         self
@@ -442,7 +443,7 @@ impl<T> OptimizerBuilder<T> {
         self
     }
 
-    /// Trains every group that sets no average schedule-free. [`Averaging::ScheduleFree`] says what the caller's buffers then hold.
+    /// Trains every group that sets no average schedule-free. [`Averaging::ScheduleFree`] explains what the caller's buffers then hold.
     pub fn schedule_free(self) -> Self {
         self.averaging(Averaging::ScheduleFree)
     }
@@ -453,30 +454,30 @@ impl<T> OptimizerBuilder<T> {
         self
     }
 
-    /// Records for every step and tensor the norm of the parameters and of the step ([`TensorRecord`](crate::TensorRecord)), in every group
-    /// that does not say otherwise. The default is off.
+    /// Records the norm of the parameters and of the step, for every step and tensor ([`TensorRecord`](crate::TensorRecord)), in every group that
+    /// does not set it. The default is off.
     ///
-    /// It costs no memory traffic in proportion to the parameters, because the update pass has both at hand. It does cost arithmetic, one
-    /// small dispatch, a ring of 28 bytes per tensor and step, and one more block for every tensor that lies next to another in one buffer.
+    /// It needs no additional memory traffic per parameter, because the update pass has both values already. It costs arithmetic, one small dispatch,
+    /// a ring of 28 bytes per tensor and step, and one more block for every tensor that is next to another tensor in one buffer.
     pub fn telemetry(mut self, on: bool) -> Self {
         self.settings.telemetry = Some(on);
         self
     }
 
-    /// Computes one norm over all groups that set no other, see [`Group::share_norm`].
+    /// Computes one norm over all groups that do not set another, see [`Group::share_norm`].
     pub fn global_norm(mut self) -> Self {
         self.global_norm = true;
         self
     }
 
-    /// Sets what happens after steps with gradients that are not finite. The default is [`NonFinitePolicy::Skip`].
+    /// Sets the policy for steps with gradients that are not finite. The default is [`NonFinitePolicy::Skip`].
     pub fn nonfinite_policy(mut self, policy: NonFinitePolicy) -> Self {
         self.safeguards.nonfinite = policy;
         self
     }
 
-    /// Keeps a dynamic loss scale on the device. The caller multiplies the loss by it and the step divides it out, see [`LossScaler`]. The
-    /// loss that a regime uses is given without it.
+    /// Keeps a dynamic loss scale on the device. The caller multiplies the loss by it and the step divides it out, see [`LossScaler`]. The loss that
+    /// a regime uses must not be multiplied by it.
     pub fn loss_scaler(mut self, scaler: LossScaler) -> Self {
         self.safeguards.loss_scaler = Some(scaler);
         self
@@ -509,39 +510,39 @@ impl<T> OptimizerBuilder<T> {
         self
     }
 
-    /// Sets the number of micro-batches whose gradients the caller adds up before each step. The step uses their mean, as if each loss had
-    /// been divided by this number. At least 1, which is the default. [`Controls::micro_batches`](crate::Controls::micro_batches) changes it
-    /// later, for example for the last step of an epoch.
+    /// Sets the number of micro-batches whose gradients the caller adds up before each step. The step uses their mean, as if each loss had been
+    /// divided by this number. It is at least 1, which is the default. [`Controls::micro_batches`](crate::Controls::micro_batches) changes it later,
+    /// for example for the last step of an epoch.
     ///
-    /// The division is part of a product that every gradient is multiplied by anyway, so it costs no memory traffic.
+    /// The division is part of a factor that every gradient is multiplied by anyway, so that it costs no memory traffic.
     pub fn micro_batches(mut self, micro_batches: u32) -> Self {
         self.accumulation.micro_batches = micro_batches;
         self
     }
 
-    /// Sets the gradients to zero after each step, so that the next ones can be added up in place (PyTorch's `zero_grad`). The pass that reads
-    /// them for the last time does it, without another pass over memory, also in a step that is skipped.
+    /// Sets the gradients to zero after each step, so that the next ones can be added up in place (PyTorch's `zero_grad`). The last pass that reads
+    /// them does it, so that there is no further pass over memory. Skipped steps do it too.
     ///
-    /// On the device only: on the CPU path a step borrows the gradients, and the caller clears them.
+    /// This is for the device only. On the CPU path a step borrows the gradients, and the caller clears them.
     pub fn clear_gradients(mut self) -> Self {
         self.accumulation.clears = true;
         self
     }
 
-    /// Sets the number of steps that the record ring holds before the oldest are overwritten; at least 1, and 1 holds 2. The default is
-    /// 1024, or fewer if there are so many groups that the device could not bind the ring.
+    /// Sets the number of steps that the record ring holds before the oldest are overwritten. It is at least 1, and a ring of 1 step holds 2. The
+    /// default is 1024, or fewer if there are so many groups that the device could not bind the ring.
     pub fn record_steps(mut self, steps: u32) -> Self {
         self.record_steps = Some(steps);
         self
     }
 
-    /// Allows parameters and gradients to move between steps, see [`Optimizer::rebind`](crate::Optimizer::rebind). For buffers that belong to
-    /// the allocator of a framework; the CPU path is given its slices with every step anyway.
+    /// Allows parameters and gradients to move to other places between steps, see [`Optimizer::rebind`](crate::Optimizer::rebind). It is meant for
+    /// buffers that belong to the allocator of a framework. The CPU path does not need it, because every step is given the slices.
     ///
     /// A step has two dispatches for all tensors whose parameters lie in one buffer and whose gradients lie in one buffer, and two more if the
-    /// lengths of some are not multiples of 4. Tensors that a rule processes as a whole ([`Muon`](crate::Muon), [`Adafactor`](crate::Adafactor)),
-    /// and those with [`rate_factors`](crate::Group::rate_factors) or [`lazy_rows`](crate::Group::lazy_rows), have dispatches of their own. A step
-    /// in one dispatch is not possible. Every tensor must start at a multiple of
+    /// lengths of some are not multiples of 4. Tensors that a rule processes as a whole ([`Muon`](crate::Muon), [`Adafactor`](crate::Adafactor)), and
+    /// those with [`rate_factors`](crate::Group::rate_factors) or [`lazy_rows`](crate::Group::lazy_rows), have separate dispatches. A step in one
+    /// dispatch is not possible. Every tensor must start at a multiple of
     /// [`min_storage_buffer_offset_alignment`](wgpu::Limits::min_storage_buffer_offset_alignment) in both buffers.
     pub fn rebindable(mut self) -> Self {
         self.rebindable = true;
@@ -549,29 +550,30 @@ impl<T> OptimizerBuilder<T> {
     }
 
     /// Allows every tensor to be without gradients in some steps, see [`Optimizer::encode_step_without`](crate::Optimizer::encode_step_without).
-    /// Without this call that is allowed for whole groups, and for tensors that do not lie next to another of their group in both buffers.
+    /// Without this call it is allowed for whole groups, and for tensors that are not next to another tensor of their group in both buffers.
     ///
-    /// It costs one more block for every tensor that does. The CPU path needs no such call.
+    /// It costs one more block for every tensor that is next to another one. The CPU path does not need this call.
     pub fn absent_gradients(mut self) -> Self {
         self.absent_gradients = true;
         self
     }
 
-    /// Keeps the passes of a step apart on the device, however small the model is: for tests, and for measurements of the passes.
+    /// Makes every pass of a step a separate dispatch on the device, even if the model is small. This is for tests and for measurements of the
+    /// passes.
     #[doc(hidden)]
     pub fn separate_passes(mut self) -> Self {
         self.separate_passes = true;
         self
     }
 
-    /// Skips or clips steps whose gradient norm is far above those before. The default is neither. See [`NormOutliers`].
+    /// Skips or clips steps whose gradient norm is far above the previous ones, see [`NormOutliers`]. The default is neither.
     pub fn norm_outliers(mut self, outliers: NormOutliers) -> Self {
         self.safeguards.norm_outliers = Some(outliers);
         self
     }
 
-    /// Makes this optimizer rank `rank` of `ranks` that share one optimization: each rank owns a shard of every tensor, or some of the
-    /// tensors. All ranks declare the same groups, with the tensors that they own, which may be none.
+    /// Makes this optimizer rank `rank` of `ranks` that share one optimization. Each rank owns a shard of every tensor, or some of the tensors. All
+    /// ranks declare the same groups, each with the tensors that the rank owns, which may be none.
     ///
     /// A step is measured, combined and applied, see [`ShardSums`](crate::ShardSums). The learning rate, the record, skips, halts and the
     /// loss scale are the same on all ranks.
@@ -588,7 +590,7 @@ impl<T> OptimizerBuilder<T> {
         self
     }
 
-    /// Returns the combinations among the groups that can be built but are known to fail, with what to use instead. `build` writes the same
+    /// Returns a warning for every group whose rule and regime are known to fail together, with what to use instead. `build` also writes the warnings
     /// to the log.
     ///
     /// ```
@@ -619,7 +621,7 @@ impl<T> OptimizerBuilder<T> {
         self.groups.iter().flat_map(of).collect()
     }
 
-    /// Returns the number of steps for a ring of at most `records` records.
+    /// Returns the number of steps for a ring of at most `ring_bytes` bytes.
     pub(crate) fn record_steps_for(&self, ring_bytes: u64) -> Result<u32, Error> {
         let groups: usize = self.groups.iter().map(Group::rates).sum();
         let has_telemetry = |group: &&Group<T>| group.settings.telemetry.or(self.settings.telemetry).unwrap_or(false);
@@ -736,7 +738,7 @@ impl<T> OptimizerBuilder<T> {
             }
             resolved.push(ResolvedGroup { config, tensors: group.tensors });
         }
-        // Only of what will be built: an error says more than a warning.
+        // The warnings are written only if all settings are valid, because an error says more than a warning.
         for warning in warnings {
             log::warn!(target: Warning::LOG_TARGET, "{warning}");
         }

@@ -1,6 +1,6 @@
-//! Structs and constants that cross to the shaders, declared once. The macro `shared_structs!` gives a struct its Rust form, its WGSL text and the list of
-//! its fields, which checkpoints go by. `shaders/layout.wgsl` is written from here: a unit test compares, and writes the file with
-//! `UPDATE_LAYOUT=1 cargo test --lib layout`.
+//! Structs and constants that the host shares with the shaders, declared once. The macro `shared_structs!` generates the Rust struct, its WGSL text
+//! and the list of its fields, which checkpoints use. `shaders/layout.wgsl` is generated from this file: a unit test compares them, and writes the
+//! file with `UPDATE_LAYOUT=1 cargo test --lib layout`.
 
 mod shared;
 mod text;
@@ -10,16 +10,16 @@ pub(crate) use shared::{Declared, Field, Literal, Member, regime_words, shared_c
 pub use text::wgsl;
 
 regime_words! {
-    /// Constants of a group's regime, the largest of which has so many words.
+    /// Constants of a group's regime, in as many words as the largest regime needs.
     pub struct RegimeConstants(7);
     /// State of a group's regime.
     pub struct RegimeState(20);
-    /// What a regime says of a step, beside the terms.
+    /// Values of a regime in a record, besides the terms.
     pub struct RegimeRecord(3);
 }
 
 shared_structs! {
-    /// A stretch of one group's elements that one workgroup walks, within one dispatch.
+    /// Contiguous elements of one group that one workgroup processes, within one dispatch.
     pub struct Block {
         /// First element in the window's parameter binding.
         pub params_start: u32,
@@ -27,29 +27,29 @@ shared_structs! {
         pub grads_start: u32,
         /// First quad (four elements) in the window's momentum or direction memory.
         pub state_quad: u32,
-        /// Elements, at least 1.
+        /// Number of elements, at least 1.
         pub elements: u32,
-        /// The group they belong to.
+        /// Group of the elements.
         pub group: u32,
-        /// Row of the block in the partials, which lie scope by scope.
+        /// Row of the block in the partials, which are ordered by scope.
         pub row: u32,
         /// Index of the first element among all elements of the optimizer, in the order of declaration.
         pub first_element: u32,
-        /// The first block of its tensor in the window. Its `present` counts for all of them.
+        /// First block of the tensor in the window. The `present` of that block applies to all blocks of the tensor.
         pub lead: u32,
         /// 0 in a step for which the tensor has no gradients, else 1.
         pub present: u32,
     }
 
-    /// A tensor as a matrix X that a rule makes directions from. X has no more rows than columns: it is the tensor, or its transpose.
+    /// Tensor as a matrix X from which a rule computes directions. X is the tensor or its transpose, so that it has no more rows than columns.
     pub struct Matrix {
         /// First element in the window's memories.
         pub first: u32,
-        /// The tensor's rows or columns, whichever are fewer.
+        /// Number of rows of X: the tensor's rows or columns, whichever are fewer.
         pub rows: u32,
-        /// The others.
+        /// Number of columns of X.
         pub columns: u32,
-        /// 1 where X is the transpose of the tensor, else 0.
+        /// 1 if X is the transpose of the tensor, else 0.
         pub transposed: u32,
         /// First element of X Xᵀ in the buffers for such products.
         pub gram_first: u32,
@@ -71,10 +71,10 @@ shared_structs! {
         pub scale: f32,
     }
 
-    /// A tensor of a rule that limits the length of its directions, and that may keep its second moments as rows and columns. The tensor is a
-    /// stack of matrices then. Those of a window are in an array at the index of their first block.
+    /// Tensor of a rule that limits the length of its directions. The rule may keep second moments of rows and columns, in which case the tensor is a
+    /// stack of matrices. The tensors of a window are in an array, each at the index of its first block.
     pub struct FactoredTensor {
-        /// Rows of each matrix; 0 where there is a second moment for each element.
+        /// Rows of each matrix, or 0 if every element has its own second moment.
         pub rows: u32,
         /// Columns of each matrix.
         pub columns: u32,
@@ -88,7 +88,7 @@ shared_structs! {
         pub columns_first: u32,
         /// Index of the mean of the second moments of the first matrix's rows.
         pub means_first: u32,
-        /// Index of the first partial sum in the window's buffer for those.
+        /// Index of the first partial sum in the window's buffer for partial sums.
         pub partials_first: u32,
         /// The group.
         pub group: u32,
@@ -98,13 +98,13 @@ shared_structs! {
         pub blocks: u32,
         /// The largest root mean square of a direction.
         pub limit: f32,
-        /// What brings the direction of this step within the limit.
+        /// Factor that brings the direction of this step within the limit.
         pub factor: f32,
     }
 
     /// A square of a matrix that one workgroup computes.
     pub struct Tile {
-        /// Index of the matrix in the window; of a factored tensor, that of its first block.
+        /// Index of the matrix in the window. For a factored tensor it is the index of its first block.
         pub matrix: u32,
         /// First row.
         pub row: u32,
@@ -112,17 +112,17 @@ shared_structs! {
         pub column: u32,
     }
 
-    /// What of a group may change from step to step: by [`Optimizer::control`](crate::Optimizer::control), or by a kernel of the caller.
+    /// Settings of a group that may change from step to step. [`Optimizer::control`](crate::Optimizer::control) or a kernel of the caller sets them.
     pub struct GroupControls {
-        /// A factor of the learning rate. Negative, above [`numbers::RATE_MAX`] or NaN counts as 0.
+        /// Factor of the learning rate. A factor that is negative, above [`numbers::RATE_MAX`] or NaN counts as 0.
         pub learning_rate_factor: f32,
-        /// The gradient's factor: 1 over the number of micro-batches that were added up in it, negative where the group climbs.
+        /// Factor of the gradient: 1 over the number of micro-batches that were added up in it, with a negative sign if the group maximizes.
         pub gradient_factor: f32,
-        /// λ of the weight decay: coupled where [`group_flags::COUPLES_DECAY`] is set, else decoupled.
+        /// λ of the weight decay, which is coupled if [`group_flags::COUPLES_DECAY`] is set, else decoupled.
         pub weight_decay: f32,
-        /// Largest gradient norm; `f32::MAX` without a clip.
+        /// Largest gradient norm, or `f32::MAX` without a clip.
         pub clip_norm: f32,
-        /// 1 where the group is frozen, else 0.
+        /// 1 if the group is frozen, else 0.
         pub frozen: u32,
         /// 0 in a step for which the group has no gradients, else 1.
         pub present: u32,
@@ -130,35 +130,35 @@ shared_structs! {
 
     /// Constants of a group, read by passes 1 and 3.
     pub struct GroupConstants {
-        /// What may change. It comes first, since a buffer of these is what a kernel of the caller writes to.
+        /// Settings that may change. They come first, because a kernel of the caller writes to them in a buffer of these structs.
         pub controls: GroupControls,
         /// The scope whose sums drive this group.
         pub scope: u32,
         /// Bits of [`group_flags`].
         pub flags: u32,
-        /// -1 where the group climbs, else 1.
+        /// -1 if the group maximizes, else 1.
         pub sign: f32,
-        /// Skipped steps in a row that halt; 0 for never.
+        /// Number of skipped steps in a row after which training halts, or 0 for never.
         pub halt_after: u32,
-        /// Power of two of the first loss scale; 0 without one, as the next two.
+        /// Exponent of the first loss scale, which is a power of two. This field and the next two are 0 without a loss scaler.
         pub loss_scale_first: i32,
-        /// Power of two of the smallest loss scale.
+        /// Exponent of the smallest loss scale.
         pub loss_scale_least: i32,
-        /// Power of two of the largest loss scale.
+        /// Exponent of the largest loss scale.
         pub loss_scale_most: i32,
-        /// Steps in a row with an element whose new value is out of range after which training halts; 0 for never.
+        /// Number of steps in a row with an element whose new value is out of range after which training halts, or 0 for never.
         pub halt_after_overflows: u32,
-        /// Good steps in a row after which the loss scale doubles; 0 without one.
+        /// Number of good steps in a row after which the loss scale doubles, or 0 without a loss scaler.
         pub growth_interval: u32,
         /// Numbers of the rule.
         pub rule: RuleNumbers,
         /// β of the smoothed norm.
         pub smoothing: f32,
-        /// Share of the mean norm below which n̂ does not fall.
+        /// φ. The smoothed norm n̂ never falls below this fraction of the mean norm.
         pub norm_floor: f32,
         /// ε of the first step.
         pub first_step: f32,
-        /// η of the first step where [`group_flags::INITIAL_RATE`] is set.
+        /// η of the first step if [`group_flags::INITIAL_RATE`] is set.
         pub initial_rate: f32,
         /// Number of the regime among the kernels of pass 3.
         pub regime: u32,
@@ -166,49 +166,51 @@ shared_structs! {
         pub regime_constants: RegimeConstants,
         /// One of [`schedule_kinds`].
         pub schedule: u32,
-        /// Steps of the schedule's rise; of a table, the index of its first factor.
+        /// Steps of the schedule's rise. For a table it is the index of the first factor.
         pub schedule_rise: u32,
-        /// The step at which the fall ends; steps of the first cycle; steps between two falls, or two factors of a table.
+        /// Depends on the schedule: the step at which the fall ends, the steps of the first cycle, or the steps between two falls or two factors of a
+        /// table.
         pub schedule_steps: u32,
-        /// Steps of the fall; how many times longer each cycle is than the one before; factors of a table.
+        /// Depends on the schedule: the steps of the fall, the ratio of a cycle's length to that of the one before, or the number of factors of a
+        /// table.
         pub schedule_fall: u32,
-        /// The schedule's factor at the start; the power of a polynomial; the upper part of ln of the factor of a fall.
+        /// Depends on the schedule: the factor at the start, the power of a polynomial, or the upper part of ln of the factor of a fall.
         pub schedule_first: f32,
-        /// The schedule's factor at the end; the rest of ln of the factor of a fall.
+        /// Depends on the schedule: the factor at the end, or the rest of ln of the factor of a fall.
         pub schedule_last: f32,
         /// One of [`average_kinds`].
         pub average: u32,
         /// Steps taken before the average starts.
         pub average_start: u32,
-        /// 1 + η of the polynomial average, the share of a new iterate in the exponential one.
+        /// 1 + η of the polynomial average, or the share of a new iterate in the exponential average.
         pub average_gain: f32,
-        /// Coefficient of the trust ratio; 0 without one.
+        /// Coefficient of the trust ratio, or 0 without one.
         pub trust_coefficient: f32,
-        /// Smallest trust ratio, coefficient included; 0 where there is none.
+        /// Smallest trust ratio, including the coefficient, or 0 without such a bound.
         pub trust_least: f32,
-        /// The length of the direction of rules whose direction does not shrink with the gradient, over the scope: √d, or what the singular
-        /// values of matrices of such a rule make of it.
+        /// Length of the direction over the scope, for rules whose direction does not shrink with the gradient. It is √d, or the length that follows
+        /// from the singular values for rules that need matrices.
         pub direction_length: f32,
-        /// Largest μ in the scope: with the next field it bounds the momentum's norm.
+        /// Largest μ in the scope. With the next field it bounds the momentum's norm.
         pub scope_momentum: f32,
         /// Upper bound on the norm of what one step adds to a momentum buffer: the largest clip among the groups of this scope (for AdamW, its own
-        /// bound); `f32::MAX` if one of them has none. It bounds the momentum's norm, from which the scale of the inner products is chosen.
+        /// bound), or `f32::MAX` if one of them has none. It bounds the momentum's norm, from which the scale of the inner products is chosen.
         pub scope_clip: f32,
         /// Seed of the random bits of [`Rounding::Stochastic`](crate::Rounding::Stochastic).
         pub rounding_seed: u32,
-        /// Largest norm of the gradients of all groups; `f32::MAX` without such a clip.
+        /// Largest norm of the gradients of all groups, or `f32::MAX` without such a clip.
         pub global_clip: f32,
-        /// Standard deviations above the mean of ln n from which on a norm is an outlier; 0 where none is.
+        /// Number of standard deviations above the mean of ln n beyond which a norm is an outlier, or 0 if none is.
         pub outlier_deviations: f32,
-        /// Norms that the mean goes over.
+        /// Number of norms that the mean is taken over.
         pub outlier_window: u32,
     }
 
     /// State of a group from step to step. It is on the device.
     ///
-    /// Numbers that must survive any scale of the loss are held as mantissa in `[1, 2)` and exponent; sums of logarithms are held
-    /// in fixed point (integer part and fraction in units of 2⁻³²), which neither drifts nor depends on how a driver orders
-    /// floating-point operations.
+    /// Numbers that must not overflow at any scale of the loss are stored as a mantissa in `[1, 2)` and an exponent. Sums of logarithms are stored in
+    /// fixed point (integer part and fraction in units of 2⁻³²). They do not drift and do not depend on how a driver orders floating-point
+    /// operations.
     pub struct GroupState {
         /// Steps attempted, low word.
         pub steps_low: u32,
@@ -218,21 +220,21 @@ shared_structs! {
         pub record_slot: u32,
         /// Steps skipped because of a non-finite gradient.
         pub skipped: u32,
-        /// Steps that were not skipped and left the group as it was: it was frozen, had no gradients, or their norm was an outlier.
+        /// Steps that were not skipped but left the group unchanged, because it was frozen, had no gradients, or their norm was an outlier.
         pub left_out: u32,
-        /// Skipped steps in a row that count for a halt, up to the last step; after the halt they go on counting.
+        /// Number of skipped steps in a row that count towards a halt, up to the last step. It continues to count after the halt.
         pub skips_in_row: u32,
-        /// 1 after [`GroupConstants::halt_after`] of them: no step changes anything.
+        /// 1 after training has halted, so that no step changes anything.
         pub halted: u32,
-        /// [`RawRecord::nonfinite`] of the last skip before the halt, or the one that halted.
+        /// [`RawRecord::nonfinite`] of the last skipped step before the halt, or of the step that halted.
         pub last_nonfinite: u32,
         /// [`RawRecord::first_nonfinite`] of the same step.
         pub last_first_nonfinite: u32,
-        /// Steps in a row with an element whose new value was out of range, up to the step before the last one.
+        /// Number of steps in a row with an element whose new value was out of range, up to the step before the last one.
         pub overflows_in_row: u32,
-        /// [`RawRecord::overflow_key`] of the step for which training halted; 0 where it did not, or for another reason.
+        /// [`RawRecord::overflow_key`] of the step for which training halted, or 0 if it did not halt or halted for another reason.
         pub halt_overflow_key: u32,
-        /// Power of two of the scale that the next step's gradients are multiplied by.
+        /// Exponent of the loss scale that the next step's gradients are multiplied by.
         pub loss_scale_exponent: i32,
         /// Steps since a gradient was not finite, or since the scale last grew.
         pub good_steps: u32,
@@ -248,7 +250,7 @@ shared_structs! {
         pub ln_schedule: f32,
         /// ln of the last [`GroupControls::learning_rate_factor`] above 0.
         pub ln_control: f32,
-        /// The trust ratio of the last step with a gradient; 1 without one.
+        /// The trust ratio of the last step with a gradient, or 1 without one.
         pub trust: f32,
         /// ln of the trust ratio.
         pub ln_trust: f32,
@@ -264,15 +266,15 @@ shared_structs! {
         pub mean_square: Scaled,
         /// Mean of n over the non-zero gradients, the last [`MEAN_STEPS`] of them at most.
         pub mean_norm: Scaled,
-        /// Gradients in that mean.
+        /// Number of gradients in `mean_norm`.
         pub mean_steps: u32,
         /// β^k after k non-zero gradients.
         pub smoothing_power: f32,
         /// n̂ of the last non-zero gradient.
         pub smoothed: Scaled,
-        /// Power of two by which the next step's inner products scale the gradient; the same in all groups of a scope.
+        /// Power of two by which the next step's inner products scale the gradient. It is the same in all groups of a scope.
         pub gradient_exponent: i32,
-        /// Power of two by which they scale the momentum; the same in all groups of a scope.
+        /// Power of two by which the inner products scale the momentum. It is the same in all groups of a scope.
         pub direction_exponent: i32,
         /// n of the last non-zero gradient.
         pub last_norm: Scaled,
@@ -280,7 +282,7 @@ shared_structs! {
         pub mean_ln_norm: f32,
         /// Variance of ln n, for outliers.
         pub ln_norm_variance: f32,
-        /// Norms in both.
+        /// Number of norms in the mean and the variance.
         pub ln_norms: u32,
         /// The last step's clip factor.
         pub last_clip: f32,
@@ -316,11 +318,11 @@ shared_structs! {
     pub struct ScopeSums {
         /// Σ g² of the gradient that the regime sees.
         pub square: Squares,
-        /// Σ g² of the gradient without weight decay, where a clip needs it.
+        /// Σ g² of the gradient without weight decay, if a clip needs it.
         pub raw_square: Squares,
         /// Σ w² before the first step.
         pub initial_square: Squares,
-        /// Σ |g| / 2^e, e the state's [`GroupState::gradient_exponent`].
+        /// Σ |g| / 2^e, where e is the state's [`GroupState::gradient_exponent`].
         pub absolute: f32,
         /// ⟨g, q⟩ / 2^e, or ⟨g, m⟩ / 2^(e + e_m).
         pub slow_dot: f32,
@@ -328,17 +330,17 @@ shared_structs! {
         pub fast_dot: f32,
         /// ‖q‖², or ‖m‖² / 2^(2 e_m).
         pub direction_square: f32,
-        /// Elements that are NaN or infinite.
+        /// Number of elements that are NaN or infinite.
         pub nonfinite: u32,
-        /// The first of them, as [`Block::first_element`] counts; `u32::MAX` for none, [`LOSS_ELEMENT`] for the loss.
+        /// Index of the first such element, counted as in [`Block::first_element`]. It is `u32::MAX` for none, and [`LOSS_ELEMENT`] for the loss.
         pub first_nonfinite: u32,
-        /// The loss, where a regime needs it.
+        /// The loss, if a regime needs it.
         pub loss: f32,
     }
 
     /// Parameters of a group's update, written by pass 3 for pass 4.
     pub struct Update {
-        /// One of [`skips`] where the step is skipped, else 0.
+        /// One of [`skips`] if the step is skipped, else 0.
         pub skip: u32,
         /// η of the step.
         pub learning_rate: f32,
@@ -360,7 +362,7 @@ shared_structs! {
         pub momentum: f32,
         /// The share of the old mean or sum of squares in the new one.
         pub square_keep: f32,
-        /// The share of g² in it.
+        /// The share of g² in the new mean or sum of squares.
         pub square_share: f32,
         /// 1/(1 - β₁ᵏ) at the k-th step of AdamW.
         pub first_correction: f32,
@@ -368,22 +370,23 @@ shared_structs! {
         pub second_correction: f32,
         /// ε of AdamW.
         pub epsilon: f32,
-        /// 1 in the first step, before which the parameters were the first ones; with AutoSgd in the first step of an episode.
+        /// 1 in the first step, before which the parameters were the first ones. With AutoSgd it is 1 in the first step of an episode.
         pub first: u32,
-        /// The share of the new parameters in their average, in schedule-free training that of z; 0 until the average starts, and above 0 from
+        /// The share of the new parameters in their average, or of z in schedule-free training. It is 0 until the average starts, and above 0 from
         /// then on.
         pub average_weight: f32,
-        /// The share of what a regime keeps in what it keeps next: of s under Prodigy, of the displacement under Mechanic. 0 elsewhere, as the next.
+        /// Factor of the old value of a regime's memory in the new one: of s under Prodigy, and of the displacement under Mechanic. This field and
+        /// the next are 0 for other regimes.
         pub memory_keep: f32,
-        /// The share of what is added to it: of the gradient under Prodigy, of the parameters, for their decay, under Mechanic.
+        /// Factor of what is added to that memory: of the gradient under Prodigy, and of the parameters, for their decay, under Mechanic.
         pub memory_share: f32,
-        /// The slot where the stream's parameters go, one of [`slots`].
+        /// Slot in which the stream's parameters are stored, one of [`slots`].
         pub put: u32,
-        /// The slot from where the next stream's parameters come, one of [`slots`].
+        /// Slot from which the next stream's parameters are loaded, one of [`slots`].
         pub take: u32,
         /// Key of this step's random bits, for stochastic rounding.
         pub rounding_key: u32,
-        /// Where [`RawRecord::overflow_key`] of the step lies in the ring of records, in words.
+        /// Position of the step's [`RawRecord::overflow_key`] in the ring of records, in words.
         pub overflow_word: u32,
     }
 
@@ -397,9 +400,8 @@ shared_structs! {
         pub group: u32,
         /// Bits of [`record_flags`].
         pub flags: u32,
-        /// Of the first group, for the step of all groups: [`NO_ELEMENT`] minus the index of the first element that pass 4 left as it was,
-        /// because its new value was out of range; 0 for none. Written by pass 4 or 5. After a halt for that reason, that of the step that
-        /// halted.
+        /// [`NO_ELEMENT`] minus the index of the first element that pass 4 left unchanged because its new value was out of range, or 0 for none. The
+        /// record of the first group has it for all groups. Pass 4 or 5 writes it. After a halt for this reason it is that of the step that halted.
         pub overflow_key: u32,
         /// n.
         pub norm: f32,
@@ -409,23 +411,23 @@ shared_structs! {
         pub learning_rate: f32,
         /// ln η.
         pub ln_rate: Fixed,
-        /// What moved ln η, by [`terms`].
+        /// Contributions to the change of ln η, indexed by [`terms`].
         pub terms: [f32; terms::TERMS],
-        /// What the regime says of the step.
+        /// Values of the regime.
         pub regime: RegimeRecord,
-        /// The trust ratio; 1 without one.
+        /// The trust ratio, or 1 without one.
         pub trust_ratio: f32,
         /// min(1, C/n).
         pub clip_factor: f32,
-        /// Non-finite elements, over all groups. After a halt those of the step that halted, and so the next.
+        /// Number of non-finite elements over all groups. After a halt this field and the next are those of the step that halted.
         pub nonfinite: u32,
-        /// The first of them.
+        /// Index of the first non-finite element.
         pub first_nonfinite: u32,
         /// Steps skipped so far, this one included.
         pub skipped: u32,
         /// [`GroupState::skips_in_row`] after the step.
         pub skips_in_row: u32,
-        /// Power of two of the scale of this step's gradients.
+        /// Exponent of the loss scale of this step's gradients.
         pub loss_scale_exponent: i32,
     }
 
@@ -441,17 +443,17 @@ shared_structs! {
 
     /// Blocks whose step sums pass 5 adds up: those of a tensor or of a group.
     pub struct StepUnit {
-        /// The first of its blocks, as [`Block::row`] counts.
+        /// Row of the first block, counted as in [`Block::row`].
         pub first_row: u32,
-        /// Number of blocks, which lie next to each other.
+        /// Number of blocks, which are next to each other.
         pub rows: u32,
-        /// The group it belongs to, or is.
+        /// The group itself, or the group of the tensor.
         pub group: u32,
         /// The tensor that is recorded, or [`NO_TENSOR`] for the norm of a group.
         pub tensor: u32,
     }
 
-    /// One step of one tensor, as pass 5 writes it into a ring of its own. Read it as [`TensorRecord`](crate::TensorRecord).
+    /// One step of one tensor, as pass 5 writes it into a separate ring. Read it as [`TensorRecord`](crate::TensorRecord).
     pub struct RawTensorRecord {
         /// Steps attempted before this one, low word.
         pub step_low: u32,
@@ -459,7 +461,7 @@ shared_structs! {
         pub step_high: u32,
         /// The tensor.
         pub tensor: u32,
-        /// [`record_flags`]: `WRITTEN`; `SKIPPED`; `WAITING` where the norm is not known yet.
+        /// Bits of [`record_flags`]: `WRITTEN`, `SKIPPED`, and `WAITING` if the norm is not known yet.
         pub flags: u32,
         /// ‖w‖ after the step.
         pub parameter_norm: f32,
@@ -497,13 +499,13 @@ shared_structs! {
         pub square_keep: f32,
         /// Share of g² in v: 1-β₂, or 1.
         pub square_share: f32,
-        /// -ln β₁ of rules with a mean of squares; 128 for no bias correction.
+        /// -ln β₁ of rules with a mean of squares, or 128 for no bias correction.
         pub first_decay: f32,
-        /// -ln β₂ of rules with a mean of squares; 128 for no bias correction.
+        /// -ln β₂ of rules with a mean of squares, or 128 for no bias correction.
         pub second_decay: f32,
-        /// ε of rules with a mean of squares; 0 for the other rules.
+        /// ε of rules with a mean of squares, or 0 for the other rules.
         pub epsilon: f32,
-        /// c of rules whose share of g² at the k-th step is k^-c; 0 for the other rules.
+        /// c of rules whose share of g² at the k-th step is k^-c, or 0 for the other rules.
         pub square_fall: f32,
     }
 }
@@ -513,42 +515,42 @@ mod constants {
     super::shared_constants! { ""
         /// The longest memory of [`super::GroupState::mean_norm`], in steps.
         pub const MEAN_STEPS: u32 = 65536;
-        /// A norm counts in [`super::GroupState::mean_norm`] as no more than this many n̂ of the step before.
+        /// Limit of a norm in [`super::GroupState::mean_norm`], in units of n̂ of the step before.
         pub const MEAN_OUTLIER: u32 = 10;
-        /// [`super::ScopeSums::first_nonfinite`] where no element but the loss is not finite: above the index of any element.
+        /// Value of [`super::ScopeSums::first_nonfinite`] if only the loss is not finite. It is above the index of any element.
         pub const LOSS_ELEMENT: u32 = u32::MAX - 1;
-        /// Words of a partial: those of [`super::ScopeSums`] but for the loss.
+        /// Words of a partial: those of [`super::ScopeSums`] except the loss.
         pub const PARTIAL_WORDS: u32 = 12;
-        /// The most scopes that a step in one dispatch has room for (`shaders/whole_step.wgsl`).
+        /// Largest number of scopes of a step in one dispatch (`shaders/whole_step.wgsl`).
         pub const WHOLE_STEP_SCOPES: u32 = 8;
-        /// Factors of all tables of schedules.
+        /// Largest number of factors in the tables of all schedules.
         pub const TABLE_FACTORS: u32 = 4096;
         /// The same in vectors of four.
         pub const TABLE_QUADS: u32 = 1024;
-        /// [`super::StepUnit::tensor`] of a group.
+        /// Value of [`super::StepUnit::tensor`] for a group.
         pub const NO_TENSOR: u32 = u32::MAX;
-        /// The magnitude bits of a float are at least this where it is not finite. Floats are not compared, because WGSL may assume that
-        /// there are no NaNs.
+        /// Smallest magnitude bits of a float that is not finite. The bits are compared instead of the floats, because WGSL may assume that there are
+        /// no NaNs.
         pub const INFINITY_BITS: u32 = 0x7f80_0000;
         /// Words of a [`super::RawRecord`].
         pub const RECORD_WORDS: u32 = 34;
-        /// The word of [`super::RawRecord::overflow_key`] in it.
+        /// The word of [`super::RawRecord::overflow_key`] in a record.
         pub const OVERFLOW_KEY_WORD: u32 = 4;
         /// Rows and columns of a [`super::Tile`].
         pub const MATRIX_TILE: u32 = 64;
         /// Words that each block has at the start of the table of rows (`shaders/rows/table.wgsl`).
         pub const ROW_WORDS: u32 = 4;
-        /// The one of them with the tensor's number of columns.
+        /// The word with the tensor's number of columns.
         pub const COLUMNS_WORD: u32 = 0;
-        /// The one with its number of elements.
+        /// The word with the number of elements.
         pub const ELEMENTS_WORD: u32 = 1;
-        /// The one with the place of its first factor.
+        /// The word with the place of the first factor.
         pub const FACTORS_WORD: u32 = 2;
-        /// The one with the place of its first row's flag.
+        /// The word with the place of the first row's flag.
         pub const FLAGS_WORD: u32 = 3;
         /// All bits of a float but its sign.
         pub const MAGNITUDE_BITS: u32 = 0x7fff_ffff;
-        /// [`super::ScopeSums::first_nonfinite`] of a partial without any.
+        /// Value of [`super::ScopeSums::first_nonfinite`] in a partial without non-finite elements.
         pub const NO_ELEMENT: u32 = u32::MAX;
     }
 }
@@ -565,9 +567,9 @@ pub mod numbers {
         pub const RATE_MIN: f32 = 1e-30;
         /// The largest learning rate a regime may set.
         pub const RATE_MAX: f32 = 1e30;
-        /// The largest rise of `ln η` in one step, and the largest fall of the regimes that say what η is: a factor of ten.
+        /// The largest rise of `ln η` in one step, and the largest fall for the regimes whose formula gives η itself: a factor of ten.
         pub const MAX_CHANGE: f32 = std::f32::consts::LN_10;
-        /// The same as a factor.
+        /// The largest rise of η in one step, as a factor.
         pub const MAX_FACTOR: f32 = 10.0;
         /// The smallest trust ratio.
         pub const TRUST_MIN: f32 = 1e-8;
@@ -575,46 +577,46 @@ pub mod numbers {
         pub const TRUST_MAX: f32 = 1e8;
         /// The smallest factor of a schedule.
         pub const FACTOR_FLOOR: f32 = 1e-6;
-        /// A rise of ln of a schedule's factor below this is rounding.
+        /// A smaller rise of ln of a schedule's factor counts as rounding.
         pub const LEAST_RISE: f32 = 1e-6;
-        /// The largest element of a gradient that rules with a mean of squares take as it is: its square is within f32, with some room.
+        /// The largest element of a gradient that rules with a mean of squares do not clamp. Its square is within the range of f32, with some margin.
         pub const LARGEST_SQUARED: f32 = 1.8e19;
-        /// The largest element of a gradient that rules with factored second moments take as it is: sums of its squares are within f32.
+        /// The largest element of a gradient that rules with factored second moments do not clamp. Sums of its squares are within the range of f32.
         pub const LARGEST_FACTORED: f32 = 1.099_511_6e12;
-        /// The upper part of ln 2: its product with a whole exponent is exact.
+        /// The upper part of ln 2, whose product with an integer exponent is exact.
         pub const LN_2_HIGH: f32 = 0.693_145_75;
         /// The rest of ln 2.
         pub const LN_2_LOW: f32 = 1.428_606_8e-6;
         /// The share of z in the parameters of schedule-free training.
         pub const TOWARDS_BASE: f32 = 0.15;
-        /// 3/17: the average is x = (y - 0.15 z)/0.85 = y + 3/17 (y - z), which is y where z is.
+        /// 3/17. The average is x = (y - 0.15 z)/0.85 = y + 3/17 (y - z), which is y if z is y.
         pub const BEYOND: f32 = 0.176_470_6;
-        /// 2^-40 as bits: squares of smaller magnitudes are added up at another scale.
+        /// 2^-40 as bits. Squares of smaller magnitudes are added up at another scale.
         pub const SMALL_BITS: u32 = 0x2b80_0000;
-        /// 2^40 as bits: squares of larger magnitudes are added up at another scale.
+        /// 2^40 as bits. Squares of larger magnitudes are added up at another scale.
         pub const BIG_BITS: u32 = 0x5380_0000;
-        /// The largest magnitude that a parameter in f32 or a momentum can get. One unit below the largest f32, so that a comparison with it
-        /// tells an infinity also where a compiler assumes that there are none.
+        /// The largest magnitude of a parameter in f32 or of a momentum. It is one unit below the largest f32, so that a comparison with it detects
+        /// an infinity even if a compiler assumes that there are none.
         pub const LARGEST_F32: f32 = 3.402_823_3e38;
-        /// The largest magnitude that a parameter in f16 can get.
+        /// The largest magnitude of a parameter in f16.
         pub const LARGEST_F16: f32 = 65504.0;
-        /// The largest magnitude that a parameter in bf16 can get.
+        /// The largest magnitude of a parameter in bf16.
         pub const LARGEST_BF16: f32 = 3.389_531_4e38;
-        /// The power of two below which the factor of a clip is divided between two numbers, since f32 could not hold it.
+        /// The exponent below which the factor of a clip is divided between two numbers, because f32 could not hold it.
         pub const SMALLEST_CLIP: i32 = -100;
-        /// The standard deviation of ln n counts as no less than this where outliers are looked for.
+        /// The smallest standard deviation of ln n in the search for outliers.
         pub const LEAST_DEVIATION: f32 = 0.01;
-        /// The largest factor of a learning rate, [`RATE_MAX`], as bits. Those of a negative number, an infinity or a NaN are larger.
+        /// The largest factor of a learning rate, [`RATE_MAX`], as bits. The bits of a negative number, an infinity or a NaN are larger.
         pub const LARGEST_FACTOR_BITS: u32 = 0x7149_f2ca;
         /// The largest magnitude of a direction counter.
         pub const COUNTER_LIMIT: f32 = 7.0;
     }
 }
 
-/// Words of a partial, in the order of [`ScopeSums`]. `shaders/reduction/totals.wgsl` says where in the array they lie.
+/// Words of a partial, in the order of [`ScopeSums`]. `shaders/reduction/totals.wgsl` documents their places in the array.
 pub mod partial_words {
     super::shared_constants! { ""
-        /// [`super::ScopeSums::square`], two words as the next two.
+        /// [`super::ScopeSums::square`], which has two words like the next two.
         pub const SQUARE: u32 = 0;
         /// [`super::ScopeSums::raw_square`].
         pub const RAW_SQUARE: u32 = 2;
@@ -635,7 +637,7 @@ pub mod partial_words {
     }
 }
 
-/// What a change of ln η is made of: the index of each contribution in [`RawRecord::terms`]. [`Term`](crate::Term) explains them.
+/// Index of each contribution to the change of ln η in [`RawRecord::terms`]. [`Term`](crate::Term) explains them.
 pub mod terms {
     super::shared_constants! { ""
         /// [`Term::Norm`](crate::Term::Norm).
@@ -675,7 +677,7 @@ pub mod terms {
 /// Bits of [`GroupConstants::flags`].
 pub mod group_flags {
     super::shared_constants! { ""
-        /// The direction is a vector of signs, or as long as one ([`Rule::is_scale_free`](crate::Rule::is_scale_free)): the first rate is the
+        /// The direction is a vector of signs, or as long as one ([`Rule::is_scale_free`](crate::Rule::is_scale_free)), so that the first rate is the
         /// first step's length over √d.
         pub const SIGN_RULE: u32 = 1;
         /// [`super::GroupConstants::initial_rate`] is given.
@@ -684,13 +686,13 @@ pub mod group_flags {
         pub const MOMENTUM_FROM_GRADIENT: u32 = 4;
         /// The alignment is measured against direction counters, so that there is a brake.
         pub const BRAKE: u32 = 8;
-        /// The clip's norm is that of the gradient without weight decay and has sums of its own.
+        /// The clip uses the norm of the gradient without weight decay, which has separate sums.
         pub const RAW_NORM_CLIP: u32 = 16;
-        /// The alignment is measured against y - z of schedule-free training, where y and z begin to differ with the second step.
+        /// The alignment is measured against y - z of schedule-free training. y and z begin to differ with the second step.
         pub const ITERATES: u32 = 32;
         /// The weight decay is coupled.
         pub const COUPLES_DECAY: u32 = 64;
-        /// The gradient of an outlier is clipped to the norm at which outliers begin. Otherwise the step leaves the groups of the norm out.
+        /// The gradient of an outlier is clipped to the norm at which outliers begin. Otherwise the step leaves out the groups with this norm.
         pub const OUTLIER_CLIPS: u32 = 128;
         /// Pass 1 does not run over the group, because nothing uses its sums.
         pub const NOT_MEASURED: u32 = 256;
@@ -702,9 +704,9 @@ pub mod group_flags {
 /// Copies of the parameters that AutoSgd keeps, each as long as the parameters: [`Update::put`] and [`Update::take`].
 pub mod slots {
     super::shared_constants! { ""
-        /// The parameters from before the episode. The two streams whose turn it is not are in 1 and 2.
+        /// The parameters from before the episode. Slots 1 and 2 hold the two streams whose turn it is not.
         pub const START_SLOT: u32 = 0;
-        /// None: the parameters stay with the caller.
+        /// No slot: the parameters stay in the caller's buffer.
         pub const NO_SLOT: u32 = 3;
         /// Number of copies.
         pub const STREAM_SLOTS: u32 = 3;
@@ -726,21 +728,21 @@ pub mod skips {
 /// Values of [`GroupConstants::schedule`].
 pub mod schedule_kinds {
     super::shared_constants! { "SCHEDULE_"
-        /// 1.
+        /// The factor 1.
         pub const CONSTANT: u32 = 0;
-        /// Half a cosine down, as all that follow after a linear warm-up.
+        /// Half a cosine down. This kind and the following ones come after a linear warm-up unless they say otherwise.
         pub const COSINE: u32 = 1;
         /// The inverse square root.
         pub const INVERSE_SQRT: u32 = 2;
-        /// A fall every so many steps.
+        /// A fall after every fixed number of steps.
         pub const STEP: u32 = 3;
         /// Half a cosine up in place of the warm-up, half a cosine down.
         pub const ONE_CYCLE: u32 = 4;
-        /// 1.
+        /// The factor 1 after the warm-up.
         pub const LEVEL: u32 = 5;
-        /// A power of what is left of the fall.
+        /// A power of the part of the fall that is left.
         pub const POLYNOMIAL: u32 = 6;
-        /// Half cosines one after the other.
+        /// Consecutive half cosines.
         pub const RESTARTS: u32 = 7;
         /// 1 - √x.
         pub const ONE_MINUS_SQRT: u32 = 8;
@@ -774,21 +776,21 @@ pub mod record_flags {
         pub const SKIPPED: u32 = 4;
         /// The gradient was scaled down to the clip norm.
         pub const CLIPPED: u32 = 8;
-        /// The change of ln η was clamped: to ±ln 10, that of Seesaw, NormRatio and Hypergradient from above only.
+        /// The change of ln η was clamped to ±ln 10. Seesaw, NormRatio and Hypergradient clamp only a rise.
         pub const CLAMPED_CHANGE: u32 = 16;
         /// η was clamped to `[1e-30, 1e30]`.
         pub const CLAMPED_RATE: u32 = 32;
-        /// No learning rate yet: every gradient so far was zero or not finite.
+        /// The learning rate is 0: every gradient so far was zero or not finite, or the caller has set the factor to 0.
         pub const WAITING: u32 = 64;
         /// The loss was not finite.
         pub const NONFINITE_LOSS: u32 = 256;
-        /// No step changes anything since too many in a row were skipped.
+        /// Training has halted, so that no step changes anything.
         pub const HALTED: u32 = 512;
-        /// The loss scale of the next step is another.
+        /// The loss scale changes for the next step.
         pub const SCALE_CHANGED: u32 = 1024;
         /// The stream is lost: it had moved, and then its loss or gradient was not finite.
         pub const STREAM_LOST: u32 = 2048;
-        /// An episode of AutoSgd ends with this step: the caller has the winner's parameters.
+        /// An episode of AutoSgd ends with this step, and the caller's buffer holds the winner's parameters.
         pub const EPISODE_ENDS: u32 = 4096;
         /// The group is frozen.
         pub const FROZEN: u32 = 8192;
@@ -798,7 +800,7 @@ pub mod record_flags {
         pub const OUTLIER: u32 = 32768;
         /// The gradients were not measured.
         pub const UNMEASURED: u32 = 65536;
-        /// Set in every record, so that a ring that was never written is told from one that was.
+        /// Set in every record, to distinguish it from a slot of the ring that was never written.
         pub const WRITTEN: u32 = 128;
     }
 }
@@ -811,24 +813,24 @@ const _: () = {
 };
 
 impl Squares {
-    /// The sum as one number. f64 holds it without loss.
+    /// Returns the sum as one number, which f64 holds without loss.
     pub fn value(self) -> f64 {
         f64::from(self.sum) * f64::from(2 * self.exponent).exp2()
     }
 }
 
-/// The sums of no elements.
+/// Returns the sums over no elements.
 pub(crate) fn no_totals() -> ScopeSums {
     ScopeSums { first_nonfinite: NO_ELEMENT, ..ScopeSums::default() }
 }
 
-/// The factor that divides out a loss scale of 2^exponent, at most 2^126.
+/// Returns the factor that divides out a loss scale of 2^exponent, at most 2^126.
 pub(crate) fn unscale(exponent: i32) -> f32 {
     f32::from_bits(((127 - exponent) as u32) << 23)
 }
 
 impl GroupState {
-    /// The state before the first step. Where the caller gave a rate it holds from the start.
+    /// Returns the state before the first step. A rate that the caller gave applies from the start.
     pub(crate) fn initial(constants: &GroupConstants, regime: RegimeState) -> Self {
         let mut state = GroupState {
             smoothing_power: 1.0,

@@ -20,7 +20,7 @@
 //! parameters, momentum, direction memory ◀─▶ update_parameters ◀─ gradients ◀──────┘
 //! ```
 //!
-//! Controllers stand beside an optimizer and set its rate or its decay: [`WatchdogConfig`], [`BiLevelConfig`].
+//! Controllers set the learning rate or the weight decay of an optimizer from outside: [`WatchdogConfig`], [`BiLevelConfig`].
 //!
 //! Several ranks can share one optimizer and exchange their sums after the second pass ([`ShardSums`]).
 //!
@@ -145,8 +145,8 @@ pub use zeroth_order::ZerothOrderBuilder;
 pub use zeroth_order::method::ZerothOrderMethod;
 pub use zeroth_order::record::{ZerothOrderRecord, ZerothOrderRecords};
 
-/// Kernels, their bindings and the numbers that cross to them, for the tests and tools of this repository. Nothing here, and no other hidden
-/// item of this crate, is part of its interface: it changes without notice in any version.
+/// Kernels, their bindings and the data that is passed to them, for the tests and tools of this repository. Nothing here, and no other hidden item of
+/// this crate, is part of its public interface. It may change without notice in any version.
 #[doc(hidden)]
 pub mod internals {
     pub use crate::cpu::values::{Slice, SliceMut};
@@ -172,7 +172,7 @@ pub mod internals {
         use crate::layout::GroupConstants;
         use crate::schedule::Schedule;
 
-        /// Returns the constants of a group with this schedule, as far as they are the schedule's. A table begins at factor 0.
+        /// Returns the constants of a group in which only those of this schedule are set. A table begins at factor 0.
         pub fn constants(schedule: &Schedule) -> GroupConstants {
             let mut constants = bytemuck::Zeroable::zeroed();
             schedule.write_to(&mut constants);
@@ -189,7 +189,7 @@ pub mod internals {
     }
 }
 
-// Their types are part of the public interface.
+// Types of these crates are part of the public interface.
 pub use bytemuck;
 pub use half;
 #[cfg(feature = "gpu")]
@@ -200,7 +200,7 @@ pub use wgpu;
 #[doc = include_str!("../README.md")]
 struct Readme;
 
-/// What is moved between threads or shared by them must remain so. In a browser wgpu's types stay on their thread.
+/// Types that must remain `Send` and `Sync`. In a browser wgpu's types stay on their thread.
 #[cfg(not(target_arch = "wasm32"))]
 const _: fn() = || {
     fn shared<T: Send + Sync>() {}

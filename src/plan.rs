@@ -1,10 +1,10 @@
-//! The plan that `build` makes once: scopes, windows, blocks, offsets. Both paths follow the same plan.
+//! Plan of an optimizer, which `build` makes once: scopes, windows, blocks, offsets. Both paths follow the same plan.
 //!
-//! - A **scope** is what one norm is taken over: a group, or several that share their norm.
-//! - A **block** is a stretch of elements that one workgroup walks; the list of blocks is the segment table that makes many
-//!   tensors cost like one.
-//! - A **window** is one dispatch of passes 1 and 4: blocks of one kernel whose parameters, and whose gradients, lie within one
-//!   binding.
+//! - A **scope** is a set of groups over which one norm is computed: one group, or several that share their norm.
+//! - A **block** is a contiguous range of elements that one workgroup processes. The list of blocks is the segment table,
+//!   with which many tensors cost as much as one.
+//! - A **window** is one dispatch of passes 1 and 4. It consists of blocks of one kernel whose parameters lie within one
+//!   binding, and whose gradients do too.
 
 use std::sync::Arc;
 
@@ -27,10 +27,10 @@ use scopes::{Extent, constants_of, kernel_of, number_rows, scopes_of, units_of};
 pub(crate) use windows::{Region, Stretch, Unplaced, Window};
 use windows::{Span, Windows};
 
-/// Elements that one lane operation of a kernel handles.
+/// Number of elements that one lane operation of a kernel handles.
 pub(crate) const QUAD: u32 = 4;
 
-/// Location of a tensor. Buffers are numbered by the caller of [`Plan::new`]; offsets and lengths are in elements.
+/// Location of a tensor. Buffers are numbered by the caller of [`Plan::new`]. Offsets and lengths are in elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Place {
     pub(crate) params: Element,
@@ -42,44 +42,44 @@ pub(crate) struct Place {
     pub(crate) elements: u64,
 }
 
-/// Sizes by which blocks are cut, from the tuning and the device's limits.
+/// Sizes that determine how blocks are cut, from the tuning and the device's limits.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Geometry {
-    /// Elements of a full block; a multiple of 4.
+    /// Number of elements of a full block, a multiple of 4.
     pub(crate) block_elements: u32,
-    /// Partials each block leaves.
+    /// Number of partials that each block writes.
     pub(crate) partials_per_block: u32,
-    /// Elements one binding can hold.
+    /// Largest number of elements of one binding.
     pub(crate) binding_elements: u64,
-    /// Alignment of a binding's start, in elements; a multiple of 4.
+    /// Alignment of a binding's start in elements, a multiple of 4.
     pub(crate) binding_alignment: u64,
-    /// Workgroups one dispatch can have.
+    /// Largest number of workgroups of one dispatch.
     pub(crate) dispatch_blocks: u32,
-    /// Partials that pass 2 can add up for one scope.
+    /// Largest number of partials that pass 2 can add up for one scope.
     pub(crate) scope_partials: u64,
-    /// True if parameters and gradients can be loaded four at a time only where both start at a multiple of four.
+    /// True if parameters and gradients can be loaded four at a time only if both start at a multiple of four.
     pub(crate) quads_need_alignment: bool,
     /// True if tensors may move to other buffers. Memory, blocks and kernels then do not depend on where they are.
     pub(crate) movable: bool,
     /// True if tensors of a group that lie next to each other may share blocks.
     pub(crate) joins: bool,
-    /// True if elements that must be loaded one by one bring all others to be loaded so too, and into the same window.
+    /// True if all elements are loaded one by one, and in the same window, as soon as some of them must be.
     pub(crate) one_access: bool,
 }
 
-/// A tensor's name and where its elements are counted from.
+/// Name, group, position and shape of a tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TensorInfo {
-    /// Its name.
+    /// Name of the tensor.
     pub name: String,
-    /// The index of its group.
+    /// Index of the tensor's group.
     pub group: usize,
-    /// Its first element among all elements of the optimizer, in the order of declaration.
+    /// Index of the tensor's first element among all elements of the optimizer, in the order of declaration.
     pub first_element: u64,
-    /// Its length in elements.
+    /// Number of elements.
     pub elements: u64,
-    /// The lengths of its dimensions, outermost first; empty for a tensor without a shape.
+    /// Lengths of the dimensions, outermost first. It is empty for a tensor without a shape.
     pub shape: Vec<usize>,
 }
 
@@ -106,7 +106,7 @@ pub(crate) struct Plan {
     pub(crate) kernels: Vec<Kernel>,
     pub(crate) scopes: Vec<ScopeTable>,
     pub(crate) windows: Vec<Window>,
-    /// What `windows` are cut from, where tensors may move to other buffers.
+    /// Windows without places, from which `windows` are cut. `None` if tensors cannot move to other buffers.
     pub(crate) unplaced: Option<Box<Unplaced>>,
     pub(crate) tensors: Vec<TensorInfo>,
     /// Location of each tensor.
@@ -115,36 +115,36 @@ pub(crate) struct Plan {
     pub(crate) partials: u32,
     /// Units that pass 5 adds up: tensors with telemetry, then groups with a trust ratio.
     pub(crate) units: Vec<StepUnit>,
-    /// Which of the parameters these are, where other ranks have the rest.
+    /// Shard that this rank has, if other ranks have the remaining parameters.
     pub(crate) shard: Option<Shard>,
 }
 
 /// Location of an element that pass 3 has reported.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Location {
-    /// Tensor of the element, and its index there; `None` if another rank has it.
+    /// Tensor of the element, and the element's index in it. `None` if another rank has the element.
     pub(crate) tensor: Option<(usize, u64)>,
-    /// The rank that has it, and its index there, where there are ranks.
+    /// Rank that has the element, and the element's index on that rank. `None` without ranks.
     pub(crate) rank: Option<(u32, u64)>,
 }
 
 /// Gradient accumulation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Accumulation {
-    /// Gradients that the caller adds up in one.
+    /// Number of gradients that the caller adds up for one step.
     pub(crate) micro_batches: u32,
     /// True if pass 4 sets the gradients to zero.
     pub(crate) clears: bool,
 }
 
 impl Plan {
-    /// The groups' states before the first step.
+    /// Returns the groups' states before the first step.
     pub(crate) fn first_states(&self) -> Vec<GroupState> {
         let groups = self.groups.iter().zip(&self.configs);
         groups.map(|(group, config)| GroupState::initial(group, config.regime.regime().first_state())).collect()
     }
 
-    /// Decides everything. Tensor places are checked for length and overlap elsewhere ([`check_overlaps`]).
+    /// Makes the plan. The lengths and overlaps of tensors are checked elsewhere ([`check_overlaps`]).
     pub(crate) fn new(
         groups: Vec<ResolvedGroup<Place>>,
         safeguards: Safeguards,
@@ -211,7 +211,8 @@ impl Plan {
                 let rows = Shape::of(&shape).filter(|_| kernels[index].has_rows());
                 tensors.push(TensorInfo { name, group: index, first_element, elements: place.elements, shape });
                 places.push(place);
-                // What is recorded tensor by tensor is cut at their boundaries, and so is what passes work on as a whole.
+                // Blocks are cut at the boundaries of tensors that are recorded one by one, or that passes process as a
+                // whole.
                 let joins = !group.config.telemetry && geometry.joins && work.is_none() && rows.is_none();
                 match spans.last_mut() {
                     Some(span) if joins && span.continues_with(&place, kernels[index].block_multiple()) => {
@@ -285,7 +286,7 @@ impl Plan {
         self.shard = rank_of_ranks.map(|(rank, ranks)| Shard::new(rank, ranks, &self));
         if let Some((rank, _)) = rank_of_ranks {
             for group in &mut self.groups {
-                // Other ranks do not hear of it, and all must halt together.
+                // Other ranks do not know about this rank's overflows, and all ranks must halt together.
                 group.halt_after_overflows = 0;
                 group.rounding_seed = element::seed_of_rank(group.rounding_seed, rank);
             }
@@ -293,12 +294,12 @@ impl Plan {
         self
     }
 
-    /// Returns the windows as they would be with the tensors in these places, or `None` where tensors do not move.
+    /// Returns the windows as they would be with the tensors in these places, or `None` if tensors cannot move.
     pub(crate) fn windows_at(&self, places: &[Place]) -> Option<Vec<Window>> {
         self.unplaced.as_ref().map(|unplaced| unplaced.place(&self.tensors, places))
     }
 
-    /// Returns the windows that have memory of their own. [`Window::memory`] is an index into them.
+    /// Returns the windows that own memory. [`Window::memory`] is an index into them.
     pub(crate) fn memory_windows(&self) -> &[Window] {
         self.unplaced.as_ref().map_or(&self.windows, |unplaced| &unplaced.windows)
     }
@@ -322,7 +323,7 @@ impl Plan {
         Location { tensor: here.and_then(|(_, element)| self.locate_here(element)), rank }
     }
 
-    /// The tensor that an element belongs to, and the element's index in it.
+    /// Returns the tensor that an element belongs to, and the element's index in it.
     pub(crate) fn locate_here(&self, element: u64) -> Option<(usize, u64)> {
         let after = self.tensors.partition_point(|tensor| tensor.first_element <= element);
         // Empty tensors share their first element with the one that follows them.

@@ -211,8 +211,9 @@ impl Flags {
     pub fn nonfinite_loss(self) -> bool {
         self.0 & record_flags::NONFINITE_LOSS != 0
     }
-    /// Returns true if training has halted because too many steps in a row were skipped. No step changes anything until
-    /// [`resume`](crate::Optimizer::resume) is called. See [`NonFinitePolicy::Error`](crate::NonFinitePolicy::Error).
+    /// Returns true if training has halted because too many steps in a row were skipped, or left elements whose new
+    /// value was out of range. No step changes anything until [`resume`](crate::Optimizer::resume) is called. See
+    /// [`NonFinitePolicy::Error`](crate::NonFinitePolicy::Error).
     pub fn halted(self) -> bool {
         self.0 & record_flags::HALTED != 0
     }

@@ -172,8 +172,8 @@ pub trait RegimeReference: std::panic::UnwindSafe + std::panic::RefUnwindSafe {
     /// Computes the rate of a step.
     fn follow(&mut self, step: &RegimeStep) -> Rate;
 
-    /// Returns the magnitude of the terms whose difference is the last wanted rate. Its rounding errors are judged by
-    /// it. It is 0 if the rate is not a difference.
+    /// Returns the magnitude of the terms whose difference is the last wanted rate. The rounding errors of the rate are
+    /// measured relative to it. It is 0 if the rate is not a difference.
     fn rate_size(&self) -> f64 {
         0.0
     }

@@ -461,7 +461,7 @@ impl Regime {
     /// - DoG and DoWG assume that the direction is as long as the gradient. Momentum makes it many times longer, so
     ///   that the distance and the rate grow without bound. AdamW's direction does not grow, and works.
     /// - Polyak fails with [`Rule::Sgdm`] for the same reason. Rules whose direction does not grow with the momentum work.
-    /// - BarzilaiBorwein assumes that the step is along the gradient; with momentum it is not.
+    /// - BarzilaiBorwein assumes that the step is along the gradient, which is not the case with momentum.
     ///
     /// Regimes that compare gradients of different mini-batches may fail because of that. It depends on the data and is
     /// not reported.

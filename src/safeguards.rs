@@ -4,56 +4,56 @@ use crate::error::{Error, require};
 use crate::group::GroupConfig;
 use crate::layout::{GroupConstants, group_flags};
 
-/// Policy for steps whose gradient or loss is not finite. Unless it is [`Unchecked`](NonFinitePolicy::Unchecked), such a step is skipped:
-/// parameters, momentum and the regime's state keep their bits, and the record names the tensor and the element. The policy says what happens
-/// then.
+/// Policy for steps whose gradient or loss is not finite. Every policy except [`Unchecked`](NonFinitePolicy::Unchecked) skips such a step:
+/// parameters, momentum and the regime's state keep their bits, and the record names the tensor and the element. The policy determines what happens
+/// afterwards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[cfg_attr(feature = "checkpoint", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub enum NonFinitePolicy {
-    /// Training goes on, however many steps are skipped.
+    /// Training continues after any number of skipped steps.
     #[default]
     Skip,
-    /// Training halts after `after` skipped steps in a row: nothing changes any more, and the caller gets
-    /// [`ErrorKind::Halted`](crate::ErrorKind::Halted), as from `optax.apply_if_finite(max_consecutive_errors)` or DeepSpeed at its smallest
-    /// loss scale.
+    /// Training halts after `after` skipped steps in a row. From then on no step changes anything, and the caller gets
+    /// [`ErrorKind::Halted`](crate::ErrorKind::Halted). Compare `optax.apply_if_finite(max_consecutive_errors)`, and DeepSpeed at its smallest loss
+    /// scale.
     ///
-    /// The device counts by itself; no step waits for the host. All steps that follow the halt, recorded or not, are skipped, whatever
-    /// their gradients, and [`Flags::halted`](crate::Flags::halted) marks their records. The host learns of it from the records: from
-    /// [`drain_records`](crate::Optimizer::drain_records), [`try_drain_records`](crate::Optimizer::try_drain_records) and the steps of
-    /// a [`CpuOptimizer`](crate::CpuOptimizer). [`resume`](crate::Optimizer::resume) lets training go on.
+    /// The device counts the steps, so that no step waits for the host. All steps after the halt are skipped, including steps that were already
+    /// recorded and steps whose gradients are finite. [`Flags::halted`](crate::Flags::halted) marks their records. The host gets the error from
+    /// [`drain_records`](crate::Optimizer::drain_records), [`try_drain_records`](crate::Optimizer::try_drain_records) and the steps of a
+    /// [`CpuOptimizer`](crate::CpuOptimizer). [`resume`](crate::Optimizer::resume) continues training.
     ///
-    /// Steps in which an element kept its value because the new one was out of range ([`Record::overflow`](crate::Record::overflow)) are
-    /// counted in the same way, in a count of their own: after `after` of them in a row training halts, except over several ranks, which do
-    /// not hear of each other's elements.
+    /// Steps in which an element kept its value because the new value was out of range ([`Record::overflow`](crate::Record::overflow)) have a
+    /// separate count. Training also halts after `after` such steps in a row, except over several ranks, because a rank does not know about the
+    /// elements of the other ranks.
     ///
-    /// With a [`LossScaler`] a skipped step counts only if the scale was at its smallest already. Before that, the scale is taken to be the cause
-    /// and is halved.
+    /// With a [`LossScaler`] a skipped step counts only if the scale was already at its smallest value. Otherwise the scale is assumed to be the
+    /// cause and is halved.
     Error {
         /// Number of skipped steps in a row, at least 1.
         after: u32,
     },
-    /// Gradients are not looked at where nothing else needs their norm, as in `torch.optim`: a step then reads every gradient once. For SGD in
-    /// f32 it moves 12 bytes per parameter instead of 16, with momentum 20 instead of 24, for AdamW 28 instead of 32.
+    /// Gradients are not checked unless their norm is needed for something else, as in `torch.optim`. A step then reads every gradient only once. In
+    /// f32 it moves 12 bytes per parameter instead of 16 for SGD, 20 instead of 24 with momentum, and 28 instead of 32 for AdamW.
     ///
-    /// This concerns groups with [`Regime::fixed`](crate::Regime::fixed), with or without a schedule, that have neither a clip by norm nor a
-    /// trust ratio, and share their norm with no other kind of group. All other groups, and all groups of an optimizer with a global clip,
-    /// [`NormOutliers`] or a [`LossScaler`], are measured as with [`Skip`](NonFinitePolicy::Skip), and elements of theirs that are not finite
-    /// skip the step of all groups.
+    /// This applies to groups with [`Regime::fixed`](crate::Regime::fixed), with or without a schedule, that have neither a clip by norm nor a trust
+    /// ratio and share their norm only with groups of the same kind. All other groups are measured as with [`Skip`](NonFinitePolicy::Skip), and so
+    /// are all groups of an optimizer with a global clip, [`NormOutliers`] or a [`LossScaler`]. A gradient element of a measured group that is not
+    /// finite skips the step of all groups.
     ///
-    /// For a group that is not measured
-    /// - the record has NaN as its norms and says [`unmeasured`](crate::Flags::unmeasured);
-    /// - an element whose gradient is NaN or infinite is not guarded: with momentum or averages the damage may last. Rules with second moments
-    ///   clamp gradients to 1.8e19, and a device may take a NaN for that: the element takes one step of ordinary length, without a report, and
-    ///   hardly moves until its second moment has fallen. A parameter whose new value
-    ///   would be infinite or NaN usually keeps the old one, and [`Record::overflow`](crate::Record::overflow) reports it, but a driver that
-    ///   compiles arithmetic as if there were no such numbers may store it;
+    /// For a group that is not measured:
+    /// - The record's norms are NaN, and its flag [`unmeasured`](crate::Flags::unmeasured) is set.
+    /// - Elements with a NaN or infinite gradient are not protected. With momentum or averages the damage may last. Rules with second moments clamp
+    ///   gradients to 1.8e19, and a device may treat a NaN as this limit. The element then takes one step of ordinary length, which is not reported,
+    ///   and hardly moves until its second moment has fallen. A parameter whose new value would be infinite or NaN usually keeps the old one, and
+    ///   [`Record::overflow`](crate::Record::overflow) reports it. A driver that compiles arithmetic on the assumption that such values do not occur
+    ///   may store the new value.
     /// - [`Controls::clip_norm`](crate::Controls::clip_norm) cannot be set.
     Unchecked,
 }
 
 impl NonFinitePolicy {
-    /// Number of skipped steps in a row that halt training; 0 for never.
+    /// Returns the number of skipped steps in a row after which training halts, or 0 for never.
     pub(crate) fn halt_after(self) -> u32 {
         match self {
             NonFinitePolicy::Skip | NonFinitePolicy::Unchecked => 0,
@@ -72,16 +72,16 @@ impl NonFinitePolicy {
     }
 }
 
-/// Treatment of steps whose gradient norm is an outlier: a finite norm far above those of the steps before. The device decides, without a
-/// readback, and [`Flags::outlier`](crate::Flags::outlier) tells of it.
+/// Treatment of steps whose gradient norm is an outlier, which is a finite norm far above those of the previous steps. The device decides without a
+/// readback, and [`Flags::outlier`](crate::Flags::outlier) reports it.
 ///
-/// A norm n is an outlier if ln n is more than `deviations` standard deviations above its mean, over about the last `window` steps. (Mean and
-/// variance are exponential moving averages that begin as plain ones.) The logarithm is taken because norms vary by factors, and so that the
-/// scale of the loss does not matter. The standard deviation counts as 0.01 at least. Nothing is judged before `window` norms were seen. An outlier
-/// enters the mean as the norm at which outliers begin, so that a lasting change is followed after some steps.
+/// A norm n is an outlier if ln n is more than `deviations` standard deviations above its mean over about the last `window` steps. (Mean and variance
+/// are exponential moving averages that begin as plain averages.) The logarithm is used because norms vary by factors, and because the scale of the
+/// loss then does not matter. The standard deviation counts as at least 0.01. No norm is an outlier before `window` norms have been measured. An
+/// outlier enters the mean as the norm at which outliers begin, so that the mean follows a lasting change after some steps.
 ///
-/// The norm is that which the group's regime sees: of the group, or of all groups that [share](crate::Group::share_norm) it. A step leaves out
-/// only the groups of that norm, so that for a decision about the whole model the norm is to be global
+/// The norm is the one that the group's regime uses: the norm of the group, or of all groups that [share](crate::Group::share_norm) it. A step leaves
+/// out only the groups with this norm. For a decision about the whole model, use a global norm
 /// ([`global_norm`](crate::OptimizerBuilder::global_norm)).
 ///
 /// Compare llm.c's outlier detector and OLMo-core's `SkipStepOptimizer`, which skip, and ZClip (Kumar et al. 2025, arXiv:2504.02507), which
@@ -90,8 +90,7 @@ impl NonFinitePolicy {
 #[cfg_attr(feature = "checkpoint", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub enum NormOutliers {
-    /// Leaves the groups of the norm as they are, momentum and the regime's state included. The step does not count for
-    /// [`NonFinitePolicy::Error`].
+    /// Leaves the groups with this norm unchanged, including momentum and the regime's state. The step does not count for [`NonFinitePolicy::Error`].
     Skip {
         /// Standard deviations above the mean, above 0. llm.c and OLMo use 3 to 6.
         deviations: f32,
@@ -126,13 +125,13 @@ impl NormOutliers {
 /// gradients that pass through 16-bit numbers from underflowing.
 ///
 /// The caller's kernels multiply the loss (or the gradient of the loss by the outputs) by the f32 in
-/// [`Optimizer::loss_scale`](crate::Optimizer::loss_scale), so that all gradients arrive multiplied by it. The step divides it out:
-/// rule, regime, clip, decay and record see the true gradient. A step whose gradient is not finite is skipped and halves the scale; after
-/// `growth_interval` good steps in a row it doubles. Both happen in order on the device, so that the next gradients are made with the
-/// scale that will be divided out of them, also within one submit.
+/// [`Optimizer::loss_scale`](crate::Optimizer::loss_scale), so that all gradients arrive multiplied by it. The step divides it out: rule, regime,
+/// clip, decay and record see the true gradient. A step whose gradient is not finite is skipped and halves the scale. After `growth_interval` good
+/// steps in a row the scale doubles. Both happen in order on the device, so that the next gradients are computed with the scale that will be divided
+/// out of them, even within one submission.
 ///
-/// Scales are powers of two, so that dividing them out is exact: with any scale the parameters have the same bits as without one, as long
-/// as no true gradient is too small for a normal f32 (2⁻¹²⁶). The norm is right even then.
+/// Scales are powers of two, so that dividing them out is exact: with any scale the parameters have the same bits as without one, unless a true
+/// gradient is too small for a normal f32 (2⁻¹²⁶). The norm is correct even then.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[cfg_attr(feature = "checkpoint", derive(serde::Serialize, serde::Deserialize))]
 pub struct LossScaler {
@@ -186,7 +185,7 @@ impl LossScaler {
     }
 }
 
-/// 2^126: its inverse is the smallest normal f32.
+/// 2^126, whose inverse is the smallest normal f32.
 const MAX_SCALE: f32 = 8.507_059e37;
 const MANTISSA_BITS: u32 = 0x007f_ffff;
 
@@ -209,12 +208,12 @@ impl Safeguards {
         GroupConfig::check_clip(self.global_clip_norm.unwrap_or(f32::INFINITY), || "global clip".to_owned())
     }
 
-    /// The largest norm of the gradients of all groups; `f32::MAX` for none.
+    /// Returns the largest norm of the gradients of all groups, or `f32::MAX` without such a clip.
     pub(crate) fn global_clip(&self) -> f32 {
         self.global_clip_norm.unwrap_or(f32::MAX).min(f32::MAX)
     }
 
-    /// Returns true if gradients are measured whether or not their group needs it.
+    /// Returns true if the gradients of all groups are measured, even if a group does not need it.
     pub(crate) fn measures_every_group(&self) -> bool {
         let clips = self.global_clip() < f32::MAX;
         self.nonfinite != NonFinitePolicy::Unchecked
@@ -243,7 +242,7 @@ impl Safeguards {
     }
 }
 
-/// e of 2^e.
+/// Returns e of a scale 2^e.
 fn exponent_of(scale: f32) -> i32 {
     (scale.to_bits() >> 23) as i32 - 127
 }

@@ -29,7 +29,7 @@ use crate::layout::{GroupConstants, GroupState, Scaled, ScopeSums, group_flags};
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[cfg_attr(feature = "checkpoint", derive(serde::Serialize, serde::Deserialize))]
 pub struct TrustRatio {
-    /// Coefficient, above 0. LARS uses 0.001 with rates above 1; `optax` uses 1.
+    /// Coefficient, above 0. LARS uses 0.001 with rates above 1, and `optax` uses 1.
     pub coefficient: f32,
     /// Smallest value of coefficient times ratio, from 1e-8 to 1e8, or `None`. It also applies if the parameters are 0.
     ///

@@ -1,4 +1,4 @@
-//! Optimizers without gradients (zeroth order): their description, and what both paths are built from.
+//! Optimizers without gradients (zeroth order): their description, and the plan from which both paths are built.
 
 pub(crate) mod method;
 pub(crate) mod record;
@@ -97,24 +97,24 @@ impl<T> ZerothOrderBuilder<T> {
         self
     }
 
-    /// Sets the weight decay λ, `w ← w - η λ w`. The default is 0. It leaves tensors of one dimension out, since the
-    /// authors' codes leave biases and the gains of normalisation layers out by their names. A tensor without a shape
-    /// is decayed by MeZO, and not by LOZO, which takes it for a vector.
+    /// Sets the weight decay λ, `w ← w - η λ w`. The default is 0. It does not apply to tensors of one dimension,
+    /// because the authors' codes exclude biases and the gains of normalisation layers by their names. A tensor without
+    /// a shape is decayed by MeZO but not by LOZO, which treats it as a vector.
     pub fn weight_decay(mut self, lambda: f32) -> Self {
         self.weight_decay = lambda;
         self
     }
 
-    /// Adds a tensor without a shape: its parameters, in f32. The length may be 0. LOZO takes it for a vector.
+    /// Adds a tensor without a shape: its parameters, in f32. The length may be 0. LOZO treats the tensor as a vector.
     ///
-    /// On the device this is a [`wgpu::BufferSlice`], on the CPU a slice, vector or array, of which only the length is
-    /// kept.
+    /// On the device `params` is a [`wgpu::BufferSlice`]. On the CPU it is a slice, vector or array, of which only the
+    /// length is kept.
     pub fn tensor<P: TensorSlice<Tensor = T>>(self, name: impl Into<String>, params: P) -> Self {
         self.shaped_tensor(name, &[], params)
     }
 
-    /// Adds a tensor with the lengths of its dimensions, outermost first, as [`Group::shaped_tensor`] does. LOZO takes
-    /// the first dimension for the rows of a matrix and the product of the others for its columns. A tensor of one
+    /// Adds a tensor with the lengths of its dimensions, outermost first, as [`Group::shaped_tensor`] does. LOZO uses
+    /// the first dimension as the rows of a matrix and the product of the others as its columns. A tensor of one
     /// dimension is a vector.
     pub fn shaped_tensor<P: TensorSlice<Tensor = T>>(
         mut self,
@@ -195,7 +195,7 @@ impl<T> ZerothOrderBuilder<T> {
     }
 }
 
-/// What both paths are built from.
+/// Plan and tables from which both paths are built.
 pub(crate) struct Planned {
     pub(crate) plan: Plan,
     pub(crate) tables: Tables,
@@ -204,7 +204,7 @@ pub(crate) struct Planned {
     pub(crate) needs_initial_norm: bool,
 }
 
-/// Where a step stands.
+/// Stage of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stage {
     /// The parameters are w.
@@ -216,7 +216,7 @@ pub(crate) enum Stage {
 }
 
 impl Stage {
-    /// Moves on to the next stage, if this call is the one that leads there.
+    /// Advances to the next stage. Returns an error unless `call` leads to it.
     pub(crate) fn go_on(&mut self, call: &'static str, calls: [&'static str; 3]) -> Result<(), Error> {
         let way_out = match self {
             Stage::Ready => "a step begins with perturb, which is followed by reverse and by step",

@@ -1,5 +1,5 @@
-// A step of weight decay and learning-rate factor down the gradient of a validation loss: the sign of an inner product says whether to raise
-// or to lower them.
+// A step of weight decay and learning-rate factor down the gradient of a validation loss: the sign of an inner product decides whether they
+// are raised or lowered.
 //
 // Reads:  rows (of partial sums), constants.
 // Writes: groups (their controls), told.
@@ -15,8 +15,8 @@ import package::layout::{BiLevelConstants, BiLevelState, GroupConstants, INFINIT
 @group(0) @binding(2) var<storage, read_write> groups: array<GroupConstants>;
 @group(0) @binding(3) var<storage, read_write> told: array<BiLevelState>;
 
-// The value times the first factor where the slope is below 0, and times the second where it is above. A slope that is 0 or not finite changes nothing,
-// and a value of 0 stays.
+// Returns the value times the first factor if the slope is below 0, and times the second factor if it is above 0. A slope that is 0 or not
+// finite changes nothing, and a value of 0 stays 0.
 fn stepped(value: f32, slope: f32, bounds: vec2<f32>, factors: vec2<f32>) -> f32 {
     if value == 0.0 || slope == 0.0 || (bitcast<u32>(slope) & MAGNITUDE_BITS) >= INFINITY_BITS {
         return value;
@@ -33,7 +33,7 @@ fn bi_level(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocati
     }
     var decay = groups[workgroup.x].controls.weight_decay;
     var factor = groups[workgroup.x].controls.learning_rate_factor;
-    // More decay moves the parameters against themselves, and a larger rate along the step.
+    // More decay moves the parameters towards 0, and a larger rate moves them along the step.
     decay = stepped(decay, total.x, vec2<f32>(c.decay_least, c.decay_most), vec2<f32>(c.decay_down, c.decay_up));
     factor = stepped(factor, total.y, vec2<f32>(c.factor_least, c.factor_most), vec2<f32>(c.factor_up, c.factor_down));
     groups[workgroup.x].controls.weight_decay = decay;

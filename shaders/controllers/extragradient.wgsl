@@ -11,7 +11,7 @@ override AHEAD: bool;
 
 @group(0) @binding(0) var<uniform> pair: ElementPair;
 @group(0) @binding(1) var<storage, read_write> moved_parameters: array<f32>;
-// Bound for writing, since they may lie in one buffer.
+// Bound for writing, because parameters and gradients may share a buffer.
 @group(0) @binding(2) var<storage, read_write> batch_gradients: array<f32>;
 @group(0) @binding(3) var<storage, read_write> kept_parameters: array<f32>;
 @group(0) @binding(4) var<storage, read> last_rates: array<f32>;

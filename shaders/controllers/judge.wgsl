@@ -68,7 +68,7 @@ fn end_epoch(distance: f32) {
     if known {
         watch[0].least = min(s.least, loss);
     }
-    // What was accepted last counts once more after an epoch that was not.
+    // After an epoch that was not accepted, the last accepted loss is stored once more.
     let last = s.accepted[(s.accepted_count - 1u) % WATCHDOG_WINDOW];
     watch[0].accepted[s.accepted_count % WATCHDOG_WINDOW] = select(last, loss, outcome == EPOCH_ACCEPTED);
     watch[0].accepted_count = s.accepted_count + 1u;

@@ -1,4 +1,4 @@
-// Keeps the words of a buffer, or takes them back, as the watchdog's verdict has it.
+// Keeps the words of a buffer, or takes them back, according to the watchdog's verdict.
 //
 // Reads:  watch, part.
 // Writes: kept, or live.
@@ -22,7 +22,7 @@ fn keep(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) w
         } else if i + 1u < part.words || part.half_word == 0u {
             live[at] = kept[i];
         } else {
-            // The other half of the last word belongs to somebody else.
+            // The other half of the last word belongs to other data.
             live[at] = (live[at] & 0xffff0000u) | (kept[i] & 0xffffu);
         }
     }

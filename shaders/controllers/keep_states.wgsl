@@ -1,5 +1,5 @@
-// Keeps the states of the groups, or takes them back, as the watchdog's verdict has it. Steps that are taken back count as attempted, and not
-// as steps that have moved the group; what a skipped or an out-of-range step has left for the next ones stays.
+// Keeps the states of the groups, or takes them back, according to the watchdog's verdict. Steps that are taken back count as attempted, and
+// not as steps that have moved the group. State that a skipped or an out-of-range step has set for later steps stays.
 //
 // Reads:  watch.
 // Writes: kept, or states.

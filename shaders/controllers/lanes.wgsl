@@ -4,7 +4,7 @@ import package::geometry::WORKGROUP;
 
 var<workgroup> lanes: array<vec2<f32>, WORKGROUP>;
 
-// Invocation 0 is returned the total, the others something else.
+// Returns the total to invocation 0. The result in other invocations is undefined.
 fn add_up_lanes(lane: u32, own: vec2<f32>) -> vec2<f32> {
     lanes[lane] = own;
     for (var half = WORKGROUP / 2u; half > 0u; half /= 2u) {

@@ -19,11 +19,11 @@ const SMALLEST_NORMAL_BITS = 0x00800000u;
 @group(0) @binding(3) var<storage, read_write> policy_memory: array<f32>;
 @group(0) @binding(4) var<storage, read_write> controlled: array<GroupConstants>;
 
-// Both hidden layers, one behind the other.
+// Both hidden layers, one after the other.
 var<workgroup> hidden: array<f32, POLICY_HIDDEN>;
 var<workgroup> lanes: array<f32, POLICY_LANES>;
 
-// e^x for |x| up to 87, beyond which x is that; to about two ulps.
+// Returns e^x to about two ulps, with x clamped to [-87, 87].
 fn exponential(power: f32) -> f32 {
     let x = clamp(power, -87.0, 87.0);
     let k = round(x * 1.44269504);
@@ -41,14 +41,14 @@ fn hyperbolic_tangent(x: f32) -> f32 {
     return 1.0 - 2.0 / (1.0 + exponential(2.0 * x));
 }
 
-// γ at the first loss.
+// Returns γ at the first loss.
 fn scale_at(loss: f32) -> f32 {
     let ln_loss = ln_ratio(scaled(loss, 0), Scaled(1.0, 0));
     let scale = abs(sqrt(loss) * (ln_loss + settings.ln_classes) * settings.scale_factor);
     return select(scale, settings.scale_factor, settings.scale_is_given != 0u);
 }
 
-// One gate of a unit, whose biases begin at `biases`.
+// Computes one gate of a unit. The biases begin at `biases`.
 fn gate(row: u32, from_loss_weights: u32, from_state_weights: u32, biases: u32) -> f32 {
     let rows = 4u * settings.cell;
     var sum = policy_weights[biases + row];
@@ -68,7 +68,7 @@ fn learned_schedule(@builtin(local_invocation_index) lane: u32) {
     let from_state = settings.from_state;
     let known_scale = policy_memory[2u * cell];
     let is_known = known_scale >= 0.0;
-    // Looked for in the bits as they were loaded: compilers may assume that floats are finite.
+    // The test uses the bits as they were loaded, because compilers may assume that floats are finite.
     let bits = loss_of_batch[settings.loss_at];
     let is_finite = (bits & MAGNITUDE_BITS) < INFINITY_BITS;
     let is_positive = bits >= SMALLEST_NORMAL_BITS && bits < INFINITY_BITS;
@@ -96,7 +96,7 @@ fn learned_schedule(@builtin(local_invocation_index) lane: u32) {
             hidden[unit] = max(sum, 0.0);
         }
     }
-    // Behind it h and c are replaced, which others have read before.
+    // After this barrier h and c are replaced, which other invocations have read before it.
     storageBarrier();
     workgroupBarrier();
 

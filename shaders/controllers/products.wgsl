@@ -13,7 +13,7 @@ import package::elements::half::widened_bits;
 import package::geometry::WORKGROUP;
 import package::layout::{ProductPart, PRODUCT_ROW};
 
-// 0 for f32, else a number of elements/half.wgsl.
+// Element type of x: 0 for f32, else a number of elements/half.wgsl.
 override X_IS: u32;
 override G_IS: u32;
 
@@ -23,7 +23,7 @@ override G_IS: u32;
 @if(!product) @group(0) @binding(3) var<storage, read> copies: array<u32>;
 @if(!distance) @group(0) @binding(4) var<storage, read> gradients: array<u32>;
 
-// The word that an element is in, of a type and from a first word on.
+// Returns the index of the word that contains element i, for an element type and a first word.
 fn word_at(element: u32, first: u32, i: u32) -> u32 {
     return first + select(i / 2u, i, element == 0u);
 }

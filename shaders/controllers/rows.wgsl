@@ -5,7 +5,7 @@ import package::geometry::WORKGROUP;
 
 @group(0) @binding(0) var<storage, read> rows: array<vec2<f32>>;
 
-// Invocation 0 is returned the total, the others something else.
+// Returns the total to invocation 0. The result in other invocations is undefined.
 fn add_up_rows(lane: u32, first: u32, count: u32) -> vec2<f32> {
     var own = vec2<f32>();
     for (var i = lane; i < count; i += WORKGROUP) {

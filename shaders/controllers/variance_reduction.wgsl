@@ -12,7 +12,7 @@ override KEEP: bool;
 
 @group(0) @binding(0) var<uniform> pair: ElementPair;
 @group(0) @binding(1) var<storage, read_write> batch_gradients: array<f32>;
-// Bound for writing, since they may lie in one buffer.
+// Bound for writing, because the gradients may share a buffer.
 @group(0) @binding(2) var<storage, read_write> snapshot_gradients: array<f32>;
 @group(0) @binding(3) var<storage, read_write> mean_gradients: array<f32>;
 

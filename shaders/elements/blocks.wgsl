@@ -1,4 +1,4 @@
-// The blocks of a window, for the passes that have one workgroup for each.
+// The blocks of a window, for passes with one workgroup per block.
 
 import package::layout::Block;
 

@@ -5,7 +5,7 @@ fn packed_bytes(codes: vec4<u32>) -> u32 {
     return bytes.x | bytes.y | bytes.z | bytes.w;
 }
 
-// Bytes with a sign.
+// Unpacks four signed bytes.
 fn signed_bytes(packed: u32) -> vec4<i32> {
     let tops = vec4<u32>(packed) << vec4<u32>(24u, 16u, 8u, 0u);
     return bitcast<vec4<i32>>(tops) >> vec4<u32>(24u);

@@ -1,9 +1,9 @@
-// Loads the gradients of a block as f32, four at a time (a quad), and clears them where that is asked.
+// Loads the gradients of a block as f32, four at a time (a quad), and clears them on request.
 //
 // `scalars`: as in elements/parameters.wgsl.
-// `half_gradients`: the gradients are stored in 16 bits, two to a word; GRADIENTS_ARE says in which format.
-// `writes_gradients`: they are bound for writing. wgpu demands this also where they lie in one buffer with parameters that are written.
-// `clears_gradients`: they are set to zero after they were read for the last time.
+// `half_gradients`: the gradients are stored in 16 bits, two to a word, in the format GRADIENTS_ARE.
+// `writes_gradients`: the gradients are bound for writing. wgpu also requires this if they share a buffer with parameters that are written.
+// `clears_gradients`: the gradients are set to zero after they were read for the last time.
 //
 // Gradients are loaded as bits: whether a number is finite is decided on bits that no arithmetic has touched (reduction/sweep_again.wgsl).
 
@@ -18,10 +18,10 @@ import package::layout::Block;
 @if(writes_gradients) @group(1) @binding(2) var<storage, read_write> gradients: array<GradientLane>;
 @if(!writes_gradients) @group(1) @binding(2) var<storage, read> gradients: array<GradientLane>;
 
-// F16 or BF16.
+// Format of the gradients: F16 or BF16.
 @if(half_gradients) override GRADIENTS_ARE: u32;
 
-// Elements 4 * quad .. 4 * quad + 4 of the block.
+// Loads elements 4 * quad .. 4 * quad + 4 of the block.
 @if(!half_gradients && !scalars)
 fn bits_of_gradients(block: Block, quad: u32) -> vec4<u32> {
     return gradients[(block.grads_start >> 2u) + quad];
@@ -90,7 +90,7 @@ fn clear_gradients(block: Block, quad: u32) {
     }
 }
 
-// The half of a word that lies behind the end of the block keeps its bits. No other invocation writes to that word.
+// The half of a word after the end of the block keeps its bits. No other invocation writes to that word.
 @if(clears_gradients && half_gradients && scalars)
 fn clear_gradients(block: Block, quad: u32) {
     let at = (block.grads_start >> 1u) + 2u * quad;

@@ -1,5 +1,5 @@
-// Numbers of 16 bits and back, by their bits: no adapter feature is needed, and no driver rounds, flushes or saturates in its own way.
-// A code is one number's 16 bits in a u32.
+// Conversion of 16-bit numbers by their bits. It needs no adapter feature, and the results do not depend on how a driver rounds, flushes or
+// saturates. A code is a u32 with the 16 bits of one number.
 
 import package::elements::bytes::packed_bytes;
 import package::layout::{INFINITY_BITS, MAGNITUDE_BITS};
@@ -7,7 +7,7 @@ import package::layout::{INFINITY_BITS, MAGNITUDE_BITS};
 const F16 = 1u;
 const BF16 = 2u;
 
-// Of f16, as codes without the sign.
+// Numbers of f16, as codes without the sign.
 const F16_NORMAL = 0x400u;
 const F16_INFINITY = 0x7c00u;
 const F16_NAN = 0x7e00u;
@@ -16,7 +16,7 @@ const BF16_NAN = 0x7fc0u;
 const SIGN_CODE = 0x8000u;
 // The exponents of f16 and f32 differ by 112.
 const REBIASED = 0x38000000u;
-// 2^-14, the smallest normal f16, and 2^16, beyond all, as bits of f32.
+// 2^-14, the smallest normal f16, and 2^16, above every f16, as bits of f32.
 const NORMAL_BITS = 0x38800000u;
 const BEYOND_BITS = 0x47800000u;
 
@@ -29,7 +29,7 @@ fn packed_codes(codes: vec4<u32>) -> vec2<u32> {
     return vec2<u32>(codes.x | (codes.y << 16u), codes.z | (codes.w << 16u));
 }
 
-// Exactly the number, as bits. A denormal f16 is a normal f32.
+// Returns the bits of exactly this number as f32. A denormal f16 is a normal f32.
 fn widened_bits(element: u32, codes: vec4<u32>) -> vec4<u32> {
     if element == BF16 {
         return codes << vec4<u32>(16u);
@@ -43,8 +43,8 @@ fn widened_bits(element: u32, codes: vec4<u32>) -> vec4<u32> {
     return bits | sign;
 }
 
-// What of a magnitude's bits is kept, a code and some bits below it, is above so many that are cut off. Below the normal f16, where these are
-// more, the leading one has to be there, and bits that no random number reaches are gone at once.
+// A magnitude whose upper bits are kept (a code and some bits below it), and the number of its lower bits that are cut off. For a denormal f16
+// more bits are cut off, the leading one is explicit, and bits below the reach of every random number are dropped at once.
 struct Cut {
     body: vec4<u32>,
     shift: vec4<u32>,
@@ -65,7 +65,7 @@ fn cut_of(element: u32, magnitude: vec4<u32>, below: u32) -> Cut {
     );
 }
 
-// What is rounded, with the sign, and with what is not a number of this kind.
+// Returns the rounded code with its sign. NaN and numbers out of range get their codes.
 fn finished(element: u32, bits: vec4<u32>, rounded: vec4<u32>) -> vec4<u32> {
     let sign = (bits >> vec4<u32>(16u)) & vec4<u32>(SIGN_CODE);
     let magnitude = bits & vec4<u32>(MAGNITUDE_BITS);
@@ -78,7 +78,7 @@ fn finished(element: u32, bits: vec4<u32>, rounded: vec4<u32>) -> vec4<u32> {
     return select(code, nan, magnitude > vec4<u32>(INFINITY_BITS)) | sign;
 }
 
-// The nearest code, ties to even.
+// Returns the nearest code, ties to even.
 fn narrowed(element: u32, value: vec4<f32>) -> vec4<u32> {
     let bits = bitcast<vec4<u32>>(value);
     let cut = cut_of(element, bits & vec4<u32>(MAGNITUDE_BITS), 0u);
@@ -87,7 +87,7 @@ fn narrowed(element: u32, value: vec4<f32>) -> vec4<u32> {
     return finished(element, bits, (cut.body + half) >> cut.shift);
 }
 
-// The code above or below, as the random bits have it.
+// Returns the code above or below, as the random bits select.
 fn dithered(element: u32, value: vec4<f32>, noise: vec4<u32>) -> vec4<u32> {
     let bits = bitcast<vec4<u32>>(value);
     let cut = cut_of(element, bits & vec4<u32>(MAGNITUDE_BITS), 0u);
@@ -96,7 +96,7 @@ fn dithered(element: u32, value: vec4<f32>, noise: vec4<u32>) -> vec4<u32> {
     return finished(element, bits, (cut.body + part) >> cut.shift);
 }
 
-// Remainders: what a code lacks of the f32 that it is the nearest to. In ulps of f32, away from 0; of f16 below 2^-14 in units of 2^-38.
+// Remainders: the difference between an f32 and its nearest code, in ulps of f32 away from 0. For f16 below 2^-14 the unit is 2^-38.
 
 fn remainders_of(packed: vec2<u32>) -> vec4<i32> {
     let tops = vec4<u32>(packed.x << 16u, packed.x, packed.y << 16u, packed.y);
@@ -107,7 +107,7 @@ fn packed_remainders(remainders: vec4<i32>) -> vec2<u32> {
     return packed_codes(bitcast<vec4<u32>>(remainders) & vec4<u32>(0xffffu));
 }
 
-// Whether a code is a denormal f16.
+// Returns true if a code is a denormal f16.
 fn is_tiny(element: u32, code: vec4<u32>) -> vec4<bool> {
     return code < vec4<u32>(select(0u, F16_NORMAL, element == F16));
 }
@@ -120,14 +120,14 @@ fn remainder(element: u32, value: vec4<f32>, codes: vec4<u32>) -> vec4<i32> {
     let code = codes & vec4<u32>(0x7fffu);
     let magnitude = bitcast<vec4<u32>>(value) & vec4<u32>(MAGNITUDE_BITS);
     var ulps = bitcast<vec4<i32>>(magnitude - widened_bits(element, code));
-    // Of a tie that went down there is one more than fits.
+    // A tie that was rounded down has a remainder of 32768, one more than an i16 can hold.
     ulps = min(ulps, vec4<i32>(32767));
     let fixed = vec4<i32>(round(0x1p38f * min(abs(value), vec4<f32>(0x1p-14f))));
     let units = fixed - bitcast<vec4<i32>>(code << vec4<u32>(14u));
     return select(select(ulps, units, is_tiny(element, code)), vec4<i32>(), is_infinite(element, code));
 }
 
-// The f32 of a code and its remainder, as bits.
+// Returns the f32 of a code and its remainder, as bits.
 fn joined_bits(element: u32, codes: vec4<u32>, remainders: vec4<i32>) -> vec4<u32> {
     let sign = (codes & vec4<u32>(SIGN_CODE)) << vec4<u32>(16u);
     let code = codes & vec4<u32>(0x7fffu);
@@ -139,34 +139,34 @@ fn joined_bits(element: u32, codes: vec4<u32>, remainders: vec4<i32>) -> vec4<u3
     return bits | sign;
 }
 
-// Master weights of 24 bits: a code, and in a byte with a sign how many 256ths of its unit are added, away from 0. So they are numbers of one
-// format, with the exponents of the code and 8 bits of precision more, and rounding one may change the code.
+// Master weights of 24 bits: a code, and a signed byte with the number of 256ths of the code's unit that are added, away from 0. They form one
+// format, with the exponents of the code and 8 more bits of precision. Rounding a master weight may change its code.
 
-// Bits of these that are below the code.
+// Number of bits of a 24-bit master weight below its code.
 const SHORT = 8u;
-// Sets the random bits of remainders apart from those of the rule's memory.
+// Makes the random bits of remainders differ from those of the rule's memory.
 const REMAINDER_KEY = 0x27d4eb2fu;
 
 struct ShortMasters {
     codes: vec4<u32>,
-    // Four bytes.
+    // Four signed bytes.
     remainders: u32,
 }
 
-// The one above or below, as the random bits have it.
+// Returns the 24-bit master weights above or below, as the random bits select.
 fn short_masters_of(element: u32, value: vec4<f32>, noise: vec4<u32>) -> ShortMasters {
     let bits = bitcast<vec4<u32>>(value);
     let cut = cut_of(element, bits & vec4<u32>(MAGNITUDE_BITS), SHORT);
     let one = vec4<u32>(1u);
     let part = noise & ((one << cut.shift) - one);
-    // Half a unit of the code more, so that what is below the code is the remainder and half a unit.
+    // Half a unit of the code is added. The bits below the code are then the remainder plus half a unit.
     let rounded = ((cut.body + part) >> cut.shift) + vec4<u32>(0x80u);
     let codes = finished(element, bits, rounded >> vec4<u32>(SHORT));
     let kept = rounded ^ vec4<u32>(0x80u);
     return ShortMasters(codes, packed_bytes(select(kept, vec4<u32>(), is_infinite(element, codes & vec4<u32>(0x7fffu)))));
 }
 
-// The f32 of a code and its remainder of 8 bits, as bits.
+// Returns the f32 of a code and its 8-bit remainder, as bits.
 fn short_joined_bits(element: u32, codes: vec4<u32>, remainders: vec4<i32>) -> vec4<u32> {
     let sign = (codes & vec4<u32>(SIGN_CODE)) << vec4<u32>(16u);
     let code = codes & vec4<u32>(0x7fffu);

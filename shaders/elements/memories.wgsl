@@ -1,8 +1,8 @@
-// What is remembered of the parameters of a window, for passes 1 and 4: `momentum` is the memory of the rule, in quads, with its other moments
-// behind the momentum; `memory` is what the regime keeps.
+// Memory of the parameters of a window, for passes 1 and 4. `momentum` is the memory of the rule, in quads, with its other moments after the
+// momentum. `memory` is the memory of the regime.
 //
-// `bits8`: the rule's memory is in 8 bits (elements/state.wgsl). `counters`: the regime keeps direction counters, of four parameters in a
-// word; else it keeps quads. `writes_parameters`: the kernel writes both.
+// `bits8`: the rule's memory is in 8 bits (elements/state.wgsl). `counters`: the regime keeps direction counters of four parameters in a
+// word. Otherwise it keeps quads. `writes_parameters`: the kernel writes both memories.
 
 @if(counters) alias Memory = u32;
 @if(!counters) alias Memory = vec4<f32>;

@@ -2,9 +2,9 @@
 //
 // `scalars`: the block does not start at, or does not end on, a multiple of four elements. Its elements are then loaded and stored one by
 //     one (16-bit elements: word by word). Past the end of the block a load gives 0 and nothing is stored.
-// `half_parameters`: the parameters are stored in 16 bits, two to a word; PARAMETERS_ARE says in which format.
+// `half_parameters`: the parameters are stored in 16 bits, two to a word, in the format PARAMETERS_ARE.
 // `masters`, `nearest`, `stochastic`: how 16-bit parameters are stored (src/element.rs, Rounding).
-// `short_masters`: with `masters`, the remainders have 8 bits, and else 16.
+// `short_masters`: with `masters`, the remainders have 8 bits instead of 16.
 // `writes_parameters`: the kernel stores parameters.
 //
 // Parameters are loaded as bits: whether a number is finite is decided on bits that no arithmetic has touched (reduction/sweep_again.wgsl).
@@ -27,13 +27,13 @@ import package::layout::{Block, LARGEST_BF16, LARGEST_F16, LARGEST_F32};
 @if(writes_parameters) @group(1) @binding(1) var<storage, read_write> parameters: array<ParameterLane>;
 @if(!writes_parameters) @group(1) @binding(1) var<storage, read> parameters: array<ParameterLane>;
 
-// F16 or BF16.
+// Format of the parameters: F16 or BF16.
 @if(half_parameters) override PARAMETERS_ARE: u32;
 // The difference between a master weight in f32 and its 16-bit parameter, in quads.
 @if(masters && !short_masters) @group(1) @binding(5) var<storage, read_write> remainders: array<vec2<u32>>;
 @if(short_masters) @group(1) @binding(5) var<storage, read_write> remainders: array<u32>;
 
-// Elements 4 * quad .. 4 * quad + 4 of the block.
+// Loads elements 4 * quad .. 4 * quad + 4 of the block.
 @if(!half_parameters && !scalars)
 fn bits_of_parameters(block: Block, quad: u32) -> vec4<u32> {
     return parameters[(block.params_start >> 2u) + quad];
@@ -96,7 +96,7 @@ fn packed_parameters(block: Block, quad: u32) -> vec2<u32> {
     return packed;
 }
 
-// The largest magnitude that a parameter can have.
+// Returns the largest magnitude that a parameter can have.
 fn largest_parameter() -> f32 {
     @if(half_parameters) return select(LARGEST_BF16, LARGEST_F16, PARAMETERS_ARE == F16);
     @if(!half_parameters) return LARGEST_F32;
@@ -106,7 +106,7 @@ fn load_parameters(block: Block, quad: u32) -> vec4<f32> {
     return bitcast<vec4<f32>>(bits_of_parameters(block, quad));
 }
 
-// The key is that of the step's random bits, for what is rounded at random.
+// Stores the parameters. The key is that of the step's random bits, for stochastic rounding.
 @if(writes_parameters && !half_parameters && !scalars)
 fn store_parameters(block: Block, quad: u32, value: vec4<f32>, key: u32) {
     parameters[(block.params_start >> 2u) + quad] = bitcast<vec4<u32>>(value);
@@ -129,13 +129,13 @@ fn store_parameters(block: Block, quad: u32, value: vec4<f32>, key: u32) {
     }
 }
 
-// To the nearest, ties to even.
+// Rounds to the nearest, ties to even.
 @if(writes_parameters && nearest)
 fn store_parameters(block: Block, quad: u32, value: vec4<f32>, key: u32) {
     store_packed_parameters(block, quad, packed_codes(narrowed(PARAMETERS_ARE, value)));
 }
 
-// To the nearest, ties to even; the remainder is kept.
+// Rounds to the nearest, ties to even, and keeps the remainder.
 @if(writes_parameters && masters && !short_masters)
 fn store_parameters(block: Block, quad: u32, value: vec4<f32>, key: u32) {
     let codes = narrowed(PARAMETERS_ARE, value);
@@ -143,7 +143,7 @@ fn store_parameters(block: Block, quad: u32, value: vec4<f32>, key: u32) {
     remainders[block.state_quad + quad] = packed_remainders(remainder(PARAMETERS_ARE, value, codes));
 }
 
-// To a master of 24 bits at random, with the probabilities that make the mean right.
+// Rounds to a 24-bit master weight at random, with probabilities that make the mean exact.
 @if(writes_parameters && short_masters)
 fn store_parameters(block: Block, quad: u32, value: vec4<f32>, key: u32) {
     let noise = random_bits(key ^ REMAINDER_KEY, block.first_element + 4u * quad);
@@ -152,7 +152,7 @@ fn store_parameters(block: Block, quad: u32, value: vec4<f32>, key: u32) {
     remainders[block.state_quad + quad] = next.remainders;
 }
 
-// Up or down at random, with the probabilities that make the mean right.
+// Rounds up or down at random, with probabilities that make the mean exact.
 @if(writes_parameters && stochastic)
 fn store_parameters(block: Block, quad: u32, value: vec4<f32>, key: u32) {
     let noise = random_bits(key, block.first_element + 4u * quad);
@@ -164,7 +164,7 @@ fn store_packed_parameters(block: Block, quad: u32, packed: vec2<u32>) {
     parameters[(block.params_start >> 2u) + quad] = packed;
 }
 
-// The half of a word that lies behind the end of the block keeps its bits. No other invocation writes to that word.
+// The half of a word after the end of the block keeps its bits. No other invocation writes to that word.
 @if(writes_parameters && half_parameters && scalars)
 fn store_packed_parameters(block: Block, quad: u32, packed: vec2<u32>) {
     let at = (block.params_start >> 1u) + 2u * quad;

@@ -1,10 +1,10 @@
 // Momentum and second moment in 8 bits with a scale for each block of 32 elements: State::Bits8 of src/state.rs explains the codes. CPU twin:
-// src/cpu/state.rs, operation by operation. Every comparison is of numbers that are exact or rounded once, and no result of a division or a
-// root decides alone, so that a number has the same code on every device.
+// src/cpu/state.rs, operation by operation. All compared numbers are exact or rounded once, and no result of a division or a root decides
+// alone, so that a number has the same code on every device.
 //
-// The buffer holds the codes of the momentum, four to a word, behind them those of the second moment, and behind these a word for each block:
-// the upper 16 bits of the momentum's scale in its lower half, of the scale of √v in its upper half. Blocks of the plan begin with a block of
-// 32, so that 8 neighbouring invocations have one.
+// The buffer holds the codes of the momentum, four to a word, then those of the second moment, then a word for each block of 32. The lower half
+// of this word has the upper 16 bits of the momentum's scale, and the upper half those of the scale of √v. Blocks of the plan begin with a
+// block of 32, so that 8 neighbouring invocations share one.
 //
 // `momentum`, `squares`: as in rule.wgsl. `writes_parameters`: the kernel stores them.
 
@@ -24,10 +24,10 @@ const SQUARE_CODE_SHARE = 1.5378e-5;
 const LEAST_MOMENTUM_SCALE = 0x0880u;
 const LEAST_SQUARE_SCALE = 0x2180u;
 const MOST_MOMENTUM_SCALE = 0x7882u;
-// Sets the random bits apart from those of parameters.
+// Makes the random bits differ from those of parameters.
 const STATE_KEY = 0x5bd1e995u;
 
-// Words of the codes of one moment. The buffer may be a little longer than what it holds.
+// Returns the number of words of one moment's codes. The buffer may be a little longer than its content.
 @if(momentum && squares)
 fn code_words() -> u32 {
     return 8u * (arrayLength(&state_words) / 17u);
@@ -72,7 +72,7 @@ fn decoded_squares(quad: u32) -> vec4<f32> {
     return root * root;
 }
 
-// What the quad of this invocation is to remember, until the whole block of 32 is known.
+// New moments of this invocation's quad, until the whole block of 32 is known.
 @if(writes_parameters && momentum) var<private> momentum_to_keep: vec4<f32>;
 @if(writes_parameters && squares) var<private> squares_to_keep: vec4<f32>;
 @if(writes_parameters && momentum) var<workgroup> largest_momentum: array<f32, WORKGROUP>;
@@ -88,7 +88,7 @@ fn largest_lane(x: vec4<f32>) -> f32 {
     return max(max(x.x, x.y), max(x.z, x.w));
 }
 
-// The upper 16 bits of the scale of a block with this largest magnitude: the smallest for which it has a code.
+// Returns the upper 16 bits of the scale of a block with this largest magnitude: the smallest scale for which the magnitude has a code.
 @if(momentum)
 fn scale_bits(largest: f32) -> u32 {
     var bits = bitcast<u32>(CODE_SHARE * largest) >> 16u;
@@ -97,7 +97,7 @@ fn scale_bits(largest: f32) -> u32 {
     return clamp(bits, LEAST_MOMENTUM_SCALE, MOST_MOMENTUM_SCALE);
 }
 
-// The same of the square root, from the largest square.
+// Returns the upper 16 bits of the scale of the square root, from a block's largest square.
 @if(squares)
 fn square_scale_bits(largest: f32) -> u32 {
     var bits = bitcast<u32>(SQUARE_CODE_SHARE * sqrt(largest)) >> 16u;
@@ -108,12 +108,12 @@ fn square_scale_bits(largest: f32) -> u32 {
     return max(bits, LEAST_SQUARE_SCALE);
 }
 
-// The place of the threshold between two neighbouring codes, above 0 and up to 1.
+// Returns the position of the threshold between two neighbouring codes, in (0, 1].
 fn threshold_of(bits: vec4<u32>) -> vec4<f32> {
     return vec4<f32>((bits & vec4<u32>(0x7fffu)) + vec4<u32>(1u)) * 0.000030517578125;
 }
 
-// Where the threshold above a code is, in squares of codes. The product is exact, so that it does not matter whether a compiler rounds it.
+// Returns the threshold above a code, in squares of codes. The product is exact, so a fused multiplication and addition has the same result.
 fn code_square_between(code: vec4<f32>, threshold: vec4<f32>) -> vec4<f32> {
     return code * code + threshold * (2.0 * code + 1.0);
 }
@@ -143,12 +143,12 @@ fn codes_of_squares(v: vec4<f32>, scale: f32, threshold: vec4<f32>) -> u32 {
     let next = code + 1.0;
     code = select(code, next, square_at(next * next, scale) <= v);
     code = select(code, code + 1.0, square_at(code_square_between(code, threshold), scale) <= v);
-    // It will be divided by. The square of the threshold above 0 may be 0 in f32.
+    // The moment is a divisor and must not become 0. The square of the threshold above 0 may be 0 in f32.
     code = select(vec4<f32>(), clamp(code, vec4<f32>(1.0), vec4<f32>(MOST_SQUARE_CODE)), v > vec4<f32>());
     return packed_bytes(vec4<u32>(code));
 }
 
-// Stores what was remembered of a quad, if there is one. All invocations of the workgroup get here together, whether they have a quad or not.
+// Stores the new moments of a quad, if there is one. All invocations of the workgroup must call this function together, even without a quad.
 @if(writes_parameters)
 fn keep_state(lane: u32, quad: u32, is_there: bool, key: u32, first_element: u32) {
     @if(momentum) largest_momentum[lane] = select(0.0, largest_lane(abs(momentum_to_keep)), is_there);
@@ -161,7 +161,7 @@ fn keep_state(lane: u32, quad: u32, is_there: bool, key: u32, first_element: u32
         @if(momentum) largest_m = max(largest_m, largest_momentum[first + i]);
         @if(squares) largest_v = max(largest_v, largest_squares_of[first + i]);
     }
-    // The next turn writes there.
+    // The next iteration overwrites this memory.
     workgroupBarrier();
     if !is_there {
         return;

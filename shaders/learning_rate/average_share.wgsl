@@ -13,8 +13,8 @@ fn average_share(c: GroupConstants, s: ptr<function, GroupState>) -> f32 {
     return average_weight(c, steps_moved(*s));
 }
 
-// The share of this step's parameters in their average (src/averaging.rs): all of it at the first step that counts, bit for bit,
-// and nothing before. With j = k - 1 steps since, (1 + η)/(k + η) = (1 + η)/(j + (1 + η)).
+// Returns the weight of this step's parameters in their average (src/averaging.rs). It is 0 before the first step that counts and
+// exactly 1 at that step. With j = k - 1 steps since, (1 + η)/(k + η) = (1 + η)/(j + (1 + η)).
 fn average_weight(c: GroupConstants, taken: u32) -> f32 {
     if c.average == AVERAGE_OFF || taken < c.average_start {
         return 0.0;
@@ -29,8 +29,8 @@ fn average_weight(c: GroupConstants, taken: u32) -> f32 {
     return c.average_gain / (f32(since) + c.average_gain);
 }
 
-// The share c_k of z in the average of schedule-free training (src/averaging.rs): w_k = (η_k k)² at the k-th step that is not skipped, over
-// the sum of all so far. All of it at the first step with a rate, nothing before, and above 0 from then on.
+// Returns the weight c_k of z in the average of schedule-free training (src/averaging.rs): w_k = (η_k k)² at the k-th step that is not
+// skipped, divided by the sum of all weights so far. It is 0 before the first step with a rate, 1 at that step, and above 0 afterwards.
 fn schedule_free_weight(s: ptr<function, GroupState>, rate: f32, taken: u32) -> f32 {
     let k = select(taken + 1u, taken, taken == 0xffffffffu);
     let length = times(scaled(rate, 0), f32(k));
@@ -40,7 +40,7 @@ fn schedule_free_weight(s: ptr<function, GroupState>, rate: f32, taken: u32) -> 
     if is_zero(total) {
         return 0.0;
     }
-    // Not left to a division, which need not be exact.
+    // This case avoids a division, which need not be exact.
     if total.exponent == weight.exponent && total.mantissa == weight.mantissa {
         return 1.0;
     }

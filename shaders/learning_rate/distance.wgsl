@@ -1,10 +1,10 @@
-// What DoG and DoWG share: r̄, the largest distance from the first parameters. CPU twin: src/regime/distance.rs.
+// Code that DoG and DoWG share: r̄, the largest distance from the first parameters. CPU twin: src/regime/distance.rs.
 
 import package::layout::{GroupConstants, GroupState, Scaled};
 import package::learning_rate::gradient::{Gradient, from_squares, is_finite};
 import package::scaled::{larger, root, scaled, sum, times};
 
-// r̄ of this step; r_ε = ε (1 + ‖w_0‖) at the first gradient.
+// Returns r̄ of this step. At the first gradient it is r_ε = ε (1 + ‖w_0‖).
 fn farthest_of(c: GroupConstants, g: Gradient, s: ptr<function, GroupState>) -> Scaled {
     var farthest = (*s).regime.distance;
     if g.first {

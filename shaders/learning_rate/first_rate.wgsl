@@ -1,11 +1,11 @@
-// The first rate, of the regimes whose formula gives the change of the rate, where the caller gives none: src/regime/first_rate.rs.
+// The first rate of regimes whose formula gives the change of the rate, if the caller gives none: src/regime/first_rate.rs.
 
 import package::layout::{GroupConstants, GroupState, RawRecord, Scaled, CLAMPED_RATE, INITIAL_RATE, RATE_MIN, RATE_MAX};
 import package::learning_rate::gradient::{Gradient, differ, direction_length_of, from_squares, hold_rate};
 @if(trust_ratio) import package::learning_rate::trust_ratio::before_trust;
 import package::scaled::{larger, quotient, root, scaled, smaller, sum, times};
 
-// η_0 = ε (1 + ‖w_0‖) / n_0, or over √d where the direction is a vector of signs.
+// Sets η_0 = ε (1 + ‖w_0‖) / n_0, with √d in place of n_0 if the direction is a vector of signs.
 fn set_first_rate(c: GroupConstants, g: Gradient, s: ptr<function, GroupState>, r: ptr<function, RawRecord>) {
     if (c.flags & INITIAL_RATE) != 0u {
         return;

@@ -1,4 +1,4 @@
-// What the regimes share whose formula gives the rate itself, and not its change: limits, and what the record says. CPU twin:
+// Code that regimes share whose formula gives the rate itself, and not its change: limits and the terms of the record. CPU twin:
 // src/regime/formula.rs.
 
 import package::layout::{
@@ -10,8 +10,8 @@ import package::scaled::{choose, is_zero, larger, ln_ratio, product, quotient, s
 
 // The largest factor by which one step changes η.
 
-// Sets the rate that a formula wants, within its limits; a wanted 0 asks for the lowest rate that they allow. Returns η_t / η_{t-1}, and 0 at
-// the first gradient.
+// Sets the rate that a formula requests, within its limits. A request of 0 gives the lowest rate that they allow. Returns η_t / η_{t-1}, and 0
+// at the first gradient.
 fn set_rate(wanted: Scaled, max_change: f32, max_rate: f32, g: Gradient, s: ptr<function, GroupState>, r: ptr<function, RawRecord>) -> f32 {
     let old = scaled((*s).regime_rate, 0);
     var rate = wanted;
@@ -31,24 +31,24 @@ fn set_rate(wanted: Scaled, max_change: f32, max_rate: f32, g: Gradient, s: ptr<
     }
     let explained = (*r).terms[NORM_TERM] + (*r).terms[CURVATURE_TERM] + (*r).terms[GATE_TERM] + (*r).terms[DISTANCE_TERM]
         + (*r).terms[HISTORY_TERM] + (*r).terms[LOSS_TERM];
-    // Also what earlier clamps had taken away, where the formula is of this step alone. A remainder within the rounding of the terms is no clamp.
+    // If the formula uses this step alone, this includes the effect of earlier clamps. A remainder within the rounding of the terms is no clamp.
     let clamped = ln_ratio(within, old) - explained;
     (*r).terms[CLAMP_TERM] = select(clamped, 0.0, abs(clamped) < 4e-6 * max(1.0, abs(explained)));
     return to_float(quotient(within, old));
 }
 
-// The squared length of the step's direction, as far as these regimes know it: that of the gradient, or of its signs.
+// Returns the squared length of the step's direction, as far as these regimes know it: that of the gradient, or of its signs.
 fn direction_square_of(c: GroupConstants, square: Scaled) -> Scaled {
     let signs = scaled(c.direction_length, 0);
     return choose(square, product(signs, signs), (c.flags & SIGN_RULE) != 0u);
 }
 
-// ln(a / b), and 0 where there is nothing to compare.
+// Returns ln(a / b), or 0 if there is nothing to compare.
 fn ln_ratio_or_0(a: Scaled, b: Scaled) -> f32 {
     return select(ln_ratio(a, b), 0.0, is_zero(a) | is_zero(b));
 }
 
-// A step along the signs that is as long as one along the gradient at this rate.
+// Returns the rate at which a step along the signs is as long as a step along the gradient at the given rate.
 fn rate_along_signs(c: GroupConstants, rate: Scaled, norm: Scaled) -> Scaled {
     return quotient(product(rate, norm), scaled(c.direction_length, 0));
 }

@@ -1,9 +1,9 @@
-// What the files of the learning-rate pass share: the gradient of a step, and how a rate is held.
+// Declarations that the files of the learning-rate pass share: the gradient of a step, and how a rate is held.
 
 import package::layout::{GroupConstants, GroupState, ScopeSums, Squares, Scaled, INFINITY_BITS, LEAST_RISE, MAGNITUDE_BITS, SIGN_RULE};
 import package::scaled::{choose, ln_fixed, scaled, to_float};
 
-// A finite gradient that is not zero, and what of the state it has replaced.
+// A finite gradient that is not zero, and the parts of the state that it has replaced.
 struct Gradient {
     sums: ScopeSums,
     square: Scaled,
@@ -16,7 +16,7 @@ struct Gradient {
     scheduled_rise: f32,    // by how much schedule and controls raise ln η at this step; 0 where they do not
 }
 
-// What pass 4 does with streams of parameters after the step, or instead of it (regime/auto_sgd.wgsl).
+// The exchange of streams of parameters that pass 4 does after the step, or instead of it (regime/auto_sgd.wgsl).
 struct Turn {
     factor: f32,  // the stream's share of η
     begins: u32,  // 1 where the step is the first of its stream
@@ -29,17 +29,17 @@ fn from_squares(squares: Squares) -> Scaled {
     return scaled(squares.sum, 2 * squares.exponent);
 }
 
-// Of an x that was loaded; what was computed a compiler may take to be finite (reduction/sweep_again.wgsl).
+// Tests a number that was loaded. A compiler may assume that computed numbers are finite (reduction/sweep_again.wgsl).
 fn is_finite(x: f32) -> bool {
     return (bitcast<u32>(x) & MAGNITUDE_BITS) < INFINITY_BITS;
 }
 
-// A change of ln of the schedule's and the caller's factors, if it is a rise and not rounding.
+// Returns the change of ln of the schedule's and the caller's factors if it is a rise beyond rounding, else 0.
 fn rise_of(change: f32) -> f32 {
     return select(change, 0.0, change < LEAST_RISE);
 }
 
-// The rate, from which later changes count.
+// Sets the rate, relative to which later changes are computed.
 fn hold_rate(rate: Scaled, s: ptr<function, GroupState>) {
     let ln_rate = ln_fixed(rate);
     (*s).first_rate = rate;
@@ -51,7 +51,7 @@ fn differ(a: Scaled, b: Scaled) -> bool {
     return (a.mantissa != b.mantissa) | (a.exponent != b.exponent);
 }
 
-// The length of the step's direction, as far as it is known before momentum: that of the gradient, or of its signs.
+// Returns the length of the step's direction, as far as it is known before momentum: that of the gradient, or of its signs.
 fn direction_length_of(c: GroupConstants, norm: Scaled) -> Scaled {
     return choose(norm, scaled(c.direction_length, 0), (c.flags & SIGN_RULE) != 0u);
 }

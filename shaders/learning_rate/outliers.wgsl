@@ -9,7 +9,7 @@ struct Judgement {
     limit: Scaled,
 }
 
-// Judges a norm by those before it, and remembers it. An outlier is remembered as the limit, so that a lasting change is followed.
+// Judges a norm by the previous norms, and remembers it. An outlier is remembered as the limit, so that the limit follows a lasting change.
 fn judge_norm(c: GroupConstants, norm: Scaled, s: ptr<function, GroupState>) -> Judgement {
     var judgement = Judgement(false, norm);
     if c.outlier_deviations <= 0.0 || is_zero(norm) {

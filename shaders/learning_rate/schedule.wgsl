@@ -14,7 +14,7 @@ struct Scheduled {
     ln_factor: f32,
 }
 
-// The factor at the step that follows those that were taken.
+// Returns the factor at the next step after those that were taken.
 fn schedule_at(c: GroupConstants, s: GroupState) -> Scheduled {
     let factor = schedule_factor(c, steps_taken(s));
     return Scheduled(factor, ln_ratio(scaled(factor, 0), Scaled(1.0, 0)));
@@ -28,7 +28,7 @@ fn follow_schedule(scheduled: Scheduled, s: ptr<function, GroupState>, r: ptr<fu
     (*s).learning_rate *= scheduled.factor;
 }
 
-// The factor at step t.
+// Returns the factor at step t.
 fn schedule_factor(c: GroupConstants, t: u32) -> f32 {
     @if(table) if c.schedule == SCHEDULE_TABLE {
         return max(table_factor(c, t), FACTOR_FLOOR);
@@ -42,7 +42,7 @@ fn schedule_factor(c: GroupConstants, t: u32) -> f32 {
     return max(factor, FACTOR_FLOOR);
 }
 
-// During the warm-up.
+// Returns the factor during the warm-up.
 fn risen(c: GroupConstants, t: u32) -> f32 {
     if c.schedule == SCHEDULE_ONE_CYCLE {
         return c.schedule_first + (1.0 - c.schedule_first) * half_cosine(share_of(t, c.schedule_rise));
@@ -50,7 +50,7 @@ fn risen(c: GroupConstants, t: u32) -> f32 {
     return share_of(t + 1u, c.schedule_rise);
 }
 
-// After the warm-up.
+// Returns the factor after the warm-up.
 fn fallen(c: GroupConstants, t: u32) -> f32 {
     let left = min(c.schedule_steps - min(t, c.schedule_steps), c.schedule_fall);
     var above_last = 0.0;
@@ -80,12 +80,12 @@ fn fallen(c: GroupConstants, t: u32) -> f32 {
     return c.schedule_last + (1.0 - c.schedule_last) * above_last;
 }
 
-// part / whole of two step counts.
+// Returns part / whole of two step counts.
 fn share_of(part: u32, whole: u32) -> f32 {
     return f32(part) / f32(whole);
 }
 
-// sin²(π z / 2) for z in [0, 1], to a few ulps; WGSL's own sine is only good to 2^-11.
+// Computes sin²(π z / 2) for z in [0, 1], to a few ulps. WGSL's own sine is only accurate to 2^-11.
 fn half_cosine(z: f32) -> f32 {
     let x = 1.57079633 * z;
     let y = x * x;
@@ -94,7 +94,7 @@ fn half_cosine(z: f32) -> f32 {
     return sine * sine;
 }
 
-// (part / whole)^power
+// Computes (part / whole)^power.
 fn power_of_share(part: u32, whole: u32, power: f32) -> f32 {
     if power == 1.0 || part == 0u {
         return share_of(part, whole);
@@ -102,22 +102,22 @@ fn power_of_share(part: u32, whole: u32, power: f32) -> f32 {
     return to_float(exp_fixed(times_fixed(ln_ratio_fixed(scaled(f32(part), 0), scaled(f32(whole), 0)), power)));
 }
 
-// The share that is left, at step t, of the cycle that it lies in. The first cycle has `period` steps, and each of the others `growth` times
-// as many as the one before.
+// Returns the remaining fraction, at step t, of the cycle that contains t. The first cycle has `period` steps, and each later one `growth`
+// times as many as the one before.
 fn left_of_cycle(t: u32, period: u32, growth: u32) -> f32 {
     if growth == 1u {
         return share_of(period - t % period, period);
     }
     var since = t;
     var length = period;
-    // The lengths at least double.
+    // 32 cycles are enough, because the lengths at least double.
     for (var cycle = 0; cycle < 32; cycle++) {
         if since < length {
             break;
         }
         since -= length;
         if length > 0xffffffffu / growth {
-            // It ends after the last step that can be counted.
+            // The cycle ends after the last step that can be counted.
             return 1.0 - f32(since) / (f32(length) * f32(growth));
         }
         length *= growth;
@@ -125,7 +125,7 @@ fn left_of_cycle(t: u32, period: u32, growth: u32) -> f32 {
     return share_of(length - since, length);
 }
 
-// The factor after so many falls: e^(n ln), with ln in two parts, of which the upper one has 8 bits, so that its products are exact.
+// Returns the factor after n falls, e^(n ln). ln has two parts. The upper one has 8 bits, so that its products are exact.
 fn after_falls(c: GroupConstants, n: u32) -> f32 {
     let upper = c.schedule_first;
     let rest = c.schedule_last;

@@ -1,4 +1,4 @@
-// What BarzilaiBorwein, AdGd and Curvature share: the last secant. CPU twin: src/regime/secant.rs.
+// Code that BarzilaiBorwein, AdGd and Curvature share: the last secant. CPU twin: src/regime/secant.rs.
 //
 // The last step is s = -η u_{t-1}, and the change of the gradient y = g_t - g_{t-1}. The sums of the first pass hold u·y, u·u and y·y, of u and
 // y scaled by powers of two.
@@ -20,9 +20,9 @@ fn last_secant(c: GroupConstants, g: Gradient, s: ptr<function, GroupState>) -> 
     return secant_of(c, g.sums, g.scale_of_sums, s);
 }
 
-// The gradients among the sums are scaled by 2^-scale.
+// Returns the secant. The gradients in the sums are scaled by 2^-scale.
 fn secant_of(c: GroupConstants, sums: ScopeSums, scale: i32, s: ptr<function, GroupState>) -> Secant {
-    // u is scaled by the exponent of the momentum's bound, by that of the gradient, or not at all.
+    // u is scaled by the exponent of the momentum's bound or of the gradient, or not scaled.
     var direction_exponent = scale;
     if (c.flags & SIGN_RULE) != 0u {
         direction_exponent = 0;
@@ -39,7 +39,7 @@ fn secant_of(c: GroupConstants, sums: ScopeSums, scale: i32, s: ptr<function, Gr
     );
 }
 
-// ‖u‖/‖y‖; 0 where either is 0.
+// Returns ‖u‖/‖y‖, or 0 if either is 0.
 fn ratio_of_lengths(secant: Secant) -> Scaled {
     if secant.u_square == 0.0 || secant.y_square == 0.0 {
         return Scaled(0.0, 0);

@@ -21,7 +21,7 @@ fn follow_moments(c: GroupConstants, s: ptr<function, GroupState>, u: ptr<functi
     (*u).epsilon = c.rule.epsilon;
 }
 
-// The shares of the old v and of g² in v: those of the rule, or with k^-c for g².
+// Returns the weights of the old v and of g² in v: those of the rule, or with k^-c for g².
 @if(square_fall)
 fn square_shares(c: GroupConstants, taken: u32) -> vec2<f32> {
     if c.rule.square_fall == 0.0 {
@@ -32,17 +32,17 @@ fn square_shares(c: GroupConstants, taken: u32) -> vec2<f32> {
     return vec2<f32>(1.0 - share, share);
 }
 
-// 1/(1 - β₁ᵏ) and 1/√(1 - β₂ᵏ) of AdamW, which make up for moments that began at zero.
+// Returns 1/(1 - β₁ᵏ) and 1/√(1 - β₂ᵏ) of AdamW, which correct moments that began at zero.
 fn bias_corrections(c: GroupConstants, taken: u32) -> vec2<f32> {
     let k = select(taken + 1u, 0xffffffffu, taken == 0xffffffffu);
     return vec2<f32>(1.0 / one_less_power(c.rule.first_decay, k), 1.0 / sqrt(one_less_power(c.rule.second_decay, k)));
 }
 
-// 1 - βᵏ with decay = -ln β, to about two ulps also where βᵏ is close to 1: with k ln β = -(h ln 2 + r) it is (1 - 2^-h) + 2^-h (1 - e^-r).
+// Computes 1 - βᵏ with decay = -ln β, to about two ulps even if βᵏ is close to 1. With k ln β = -(h ln 2 + r) it is (1 - 2^-h) + 2^-h (1 - e^-r).
 fn one_less_power(decay: f32, k: u32) -> f32 {
-    // Beyond 2^24 k is rounded, as the product is anyway.
+    // Above 2^24 k is rounded, as the product is in any case.
     let x = f32(k) * decay;
-    // Less than half a unit in the last place is missing.
+    // The error is less than half a unit in the last place.
     if x > 18.0 {
         return 1.0;
     }

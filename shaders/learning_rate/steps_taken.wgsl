@@ -2,7 +2,7 @@
 
 import package::layout::GroupState;
 
-// Steps that were not skipped, this one not counted; the largest u32 where there are more.
+// Returns the number of previous steps that were not skipped, at most the largest u32.
 fn steps_taken(s: GroupState) -> u32 {
     if s.steps_high > select(0u, 1u, s.steps_low < s.skipped) {
         return 0xffffffffu;
@@ -10,7 +10,8 @@ fn steps_taken(s: GroupState) -> u32 {
     return s.steps_low - s.skipped;
 }
 
-// Those of them that moved the group: all but those in which it was frozen, had no gradients, or was left out as an outlier.
+// Returns the number of previous steps that moved the group. Skipped steps do not count, and neither do steps in which the group was frozen,
+// had no gradients, or was left out as an outlier.
 fn steps_moved(s: GroupState) -> u32 {
     let taken = steps_taken(s);
     return select(taken - s.left_out, taken, taken == 0xffffffffu);

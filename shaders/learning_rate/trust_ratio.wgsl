@@ -4,7 +4,7 @@ import package::layout::{GroupConstants, GroupState, RawRecord, Scaled, FIRST, T
 import package::learning_rate::gradient::{Gradient, direction_length_of, from_squares};
 import package::scaled::{is_zero, larger, ln_ratio, quotient, root, scaled, smaller, times, to_float};
 
-// The trust ratio, over what regime and schedule say. A gradient of zero carries it over, as it does the rate.
+// Multiplies the rate of regime and schedule by the trust ratio. A zero gradient carries the trust ratio over, like the rate.
 fn follow_trust(c: GroupConstants, g: Gradient, s: ptr<function, GroupState>, r: ptr<function, RawRecord>) {
     if c.trust_coefficient <= 0.0 {
         return;
@@ -22,7 +22,7 @@ fn follow_trust(c: GroupConstants, g: Gradient, s: ptr<function, GroupState>, r:
     (*s).learning_rate *= (*s).trust;
 }
 
-// A first rate whose step is to have its length with the trust ratio that follows.
+// Returns the first rate divided by the trust ratio that follows, so that the step has the intended length.
 fn before_trust(c: GroupConstants, g: Gradient, s: ptr<function, GroupState>, rate: Scaled) -> Scaled {
     if c.trust_coefficient <= 0.0 || (c.flags & TRUST_CAPS) != 0u {
         return rate;
@@ -30,8 +30,8 @@ fn before_trust(c: GroupConstants, g: Gradient, s: ptr<function, GroupState>, ra
     return quotient(rate, trust_of(c, g, s));
 }
 
-// LARS: coefficient ‖w‖ / ‖u‖ (src/trust.rs), of the parameters as they were after the last step, and 1 where either is 0 and there is no least.
-// As a cap it is divided by the rate, and is 1 at most.
+// Returns the trust ratio of LARS, coefficient ‖w‖ / ‖u‖ (src/trust.rs), for the parameters after the last step. It is 1 if either norm is 0 and
+// there is no least value. As a cap it is divided by the rate and at most 1.
 fn trust_of(c: GroupConstants, g: Gradient, s: ptr<function, GroupState>) -> Scaled {
     var parameters = (*s).parameter_norm;
     if (*s).momentum_started == 0u {
@@ -43,7 +43,7 @@ fn trust_of(c: GroupConstants, g: Gradient, s: ptr<function, GroupState>) -> Sca
     }
     var wanted = quotient(times(parameters, c.trust_coefficient), direction);
     if (c.flags & TRUST_CAPS) != 0u {
-        // There is no quotient by a rate of 0, and no factor changes it.
+        // Dividing by a rate of 0 is not possible, and no factor would change that rate.
         if (*s).learning_rate == 0.0 {
             return Scaled(1.0, 0);
         }

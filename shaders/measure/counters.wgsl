@@ -2,7 +2,7 @@
 // counter of gradient signs q in [-7, 7], bits 4..6 the sign of the last step, both in two's complement, so that zeroed memory
 // means "nothing yet".
 
-// The bits are shifted to the top, then back down with their sign.
+// Returns the counters. The bits are shifted to the top, then back down with their sign.
 fn counters_of(word: u32) -> vec4<f32> {
     let tops = vec4<u32>(word) << vec4<u32>(28u, 20u, 12u, 4u);
     return vec4<f32>(bitcast<vec4<i32>>(tops) >> vec4<u32>(28u));

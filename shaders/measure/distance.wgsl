@@ -1,4 +1,4 @@
-// The squared distance from the first parameters: direction_square = ‖w - w_0‖². The memory holds w_0; before the first step it is empty, and
+// The squared distance from the first parameters: direction_square = ‖w - w_0‖². The memory holds w_0. Before the first step it is empty, and
 // the sum is not used.
 
 import package::layout::Block;

@@ -1,4 +1,4 @@
-// For Prodigy: slow_dot = g·(w_0 - w), absolute = Σ|s|. The memory holds the first parameters w_0, and behind them s; before the group's first
+// For Prodigy: slow_dot = g·(w_0 - w), absolute = Σ|s|. The memory holds the first parameters w_0, followed by s. Before the group's first
 // step it is empty, and the sums are not used.
 
 import package::layout::Block;

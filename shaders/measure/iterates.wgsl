@@ -1,6 +1,6 @@
-// The alignment in schedule-free training: the gradient against y - z, the way from the sequence that takes the steps back to where the
-// gradient was taken. slow_dot = g·(y - z), direction_square = ‖y - z‖². The memory holds z; before the first step it is empty, and the sums
-// are not used.
+// The alignment in schedule-free training: the gradient against y - z, where z is the sequence that takes the steps and y the point of the
+// gradient. slow_dot = g·(y - z), direction_square = ‖y - z‖². The memory holds z. Before the first step it is empty, and the sums are not
+// used.
 
 import package::layout::Block;
 import package::elements::parameters::load_parameters;

@@ -1,4 +1,4 @@
-// The alignment with the momentum of the rule. `bits8`: it is kept in 8 bits.
+// The alignment with the momentum of the rule. `bits8`: the momentum is kept in 8 bits.
 
 import package::layout::Block;
 import package::measure::alignment::{AlignmentSums, compare_with_momentum};

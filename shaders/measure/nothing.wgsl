@@ -1,4 +1,4 @@
-// For regimes that compare the gradient with nothing.
+// For regimes that measure no alignment.
 
 import package::layout::Block;
 import package::measure::alignment::AlignmentSums;

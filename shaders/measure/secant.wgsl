@@ -1,5 +1,5 @@
 // The secant: the change y = g_t - g_{t-1} of the gradient against the direction u_{t-1} of the last step. slow_dot = u·y,
-// direction_square = u·u, absolute = y·y. The memory holds the last gradient. `look`: fast_dot = u·g_{t-1} too.
+// direction_square = u·u, absolute = y·y. The memory holds the last gradient. `look`: fast_dot = u·g_{t-1} is measured as well.
 
 import package::layout::Block;
 import package::measure::alignment::AlignmentSums;

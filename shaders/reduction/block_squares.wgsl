@@ -1,4 +1,4 @@
-// Leaves the sum of squares of a block, for passes that need it tensor by tensor.
+// Stores the sum of squares of a block, for passes that need it tensor by tensor.
 
 import package::geometry::WORKGROUP;
 import package::layout::Squares;
@@ -9,7 +9,7 @@ import package::reduction::totals::add_squares;
 
 var<workgroup> tree: array<Squares, WORKGROUP>;
 
-// To be called by all invocations of a workgroup, whose number is a power of two.
+// All invocations of a workgroup must call this function. Their number is a power of two.
 fn leave_squares(seen: ScaledSquares, block: u32, lane: u32) {
     tree[lane] = trusted(seen);
     for (var half = WORKGROUP / 2u; half > 0u; half /= 2u) {

@@ -1,4 +1,4 @@
-// Every invocation leaves a partial of its own: no barrier. For devices where a barrier costs more than a few stores.
+// Every invocation stores its own partial, without a barrier, for devices on which a barrier costs more than a few stores.
 
 import package::geometry::WORKGROUP;
 import package::reduction::partials::store_partial;

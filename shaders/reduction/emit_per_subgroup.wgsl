@@ -1,8 +1,8 @@
-// The invocations of a subgroup add up their totals in registers; one invocation of each leaves them in workgroup memory, and
-// after one barrier (none where a workgroup is one subgroup) the first invocation adds those up and leaves one partial per block.
+// The invocations of a subgroup add up their totals in registers. One invocation of each subgroup stores the result in workgroup memory.
+// After one barrier (none if a workgroup is one subgroup) the first invocation adds up these results and stores one partial per block.
 //
-// Assumes: a workgroup has at most SUBGROUPS subgroups. subgroupAdd has an order of its own, the same at every run on one adapter.
-// Every invocation of the workgroup gets here: subgroup operations and the barrier are in uniform control flow.
+// Assumes: a workgroup has at most SUBGROUPS subgroups. The order of subgroupAdd is the same at every run on one adapter.
+// Every invocation of the workgroup runs this code, so that subgroup operations and the barrier are in uniform control flow.
 
 import package::layout::Squares;
 import package::reduction::partials::{store_partial, COUNTERS, INITIAL_NORM, MOMENTUM, RAW_NORM};
@@ -20,10 +20,10 @@ struct Invocation {
 
 var<workgroup> subtotals: array<Totals, SUBGROUPS>;
 
-// Below every exponent that a sum can have.
+// An exponent below that of every sum.
 const NO_EXPONENT = -1024;
 
-// As add_squares: all sums at the largest exponent of those that are not zero.
+// Adds up sums like add_squares: at the largest exponent of those that are not zero.
 fn squares_of_subgroup(a: Squares) -> Squares {
     let largest = subgroupMax(select(NO_EXPONENT, a.exponent, a.sum != 0.0));
     // A sum of zero may have a larger exponent.

@@ -1,4 +1,4 @@
-// The invocations of a workgroup add up their totals (reduction/tree.wgsl) and leave one partial per block.
+// The invocations of a workgroup add up their totals (reduction/tree.wgsl) and store one partial per block.
 
 import package::reduction::partials::store_partial;
 import package::reduction::totals::Totals;

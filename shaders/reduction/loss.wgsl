@@ -1,15 +1,15 @@
-// The loss of a step, for the regimes that go by it. `loss`: one of them does.
+// The loss of a step, for regimes that use it. `loss`: a regime uses the loss.
 
 import package::layout::{INFINITY_BITS, LOSS_ELEMENT, MAGNITUDE_BITS};
 import package::reduction::totals::Totals;
 
-// Where in its binding the loss lies.
+// Index of the loss in its binding.
 @if(loss) override LOSS_AT: u32;
 
 @if(loss && !whole_step) @group(0) @binding(4) var<storage, read> losses: array<u32>;
 @if(loss && whole_step) @group(0) @binding(8) var<storage, read> losses: array<u32>;
 
-// The sums of a scope with the loss. All groups hear from the first scope that it is not finite.
+// Returns the sums of a scope with the loss. The first scope carries a loss that is not finite to all groups.
 fn with_loss(sums_of_scope: Totals, scope: u32) -> Totals {
     var t = sums_of_scope;
     @if(loss) {

@@ -1,18 +1,18 @@
-// Stores what a sweep has measured, one partial for each block, subgroup or invocation. Sums that the kernel does not measure are not stored.
+// Stores the sums of a sweep, one partial for each block, subgroup or invocation. Sums that the kernel does not measure are not stored.
 //
-// `whole_step`: one workgroup does the whole step, and adds each partial at once to the sums of that invocation of pass 2 that would take it, in
-// the order in which it would.
+// `whole_step`: one workgroup does the whole step. It adds each partial at once to the sums of the invocation of pass 2 that would read it, in
+// the same order.
 
 import package::layout::{Squares, SQUARE, RAW_SQUARE, INITIAL_SQUARE, ABSOLUTE, SLOW_DOT, FAST_DOT, DIRECTION_SQUARE, NONFINITE, FIRST_NONFINITE};
 @if(!whole_step) import package::reduction::totals::{Totals, place};
 @if(whole_step) import package::reduction::totals::{Totals, add_totals};
 
-// What the kernel measures beside the norm.
+// True for each sum that the kernel measures in addition to the norm.
 override RAW_NORM: bool;
 override INITIAL_NORM: bool;
 override MOMENTUM: bool;
 override COUNTERS: bool;
-// Invocations of pass 2.
+// Number of invocations of pass 2.
 @if(whole_step) override FINISH_WORKGROUP: u32;
 
 @if(!whole_step) @group(0) @binding(2) var<storage, read_write> partials: array<u32>;
@@ -45,7 +45,7 @@ fn store_partial(at: u32, t: Totals) {
     partials[place(FIRST_NONFINITE, at, arrayLength(&partials))] = t.first_nonfinite;
 }
 
-// `at` counts within a scope. A leaf belongs to one invocation: the number of leaves is a multiple of the number of partials of a block.
+// `at` counts within a scope. A leaf belongs to one invocation, because the number of leaves is a multiple of the number of partials of a block.
 @if(whole_step)
 fn store_partial(at: u32, t: Totals) {
     let leaf = at % FINISH_WORKGROUP;

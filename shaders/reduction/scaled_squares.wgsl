@@ -1,5 +1,5 @@
-// Sums of squares of numbers of any size, in one sweep: squares are added up at three scales, and the largest magnitude tells afterwards
-// which of the sums to trust (J. Blue, TOMS 4, 1978).
+// Sums of squares of numbers of any size, in one sweep: squares are added up at three scales, and the largest magnitude selects the valid
+// sum afterwards (J. Blue, TOMS 4, 1978).
 
 import package::layout::{Squares, INFINITY_BITS, MAGNITUDE_BITS, SMALL_BITS, BIG_BITS};
 import package::reduction::totals::no_squares;
@@ -16,7 +16,7 @@ fn across(v: vec4<f32>) -> f32 {
     return (v.x + v.y) + (v.z + v.w);
 }
 
-// Squares of numbers up to 2^-40 and from 2^40 on are added up multiplied by 2^160 and 2^-160.
+// Squares of numbers up to 2^-40 and from 2^40 on are multiplied by 2^160 and 2^-160 before they are added.
 const UP = 0x1p80;
 const DOWN = 0x1p-80;
 const SCALE_EXPONENT = 80;
@@ -42,8 +42,8 @@ fn trusted(squares: ScaledSquares) -> Squares {
     if largest == 0u || largest >= INFINITY_BITS {
         return no_squares();
     }
-    // Sums meet those of invocations at the next scale, which add_squares brings to one exponent by a factor that f32 must hold: not
-    // 2^160. So what lies next to that scale leaves from halfway to it; the factors here are exact.
+    // add_squares brings these sums and sums of other invocations at the next scale to one exponent, by a factor that must be in the range
+    // of f32. 2^160 is not. Sums near the next scale are therefore returned at an exponent halfway to it. The factors here are exact.
     if largest < SMALL_BITS {
         let small = across(squares.small);
         if small < 1.0 {

@@ -1,9 +1,9 @@
-// Adding up what pass 4 measures of a step.
+// Adds up the sums that pass 4 measures of a step.
 
 import package::layout::StepSums;
 import package::reduction::totals::add_squares;
 
-// The exponents of what is not finite: above all others, so that they are those of any sum with it.
+// Exponent of sums that are not finite. It is above all others, so that every total with such a sum has it.
 const INFINITE_EXPONENT = 0x10000;
 const NAN_EXPONENT = 0x20000;
 

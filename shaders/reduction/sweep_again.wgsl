@@ -1,10 +1,10 @@
-// What a sweep looks at a second time, because it rarely has to: elements whose squares f32 cannot hold, elements that are not
-// finite, and the parameters before the first step. `load(what, block, quad)` and `loaded(what, block, quad)` are the pass's own: four
-// elements, and the magnitude bits, as they were loaded, of all that these are computed from.
+// Second sweeps, which are rarely needed: over elements whose squares f32 cannot hold, elements that are not finite, and the parameters
+// before the first step. The pass defines `load(what, block, quad)`, which returns four elements, and `loaded(what, block, quad)`, which
+// returns the magnitude bits, as they were loaded, of all numbers from which these elements are computed.
 //
-// What is finite is told by bits that no arithmetic has touched. Drivers may compile floats as if there were neither NaN nor infinities
-// (Metal's fast math, which wgpu does not turn off), and a compiler that takes a product to be finite knows the answer to a question about
-// its exponent: a test of computed bits is compiled to nothing, and the step is taken.
+// Whether a number is finite is decided on bits that no arithmetic has touched. Drivers may compile floats as if there were neither NaN nor
+// infinities (Metal's fast math, which wgpu does not turn off). A compiler that assumes that a product is finite removes a test of the
+// product's exponent, and the step would be taken.
 
 import package::layout::{Block, Squares, INFINITY_BITS, MAGNITUDE_BITS, SMALL_BITS, BIG_BITS};
 import package::elements::parameters::bits_of_parameters;
@@ -14,12 +14,12 @@ import package::reduction::scaled_squares::{across, largest_of, magnitude_bits};
 import package::reduction::totals::{Totals, no_squares};
 import package::scaled::power_of_two;
 
-// What there is to look at.
+// Values of `what`.
 const GRADIENT = 0u;      // what the regime sees: sign * g + λ w
 const RAW_GRADIENT = 1u;  // sign * g
 const PARAMETERS = 2u;    // w
 
-// The sum of squares, from the plain sum and the largest magnitude; sweeps again where the plain sum cannot be trusted.
+// Returns the sum of squares, from the plain sum and the largest magnitude. Sweeps again if the plain sum is not valid.
 fn squares_of(what: u32, block: Block, lane: u32, largest: u32, plain: f32) -> Squares {
     if largest == 0u || largest >= INFINITY_BITS {
         return no_squares();
@@ -37,10 +37,10 @@ fn squares_of(what: u32, block: Block, lane: u32, largest: u32, plain: f32) -> S
     return Squares(across(squares), exponent);
 }
 
-// Counts what is not finite, and finds the first. To be called where there is something.
+// Counts elements that are not finite, and finds the first. It must be called only if there is such an element.
 fn find_nonfinite(what: u32, block: Block, lane: u32, t: ptr<function, Totals>) {
     for (var quad = lane; 4u * quad < block.elements; quad += WORKGROUP) {
-        // What was loaded is finite and what is computed of it is not: it overflowed.
+        // If the loaded bits are finite and the computed number is not, the computation overflowed.
         let bits = max(loaded(what, block, quad), magnitude_bits(load(what, block, quad)));
         for (var i = 0u; i < 4u; i++) {
             if bits[i] >= INFINITY_BITS {
@@ -49,14 +49,14 @@ fn find_nonfinite(what: u32, block: Block, lane: u32, t: ptr<function, Totals>) 
             }
         }
     }
-    // Something overflowed; where the compiler would not have it, so that nothing was counted, the block's first element stands for it.
+    // An element overflowed, but the compiler has removed the test that would count it. The block's first element is reported instead.
     if (*t).nonfinite == 0u {
         (*t).nonfinite = 1u;
         (*t).first_nonfinite = block.first_element;
     }
 }
 
-// ‖w₀‖², and what of the parameters is not finite.
+// Measures ‖w₀‖², and counts parameters that are not finite.
 fn measure_initial_norm(block: Block, lane: u32, t: ptr<function, Totals>) {
     var largest = vec4<u32>(0u);
     var squares = vec4<f32>();

@@ -1,4 +1,4 @@
-// The norm of what block_squares.wgsl has left of a tensor's blocks.
+// Norm of a tensor, from its blocks' sums of squares that block_squares.wgsl has stored.
 
 import package::layout::{Scaled, Squares};
 import package::reduction::totals::{add_squares, no_squares};
@@ -6,12 +6,12 @@ import package::scaled::{root, scaled};
 
 @group(1) @binding(0) var<storage, read> squares: array<Squares>;
 
-// Invocations of a workgroup.
+// Number of invocations of a workgroup.
 const LEAVES: u32 = 64u;
 
 var<workgroup> tree: array<Squares, LEAVES>;
 
-// To be called by all invocations of a workgroup.
+// All invocations of a workgroup must call this function.
 fn norm_of_blocks(lead: u32, blocks: u32, lane: u32) -> Scaled {
     var sum = no_squares();
     for (var block = lane; block < blocks; block += LEAVES) {

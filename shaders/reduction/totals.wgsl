@@ -1,10 +1,10 @@
-// What one invocation, one block or one scope has measured: ScopeSums, in the making.
+// Sums of one invocation, one block or one scope, from which ScopeSums is made.
 
 import package::layout::{ScopeSums, Squares, NO_ELEMENT, PARTIAL_WORDS};
 
 alias Totals = ScopeSums;
 
-// Where word `word` of partial `at` lies in an array of `words` words: first come all partials' words 0, then all their words 1, and so on.
+// Returns the index of word `word` of partial `at` in an array of `words` words: first come all partials' words 0, then all words 1, and so on.
 fn place(word: u32, at: u32, words: u32) -> u32 {
     return word * (words / PARTIAL_WORDS) + at;
 }
@@ -17,8 +17,8 @@ fn no_totals() -> Totals {
     return Totals(no_squares(), no_squares(), no_squares(), 0.0, 0.0, 0.0, 0.0, 0u, NO_ELEMENT, 0.0);
 }
 
-// Rounds once, as f32 would if its exponent had no end: so that scaling every gradient by a power of two changes no bit of the
-// sum. What is lost to underflow is below 2^-100 of the other term.
+// Rounds once, like an f32 with an unbounded exponent. Scaling every gradient by a power of two therefore changes no bit of the
+// sum. The loss by underflow is below 2^-100 of the other term.
 fn add_squares(a: Squares, b: Squares) -> Squares {
     if a.exponent == b.exponent {
         return Squares(a.sum + b.sum, a.exponent);
@@ -36,7 +36,7 @@ fn add_squares(a: Squares, b: Squares) -> Squares {
     );
 }
 
-// 4^-k for k of 0 and above; 0 where that is below what f32 holds.
+// Returns 4^-k for k >= 0, or 0 if that is too small for f32.
 fn quarter_to_the(k: i32) -> f32 {
     if k > 63 {
         return 0.0;

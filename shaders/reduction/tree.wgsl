@@ -1,4 +1,4 @@
-// Adds up the totals of a workgroup; WORKGROUP is a power of two. Afterwards invocation 0 finds the result in tree[0].
+// Adds up the totals of a workgroup. WORKGROUP is a power of two. Afterwards tree[0] holds the result for invocation 0.
 
 import package::geometry::WORKGROUP;
 import package::reduction::totals::{Totals, add_totals};

@@ -7,7 +7,7 @@
 //
 // `scalars`: a block does not start at, or does not end on, a multiple of four elements. Its elements are loaded and
 //     stored one by one.
-// `low_rank`: tensors with columns have z = U Vᵀ. The others have numbers of their own for each element.
+// `low_rank`: tensors with columns have z = U Vᵀ. The others have a separate random number for each element.
 
 import package::geometry::WORKGROUP;
 import package::zeroth_order::layout::{Motion, PerturbedBlock, PerturbedTensor, Probe};
@@ -34,7 +34,7 @@ fn products(tensor: PerturbedTensor, first: u32, count: u32) -> vec4<f32> {
         for (var k = 1u; k < tensor.rank; k++) {
             sum += left[u + k] * right[v + k];
         }
-        // FXC gives up on a loop that writes a vector at an index (X3511).
+        // FXC cannot compile a loop that writes a vector at an index (X3511).
         z = select(z, vec4<f32>(sum), vec4<u32>(0u, 1u, 2u, 3u) == vec4<u32>(i));
         column += 1u;
         if column == tensor.columns {

@@ -14,7 +14,7 @@
 import package::zeroth_order::layout::Probe;
 @if(!keeps_loss) import package::zeroth_order::layout::LARGEST_SLOPE;
 
-// Where in its binding the loss lies.
+// Index of the loss in its binding.
 override LOSS_AT: u32;
 
 @group(0) @binding(0) var<storage, read> losses: array<u32>;
@@ -23,7 +23,7 @@ override LOSS_AT: u32;
 @if(initial_norm) @group(0) @binding(3) var<storage, read> states: array<GroupState>;
 @if(initial_norm) @group(0) @binding(4) var<storage, read> squares_of_blocks: array<f32>;
 
-// Blocks that one loop adds up. Some drivers stop a loop after 65,535 iterations.
+// Number of blocks that one loop adds up. Some drivers stop a loop after 65,535 iterations.
 @if(initial_norm) const TRIPS = 4096u;
 
 @if(keeps_loss)
@@ -35,7 +35,7 @@ fn take_loss() {
 @if(!keeps_loss)
 @compute @workgroup_size(1)
 fn take_loss() {
-    // Whether a loss is finite is told from its bits (reduction/sweep_again.wgsl).
+    // Whether a loss is finite is decided on its bits (reduction/sweep_again.wgsl).
     let bits = vec2<u32>(probe[0].first_loss, losses[LOSS_AT]);
     let are_finite = all((bits & vec2<u32>(MAGNITUDE_BITS)) < vec2<u32>(INFINITY_BITS));
     let halves = 0.5 * bitcast<vec2<f32>>(select(vec2<u32>(0u), bits, are_finite));

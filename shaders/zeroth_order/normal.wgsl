@@ -1,7 +1,7 @@
 // Standard normal numbers from random bits, by Box and Muller. CPU twin: src/cpu/zeroth_order/normal.rs.
 //
-// Logarithm, sine and cosine are polynomials, since those of WGSL differ from driver to driver by many units in the
-// last place.
+// Logarithm, sine and cosine are polynomials, because those of WGSL differ between drivers by many units in the last
+// place.
 
 import package::elements::random_bits::random_bits;
 import package::layout::Scaled;
@@ -9,20 +9,20 @@ import package::scaled::{ln_ratio, scaled};
 
 const TWO_TO_MINUS_23 = 1.1920928955078125e-7;
 
-// The four numbers of a quad: two pairs, each from two words of random bits.
+// Returns the four numbers of a quad: two pairs, each from two words of random bits.
 fn normals(key: u32, quad: u32) -> vec4<f32> {
     let bits = random_bits(key, 4u * quad);
     return vec4<f32>(radius(bits.x) * on_circle(bits.y), radius(bits.z) * on_circle(bits.w));
 }
 
-// From 23 bits and a half: exact in f32, above 0 and below 1.
+// Returns the radius, from a number of 23 bits plus a half, which is exact in f32, above 0 and below 1.
 fn radius(bits: u32) -> f32 {
     let u = (f32(bits >> 9u) + 0.5) * TWO_TO_MINUS_23;
     return sqrt(2.0 * ln_ratio(Scaled(1.0, 0), scaled(u, 0)));
 }
 
-// A point of the unit circle: the quarter from two bits, and within 45 degrees of its axis the angle from 23 others,
-// which is exact until it is multiplied by half of pi.
+// Returns a point of the unit circle. Two bits select the quarter. 23 other bits give the angle within 45 degrees of
+// the quarter's axis, which is exact until it is multiplied by half of pi.
 fn on_circle(bits: u32) -> vec2<f32> {
     let x = ((f32((bits >> 7u) & 0x7fffffu) + 0.5) * TWO_TO_MINUS_23 - 0.5) * 1.57079633;
     let s = x * x;

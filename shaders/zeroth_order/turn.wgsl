@@ -1,4 +1,4 @@
-// For LOZO-M at a new V: V_oldᵀ V_new / n of each matrix. The old V is still in its buffer.
+// For LOZO-M at a new V: computes V_oldᵀ V_new / n of each matrix. The buffer of V still holds the old V.
 //
 // Reads:  probe, tensors, right (V).
 // Writes: turned.

@@ -57,7 +57,7 @@ fn f32() -> String {
     Element::F32.name().to_owned()
 }
 
-/// Reads the version of an [`About`], whatever else it contains.
+/// Reads the version of an [`About`], and ignores its other fields.
 pub(super) fn version(json: &str) -> Result<u32, String> {
     #[derive(Deserialize)]
     struct Version {

@@ -1,4 +1,4 @@
-//! Makes a checkpoint of one optimizer over into one that fits another, by the names of groups and tensors.
+//! Adapts a checkpoint of one optimizer to another, by the names of groups and tensors.
 
 use std::ops::Range;
 
@@ -21,36 +21,36 @@ use crate::schedule::Schedule;
 /// A checkpoint that fits an optimizer.
 pub(crate) struct Fitted<'a> {
     pub(crate) checkpoint: Cow<'a, Checkpoint>,
-    /// Tensors whose parameters it does not have: they are new.
+    /// New tensors, whose parameters are not in the checkpoint.
     pub(crate) new_tensors: HashSet<usize>,
     pub(crate) differences: Vec<Difference>,
 }
 
-/// What a rule keeps of each parameter: momentum, second moments and the largest of them, whether the momentum begins with the gradient
-/// itself, whether the second moments are a sum and no mean, and whether the direction is limited.
+/// Memory of a rule: whether it keeps momentum, second moments and the largest second moments, whether the momentum begins with the gradient
+/// itself, whether the second moments are a sum instead of a mean, and whether the direction is limited.
 type Moments = (bool, bool, bool, bool, bool, bool);
 
-/// A group of the file.
+/// Group in the file.
 struct Old {
     kernel: &'static Kernel,
     moments: Moments,
     is_scale_free: bool,
 }
 
-/// Where the parts of a group's state come from: groups of the file, or nowhere where they start anew.
+/// Groups of the file from which the parts of a group's state come, or `None` if a part starts anew.
 #[derive(Clone, Copy)]
 struct Sources {
-    /// The group that it was.
+    /// The group's origin.
     origin: Option<usize>,
-    /// Counts and flags that belong to the moments.
+    /// Source of the counts and flags that belong to the moments.
     moments: Option<usize>,
-    /// What is known of the norm.
+    /// Source of the norm's state.
     norm: Option<usize>,
-    /// True if the learning rate goes on from that of the norm.
+    /// True if the learning rate continues from that of `norm`.
     rate: bool,
-    /// True if the next step is the first one for what is kept of each parameter.
+    /// True if the next step is the first one for the memory per parameter.
     first: bool,
-    /// True if z of schedule-free training goes on.
+    /// True if z of schedule-free training continues.
     base_iterates: bool,
     averages: Average,
 }
@@ -58,12 +58,12 @@ struct Sources {
 #[derive(Clone, Copy, PartialEq)]
 enum Average {
     GoesOn,
-    /// At its start, which is yet to come.
+    /// The average starts at its `start`, a later step.
     Later,
     FromParameters,
 }
 
-/// Kinds of memory that a regime cannot do without once it has begun.
+/// Kinds of memory that a regime needs from its first step on.
 const FROM_THE_FIRST_STEP: [MemoryKind; 5] = [
     MemoryKind::LastGradient,
     MemoryKind::FirstParameters,
@@ -72,7 +72,7 @@ const FROM_THE_FIRST_STEP: [MemoryKind; 5] = [
     MemoryKind::Streams,
 ];
 
-/// The kind of memory that has the same in 8 bits, or in more.
+/// Returns the kind of memory with the same content in 8 bits or in more.
 fn in_other_bits(kind: MemoryKind) -> Option<MemoryKind> {
     match kind {
         MemoryKind::Momentum => Some(MemoryKind::MomentumCodes),
@@ -85,11 +85,11 @@ fn in_other_bits(kind: MemoryKind) -> Option<MemoryKind> {
     }
 }
 
-/// 2 in either type of 16 bits.
+/// The code of 2 in f16 and bf16.
 const TWO: u32 = 0x4000;
 
-/// Writes the remainders of a kind, from those of the other. Without parameters in the file, those of f16 are taken for remainders of normal
-/// numbers, which is wrong by a quarter of their parameter's last place at most.
+/// Converts remainders of the other kind to this kind. If the file has no parameters, remainders of f16 are treated as those of normal
+/// numbers. The error is at most a quarter of a unit in the parameter's last place.
 fn change_remainders<H: Half>(kind: MemoryKind, stored: &[u8], long: &[u8], short: &[u8], slot: &mut [u8]) {
     let mut halves: Vec<H> = bytemuck::pod_collect_to_vec(stored);
     if kind == MemoryKind::Remainders {
@@ -103,7 +103,7 @@ fn change_remainders<H: Half>(kind: MemoryKind, stored: &[u8], long: &[u8], shor
     }
 }
 
-/// The settings that give a learning rate instead of letting it be found.
+/// Settings with a learning rate given by the caller.
 const GIVEN_RATES: [&str; 2] = ["regime.learning_rate", "regime.initial_rate"];
 
 /// The rows of a table in the file.
@@ -112,7 +112,7 @@ struct Rows<'a> {
     table: Table,
     words: Vec<u32>,
     row_words: usize,
-    /// For two kernels, where the words of a row of this version are in one of the file.
+    /// For two kernels, the position in a row of the file of each word of a row of this version.
     places: HashMap<[&'static str; 2], Vec<Option<usize>>>,
 }
 
@@ -123,7 +123,7 @@ impl<'a> Rows<'a> {
         Rows { about: &checkpoint.about, table, words, row_words, places: HashMap::new() }
     }
 
-    /// A row with the words that both versions and both regimes have; the others are those of `base`.
+    /// Returns a row with the words that both versions and both regimes have. The other words are those of `base`.
     fn row<T: Pod>(&mut self, index: usize, base: T, [old, new]: [&'static Kernel; 2]) -> T {
         let Rows { about, table, .. } = *self;
         let places = self.places.entry([old.name, new.name]).or_insert_with(|| {
@@ -148,13 +148,13 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// A checkpoint, and the optimizer that it is made over for.
+/// A checkpoint, and the optimizer to which it is adapted.
 struct Adaptation<'a> {
     file: &'a Checkpoint,
     plan: &'a Plan,
     here: &'a About,
     old: Vec<Old>,
-    /// The tensor of the file that each tensor was.
+    /// For each tensor, the same tensor in the file.
     tensors: Vec<Option<usize>>,
     sources: Vec<Sources>,
     states: Rows<'a>,
@@ -164,7 +164,7 @@ struct Adaptation<'a> {
 }
 
 impl Checkpoint {
-    /// The checkpoint as one of an optimizer with this plan, from which it differs in what was found.
+    /// Returns the checkpoint adapted to an optimizer with this plan. The differences between the two are given.
     pub(super) fn adapted(
         &self,
         plan: &Plan,
@@ -210,7 +210,7 @@ impl Checkpoint {
         Ok(Fitted { checkpoint: Cow::Owned(checkpoint), new_tensors, differences: adaptation.lines })
     }
 
-    /// Whether all entries are of known names, in their types and shapes.
+    /// Checks that all entries have known names, and their types and shapes.
     fn check_entries(&self) -> Result<(), String> {
         let mut known = HashSet::new();
         let mut check = |name: String, dtype, shape: Option<Vec<usize>>, must_be_there: bool| {
@@ -235,7 +235,7 @@ impl Checkpoint {
         check(records.name().to_owned(), Dtype::U32, Some(shape), rows > 0)?;
         for tensor in &self.about.tensors {
             for kind in MemoryKind::ALL {
-                // A file does not say what rows and columns a tensor had.
+                // A file does not contain the rows and columns of a tensor.
                 let shape = (!kind.is_factored()).then(|| kind.shape_of_elements(tensor.elements));
                 let is_there = |kind| self.metadata.info(&memory_name(kind, &tensor.name)).is_some();
                 let has_codes = is_there(MemoryKind::MomentumCodes) || is_there(MemoryKind::SecondMomentCodes);
@@ -253,7 +253,7 @@ impl Checkpoint {
         }
     }
 
-    /// The tensors that have a row in the table of their records, in its order.
+    /// Returns the tensors that have a row in the table of tensor records, in the order of the table.
     fn recorded_tensors(&self) -> Vec<usize> {
         let has_telemetry = |group: &about::AboutGroup| group.settings.get("telemetry").is_some_and(|on| on == "true");
         let tensors = self.about.tensors.iter().enumerate();
@@ -272,7 +272,7 @@ impl Checkpoint {
         let rule = Rule::examples().into_iter().find(|rule| about::kind_of(rule) == setting(about::RULE));
         let (regime, rule) = (regime.ok_or_else(|| unknown(about::REGIME))?, rule.ok_or_else(|| unknown(about::RULE))?);
         let traits = rule.traits();
-        // Numbers of a rule decide what it keeps.
+        // A rule's memory depends on its numbers, so the entries of the file decide.
         let keeps = |kind, usual| {
             let tensor = self.about.tensors.iter().find(|tensor| tensor.group == group);
             tensor.map_or(usual, |tensor| self.metadata.info(&memory_name(kind, &tensor.name)).is_some())
@@ -291,7 +291,7 @@ impl Checkpoint {
 }
 
 impl Adaptation<'_> {
-    /// The state of a group of the file, with what only this version or another regime has as at the first step of a group here.
+    /// Returns the state of a group of the file. Words that only this version or the new regime has are those before the first step of a group here.
     fn state(&mut self, old: usize, group: usize) -> GroupState {
         let kernels = [self.old[old].kernel, self.kernel(group)];
         self.states.row(old, self.first_states[group], kernels)
@@ -301,19 +301,19 @@ impl Adaptation<'_> {
         self.plan.configs[group].regime.regime().kernel()
     }
 
-    /// Steps that moved a group of the file.
+    /// Returns the number of steps that moved a group of the file.
     fn steps_of(&mut self, old: usize) -> u32 {
         steps_moved(&self.state(old, 0))
     }
 
-    /// Tensors of a group here.
+    /// Returns the tensors of a group here.
     fn tensors_of(&self, group: usize) -> Range<usize> {
         let tensors = &self.plan.tensors;
         let start = tensors.partition_point(|tensor| tensor.group < group);
         start..start + tensors[start..].partition_point(|tensor| tensor.group == group)
     }
 
-    /// The group in the file of a tensor here.
+    /// Returns the group in the file of a tensor here.
     fn old_group_of(&self, tensor: usize) -> Option<usize> {
         let old = &self.file.about.tensors[self.tensors[tensor]?];
         (old.group < self.old.len()).then_some(old.group)
@@ -326,17 +326,17 @@ impl Adaptation<'_> {
         (traits.momentum, traits.squares, traits.largest_squares, traits.momentum_from_gradient, sums, traits.limited)
     }
 
-    /// Whether a group's rule keeps the moments that a group of the file has.
+    /// Returns true if a group's rule keeps the moments that a group of the file has.
     fn has_same_moments(&self, old: usize, group: usize) -> bool {
         self.old[old].moments == self.moments(group)
     }
 
-    /// Whether the file has a memory of what a tensor here was, or the same in other bits.
+    /// Returns true if the file has a memory of this kind for a tensor here, or the same memory in other bits.
     fn has_some_entry(&self, tensor: usize, kind: MemoryKind) -> bool {
         self.has_entry(tensor, kind) || in_other_bits(kind).is_some_and(|other| self.has_entry(tensor, other))
     }
 
-    /// Whether the file has a memory of what a tensor here was.
+    /// Returns true if the file has a memory of this kind for a tensor here.
     fn has_entry(&self, tensor: usize, kind: MemoryKind) -> bool {
         let info = |kind, name: &str| self.file.metadata.info(&memory_name(kind, name)).is_some();
         self.tensors[tensor].is_some_and(|old| {
@@ -346,7 +346,7 @@ impl Adaptation<'_> {
         })
     }
 
-    /// Whether a memory of the file has the shape of that of a tensor here.
+    /// Returns true if a memory has the same shape in the file and here.
     fn has_same_shape(&self, tensor: usize, kind: MemoryKind) -> bool {
         let here = kind.shape(&self.plan.tensors[tensor]);
         self.tensors[tensor].is_some_and(|old| {
@@ -355,7 +355,7 @@ impl Adaptation<'_> {
         })
     }
 
-    /// Whether all tensors of a group that are not empty have a memory of a kind in the file.
+    /// Returns true if all non-empty tensors of a group have a memory of a kind in the file.
     fn all_have(&self, group: usize, kind: MemoryKind) -> bool {
         self.tensors_of(group).all(|tensor| self.plan.tensors[tensor].elements == 0 || self.has_entry(tensor, kind))
     }
@@ -369,7 +369,7 @@ impl Adaptation<'_> {
         of(&self.file.about, old) == of(self.here, group)
     }
 
-    /// Whether a learning rate of the file can go on in a group.
+    /// Returns true if a group can continue with a learning rate of the file.
     fn rate_goes_on(&self, old: usize, group: usize) -> bool {
         let config = &self.plan.configs[group];
         let is_given = config.regime.initial_rate().is_some();
@@ -408,7 +408,7 @@ impl Adaptation<'_> {
             let averages = Average::Later;
             self.sources.push(Sources { origin, moments, norm, rate, first: false, base_iterates: false, averages });
         }
-        // Groups under one norm have one rate, or know of one another's when they find theirs.
+        // Groups under one norm share a rate or determine their rates together. They start anew together.
         let mut starts_anew = vec![false; self.plan.scopes.len()];
         for (sources, constants) in self.sources.iter().zip(&self.plan.groups) {
             starts_anew[constants.scope as usize] |= !sources.rate;
@@ -439,7 +439,7 @@ impl Adaptation<'_> {
             && self.all_have(group, MemoryKind::BaseIterates)
             && sources.origin.is_some();
         sources.first |= kernel.schedule_free && !sources.base_iterates;
-        // The trust ratio of a first step is that of the norm before it, which is measured until there is a rate.
+        // At a first step the trust ratio uses the norm of the parameters before it, which is measured until there is a rate.
         sources.rate &= !(sources.first && has_trust);
         self.sources[group] = sources;
 
@@ -490,14 +490,14 @@ impl Adaptation<'_> {
         Ok(())
     }
 
-    /// Steps that have moved a group here, as it is to count them.
+    /// Returns the adapted number of steps that have moved a group here.
     fn steps_here(&mut self, group: usize) -> u32 {
         let left_out = self.left_out(group);
         let taken = steps_taken(&self.state(0, 0));
         if taken == u32::MAX { taken } else { taken.wrapping_sub(left_out) }
     }
 
-    /// Steps that did not move a group here, as it is to count them. All of them where its count starts anew.
+    /// Returns the adapted number of steps that did not move a group here. If its count starts anew, these are all steps.
     fn left_out(&mut self, group: usize) -> u32 {
         let Sources { origin, moments, .. } = self.sources[group];
         let (_, squares, ..) = self.moments(group);
@@ -507,17 +507,17 @@ impl Adaptation<'_> {
         }
     }
 
-    /// The update of a group of the file.
+    /// Returns the update of a group of the file.
     fn update(&mut self, old: usize) -> Update {
         let kernel = self.old[old].kernel;
         self.updates.row(old, <Update as bytemuck::Zeroable>::zeroed(), [kernel, kernel])
     }
 
-    /// Whether a memory of a tensor goes on.
+    /// Returns true if a memory of a tensor is carried over.
     fn carries(&self, tensor: usize, kind: MemoryKind) -> bool {
         let group = self.plan.tensors[tensor].group;
         let sources = &self.sources[group];
-        // Scales go with their codes.
+        // Scales are carried over with their codes.
         (kind == MemoryKind::Scales || self.has_some_entry(tensor, kind))
             && match kind {
                 MemoryKind::Momentum
@@ -542,7 +542,7 @@ impl Adaptation<'_> {
             }
     }
 
-    /// Says what follows from the differences.
+    /// Reports the consequences of the differences.
     fn explain(&mut self) {
         let mut lines = Vec::new();
         for (group, sources) in self.sources.iter().enumerate() {
@@ -568,7 +568,7 @@ impl Adaptation<'_> {
                 let mut tensors = self.tensors_of(group);
                 let keeps = |tensor| self.plan.kernel_of(tensor).keeps(kind);
                 let was_there = |tensor: usize| self.tensors[tensor].is_some();
-                // Told of the kind that it becomes.
+                // A conversion is reported for the kind that the memory becomes.
                 let other = in_other_bits(kind);
                 let (named, bits) = match (kind, other) {
                     (MemoryKind::Momentum | MemoryKind::SecondMoment, _) => (kind, "f32"),
@@ -632,8 +632,8 @@ impl Adaptation<'_> {
         }
     }
 
-    /// Converts the moments of a tensor, whose number in the file is `old`, where they were in f32 and are kept in 8 bits, or the other way round.
-    /// In 8 bits each gets the nearer of two codes.
+    /// Converts the moments of a tensor, whose number in the file is `old`, from f32 to 8 bits or the other way round. In 8 bits each moment gets
+    /// the nearer of two codes.
     fn change_bits(&self, tensor: usize, old: usize, draft: &mut Draft) {
         let elements = self.plan.tensors[tensor].elements as usize;
         let goes_on = |kind| self.plan.kernel_of(tensor).keeps(kind) && self.carries(tensor, kind);
@@ -679,7 +679,7 @@ impl Adaptation<'_> {
         }
     }
 
-    /// Converts the remainders of a tensor, whose number in the file is `old`, where they had 16 bits and are kept in 8, or the other way round.
+    /// Converts the remainders of a tensor, whose number in the file is `old`, from 16 bits to 8 bits or the other way round.
     fn change_remainders(&self, tensor: usize, old: usize, draft: &mut Draft) {
         let kinds = [MemoryKind::Remainders, MemoryKind::RemainderCodes];
         let changes = |&kind: &MemoryKind| {
@@ -774,7 +774,7 @@ impl Adaptation<'_> {
         state
     }
 
-    /// What all groups have in common.
+    /// Copies the counts that all groups share.
     fn count_as_all(&mut self, state: &mut GroupState) {
         let all = self.state(0, 0);
         state.steps_low = all.steps_low;
@@ -800,7 +800,7 @@ impl Adaptation<'_> {
         }
     }
 
-    /// The number here of an element of the file; [`NO_ELEMENT`] of one that is not here.
+    /// Returns the number here of an element of the file, or [`NO_ELEMENT`] if the element is not here.
     fn moved_element(&self, element: u32) -> u32 {
         if element >= LOSS_ELEMENT || self.plan.shard.is_some() {
             return element;

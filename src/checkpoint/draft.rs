@@ -1,4 +1,4 @@
-//! What a checkpoint holds, and one in the making.
+//! Contents of a checkpoint, and a checkpoint that is being filled.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -19,17 +19,17 @@ use crate::plan::{MemoryKind, Plan};
 const _: () = assert!(cfg!(target_endian = "little"), "safetensors are little-endian, and so is everything here");
 use super::*;
 
-/// Something that a checkpoint keeps. Tensors go by their index in the plan.
+/// Part of a checkpoint. Tensors are given by their index in the plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Slot {
     Table(Table),
     Memory(usize, MemoryKind),
     Parameters(usize),
-    /// The average of schedule-free training, which is made from the parameters and nobody restores.
+    /// The average of schedule-free training. It is computed from the parameters and never restored.
     Average(usize),
 }
 
-/// A slot as the file has it.
+/// A slot's entry in the file.
 pub(super) struct Item {
     pub(super) slot: Slot,
     pub(super) name: String,
@@ -41,7 +41,7 @@ pub(super) fn parameters_name(tensor: &str) -> String {
     format!("parameters/{tensor}")
 }
 
-/// As if the average were kept.
+/// Returns the name of a tensor's average, the same as for averages that are stored.
 pub(super) fn average_name(tensor: &str) -> String {
     memory_name(MemoryKind::Averages, tensor)
 }
@@ -50,7 +50,7 @@ pub(super) fn memory_name(kind: MemoryKind, tensor: &str) -> String {
     format!("{}/{tensor}", kind.name())
 }
 
-/// The type of a memory's elements in the file.
+/// Returns the type of a memory's elements in the file.
 pub(super) fn dtype_of(kind: MemoryKind) -> Dtype {
     match kind.element_bytes() {
         _ if kind == MemoryKind::Scales => Dtype::U32,
@@ -61,7 +61,7 @@ pub(super) fn dtype_of(kind: MemoryKind) -> Dtype {
     }
 }
 
-/// The type of parameters in the file.
+/// Returns the type of parameters in the file.
 pub(super) fn params_dtype(params: Element) -> Dtype {
     match params {
         Element::F32 => Dtype::F32,
@@ -70,7 +70,7 @@ pub(super) fn params_dtype(params: Element) -> Dtype {
     }
 }
 
-/// Everything that a checkpoint of such a plan holds, in the order of the file.
+/// Returns all entries of a checkpoint of a plan, in the order of the file.
 pub(super) fn items(plan: &Plan, parameters: bool) -> Vec<Item> {
     let tables = Table::all(plan).map(|table| Item {
         slot: Slot::Table(table),
@@ -106,12 +106,12 @@ pub(super) fn items(plan: &Plan, parameters: bool) -> Vec<Item> {
     });
     let kept = parameters.chain(averages).chain(memories);
     let mut items: Vec<Item> = kept.chain(tables).collect();
-    // So that each is aligned in the file.
+    // This order aligns each entry in the file.
     items.sort_by_key(|item| std::cmp::Reverse(item.dtype));
     items
 }
 
-/// Parameters as the optimizer has them: those of 16 bits with what they lack of f32, from the bytes of [`MemoryKind::Remainders`] and of
+/// Returns the master weights. For 16-bit parameters they include the remainders, from the bytes of [`MemoryKind::Remainders`] and of
 /// [`MemoryKind::RemainderCodes`], which may be empty.
 pub(super) fn masters(params: Element, stored: &[u8], [long, short]: [&[u8]; 2]) -> Vec<f32> {
     let (long, short): (Vec<i16>, Vec<i8>) = (bytemuck::pod_collect_to_vec(long), bytemuck::pod_collect_to_vec(short));
@@ -138,7 +138,7 @@ pub(crate) struct Draft {
 }
 
 impl Draft {
-    /// A checkpoint of zeros.
+    /// Returns a checkpoint of zeros.
     pub(crate) fn new(plan: &Plan, parameters: Parameters, notes: &Notes) -> Result<Self, Error> {
         let parameters = parameters == Parameters::Included;
         let mut about = About::of(plan, parameters);
@@ -167,7 +167,7 @@ impl Draft {
         })
     }
 
-    /// Returns the destination of a slot's bytes; empty if there is no such slot.
+    /// Returns the destination of a slot's bytes. It is empty if there is no such slot.
     pub(crate) fn bytes(&mut self, slot: Slot) -> &mut [u8] {
         match self.slots.get(&slot) {
             Some(range) => &mut self.data[range.clone()],
@@ -175,7 +175,7 @@ impl Draft {
         }
     }
 
-    /// Makes the averages of schedule-free training from the parameters, when every other slot is filled.
+    /// Computes the averages of schedule-free training from the parameters. Every other slot must have been filled.
     pub(crate) fn fill_averages(&mut self, plan: &Plan) {
         let rows = self.bytes(Slot::Table(Table::Updates));
         let updates: Vec<Update> = bytemuck::pod_collect_to_vec(rows);
@@ -185,7 +185,7 @@ impl Draft {
             }
             let base = self.bytes(Slot::Memory(index, MemoryKind::BaseIterates));
             let base: Vec<f32> = bytemuck::pod_collect_to_vec(base);
-            // Where there is an average, remainders have 16 bits.
+            // With an average, remainders always have 16 bits.
             let remainders = self.bytes(Slot::Memory(index, MemoryKind::Remainders)).to_vec();
             let stored = self.bytes(Slot::Parameters(index));
             let mut average = masters(plan.places[index].params, stored, [&remainders, &[]]);
@@ -200,7 +200,7 @@ impl Draft {
         }
     }
 
-    /// The checkpoint, when every slot is filled.
+    /// Returns the checkpoint. Every slot must have been filled.
     pub(crate) fn finish(mut self) -> Checkpoint {
         let states = self.bytes(Slot::Table(Table::States));
         // Every group counts the same steps.

@@ -1,4 +1,4 @@
-//! Gradients of weight decay and learning rate from a validation loss: settings, arithmetic, and the CPU path. On the device:
+//! Gradients of weight decay and learning rate from a validation loss: settings, arithmetic, and the CPU path. The device's code is in
 //! `src/gpu/controllers/bi_level.rs`.
 
 use std::fmt;
@@ -12,24 +12,24 @@ use crate::layout::shared_structs;
 use crate::plan::Plan;
 
 shared_structs! {
-    /// What `controllers/bi_level.wgsl` is told of a group.
+    /// Inputs of `controllers/bi_level.wgsl` for a group.
     pub struct BiLevelConstants {
         /// The group's first row of partial sums.
         pub first_row: u32,
         pub rows: u32,
         pub decay_least: f32,
         pub decay_most: f32,
-        /// Factors of λ; both 1 where it is left alone.
+        /// Factors of λ, both 1 if it does not change.
         pub decay_down: f32,
         pub decay_up: f32,
         pub factor_least: f32,
         pub factor_most: f32,
-        /// Factors of the learning-rate factor; both 1 where it is left alone.
+        /// Factors of the learning-rate factor, both 1 if it does not change.
         pub factor_down: f32,
         pub factor_up: f32,
     }
 
-    /// What the last call has set and measured.
+    /// Values that the last call has set and measured.
     pub struct BiLevelState {
         pub weight_decay: f32,
         pub learning_rate_factor: f32,
@@ -44,37 +44,37 @@ shared_structs! {
 /// [`BiLevel`](crate::BiLevel) on the device, [`CpuBiLevel`] on the host.
 ///
 /// With the step `w' = w - η (u + λ w)` the validation loss changes with ln λ by `-η λ ⟨g, w⟩`, and with ln η by `⟨g, w' - w⟩`, where g is the
-/// gradient of the validation loss at w'. The controller measures both inner products on the device, and changes ln λ and ln of the factor by a
-/// fixed amount against their sign. The idea of training hyperparameters by stochastic samples of both losses is that of Kim & Hospedales
-/// (arXiv:2410.10417). **The formula is this project's own**: the one-step form, without the paper's recursion and its Langevin noise.
-/// [`guide::beyond`](crate::guide::beyond) says when it misleads.
+/// gradient of the validation loss at w'. The controller measures both inner products on the device, and changes ln λ and ln of the factor by a fixed
+/// amount in the direction that lowers the validation loss. The idea of training hyperparameters by stochastic samples of both losses is that of Kim
+/// & Hospedales (arXiv:2410.10417). **The formula is this project's own**: the one-step form, without the paper's recursion and its Langevin noise.
+/// [`guide::beyond`](crate::guide::beyond) explains when it misleads.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct BiLevelConfig {
-    /// Change of ln λ; 0 leaves it alone.
+    /// Change of ln λ, or 0 for none.
     decay_step: f32,
-    /// Change of ln of the learning-rate factor; 0 leaves it alone.
+    /// Change of ln of the learning-rate factor, or 0 for none.
     rate_step: f32,
     decay_bounds: [f32; 2],
     rate_bounds: [f32; 2],
 }
 
 impl BiLevelConfig {
-    /// Moves the weight decay, in steps of 0.02 in ln λ, between 1e-8 and 10.
+    /// Returns settings that move the weight decay, in steps of 0.02 in ln λ, between 1e-8 and 10.
     pub fn weight_decay() -> Self {
         BiLevelConfig { decay_step: 0.02, rate_step: 0.0, decay_bounds: [1e-8, 10.0], rate_bounds: [1e-6, 1e6] }
     }
 
-    /// Moves the learning-rate factor, in steps of 0.02 in its ln, between 1e-6 and 1e6.
+    /// Returns settings that move the learning-rate factor, in steps of 0.02 in its ln, between 1e-6 and 1e6.
     pub fn learning_rate() -> Self {
         BiLevelConfig { decay_step: 0.0, rate_step: 0.02, ..Self::weight_decay() }
     }
 
-    /// Moves both.
+    /// Returns settings that move both the weight decay and the learning-rate factor.
     pub fn both() -> Self {
         BiLevelConfig { rate_step: 0.02, ..Self::weight_decay() }
     }
 
-    /// Sets the change of ln λ, and of ln of the learning-rate factor, for those of the two that move: above 0 and at most 1.
+    /// Sets the change of ln λ and of ln of the learning-rate factor, above 0 and at most 1. It applies to those of the two that move.
     pub fn step(mut self, step: f32) -> Self {
         for own in [&mut self.decay_step, &mut self.rate_step] {
             if *own != 0.0 {
@@ -100,7 +100,7 @@ impl BiLevelConfig {
         self.decay_step != 0.0
     }
 
-    /// True if the direction of the step is needed, and with it a copy of the parameters.
+    /// Returns true if the direction of the step is needed, and with it a copy of the parameters.
     pub(crate) fn moves_rate(&self) -> bool {
         self.rate_step != 0.0
     }
@@ -108,7 +108,7 @@ impl BiLevelConfig {
     pub(crate) fn check(&self, plan: &Plan) -> Result<(), Error> {
         let owner = || "the bi-level controller".to_owned();
         for step in [self.decay_step, self.rate_step] {
-            // A step that is not wanted is 0, and so is one that was set to 0.
+            // The change of a control that does not move is 0. The check below finds a change that was set to 0.
             require((0.0..=1.0).contains(&step), owner, "step", step, "above 0 and at most 1")?;
         }
         require(self.moves_decay() || self.moves_rate(), owner, "step", 0, "above 0 and at most 1")?;
@@ -144,7 +144,7 @@ impl BiLevelConfig {
         Ok(())
     }
 
-    /// Returns what the kernel, or the CPU path, is told of a group.
+    /// Returns the inputs of the kernel or of the CPU path for a group.
     pub(crate) fn constants(&self, first_row: u32, rows: u32) -> BiLevelConstants {
         let wide = |moves: bool, bounds: [f32; 2]| if moves { bounds } else { [0.0, f32::MAX] };
         let [decay_least, decay_most] = wide(self.moves_decay(), self.decay_bounds);
@@ -174,10 +174,10 @@ fn stepped(value: f32, slope: f32, [least, most]: [f32; 2], [below, above]: [f32
 }
 
 impl BiLevelConstants {
-    /// Returns decay and factor after a step. Twin of `controllers/bi_level.wgsl`.
+    /// Returns the decay and the factor after a step. Twin of `controllers/bi_level.wgsl`.
     fn follow(&self, decay: f32, factor: f32, [along_parameters, along_step]: [f32; 2]) -> BiLevelState {
         let c = self;
-        // More decay moves the parameters against themselves, and a larger rate along the step.
+        // A larger decay moves the parameters towards zero, and a larger rate moves them along the step.
         BiLevelState {
             weight_decay: stepped(decay, along_parameters, [c.decay_least, c.decay_most], [c.decay_down, c.decay_up]),
             learning_rate_factor: stepped(
@@ -192,7 +192,7 @@ impl BiLevelConstants {
     }
 }
 
-/// What a bi-level controller has done to a group in its last call. [`Display`](fmt::Display) writes a sentence.
+/// Result of the last call of a bi-level controller for a group. [`Display`](fmt::Display) writes a sentence.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct BiLevelRecord {
@@ -202,9 +202,9 @@ pub struct BiLevelRecord {
     pub weight_decay: f32,
     /// Learning-rate factor that was set.
     pub learning_rate_factor: f32,
-    /// ⟨g, w'⟩ of the validation gradient and the parameters. λ rises where it is above 0.
+    /// ⟨g, w'⟩ of the validation gradient and the parameters. λ rises if it is above 0.
     pub along_parameters: f32,
-    /// ⟨g, w' - w⟩ of the validation gradient and the step, if the learning rate moves. The factor rises where it is below 0.
+    /// ⟨g, w' - w⟩ of the validation gradient and the step, if the learning rate moves. The factor rises if it is below 0.
     pub along_step: Option<f32>,
 }
 
@@ -270,21 +270,22 @@ pub struct CpuBiLevel {
 }
 
 impl CpuBiLevel {
-    /// Creates a controller of an optimizer. It controls every group, each by its own parameters.
+    /// Creates a controller for an optimizer. It controls every group, each from the group's own parameters.
     ///
     /// # Errors
-    /// [`ErrorKind::Build`](crate::ErrorKind::Build) for a setting outside its range; [`ErrorKind::Call`](crate::ErrorKind::Call) for a
-    /// group without weight decay if that is to move, for a group with schedule-free training if the rate is to move, and for an
-    /// optimizer of several ranks or with regime AutoSgd.
+    /// Returns [`ErrorKind::Build`](crate::ErrorKind::Build) for a setting outside its range. Returns [`ErrorKind::Call`](crate::ErrorKind::Call) for
+    /// a group without weight decay if the decay is to move, for a group with schedule-free training if the rate is to move, and for an optimizer of
+    /// several ranks or with regime AutoSgd.
     pub fn new(optimizer: &CpuOptimizer, config: BiLevelConfig) -> Result<Self, Error> {
         config.check(optimizer.plan())?;
         Ok(CpuBiLevel { config, rows: Vec::new(), before: None })
     }
 
-    /// Notes the parameters before a step. Only a controller that moves the learning rate needs this call.
+    /// Stores the parameters before a step. Only a controller that moves the learning rate needs this call.
     ///
     /// # Errors
-    /// [`ErrorKind::Call`](crate::ErrorKind::Call) where these are not the optimizer's tensors, and while its averages are swapped in.
+    /// Returns [`ErrorKind::Call`](crate::ErrorKind::Call) if the slices are not those of the optimizer's tensors, and while its averages are swapped
+    /// in.
     pub fn before_step(&mut self, optimizer: &CpuOptimizer, params: &[impl Values]) -> Result<(), Error> {
         optimizer.check_controlled(params)?;
         if self.config.moves_rate() {
@@ -293,10 +294,11 @@ impl CpuBiLevel {
         Ok(())
     }
 
-    /// Changes the controls by the gradients of a validation loss at the parameters after the step. Returns what was done to each group.
+    /// Changes the controls, from the gradients of a validation loss at the parameters after the step. Returns a record for each group.
     ///
     /// # Errors
-    /// [`ErrorKind::Call`](crate::ErrorKind::Call) as [`CpuBiLevel::before_step`], and without that call before the step, if it is needed.
+    /// Returns the errors of [`CpuBiLevel::before_step`], and [`ErrorKind::Call`](crate::ErrorKind::Call) if that call is needed but was not made
+    /// before the step.
     pub fn validation(
         &mut self,
         optimizer: &mut CpuOptimizer,
@@ -335,7 +337,7 @@ impl CpuBiLevel {
     }
 }
 
-/// Refuses a validation without the parameters before the step, if the rate moves.
+/// Returns an error for a validation without the parameters before the step, if the rate moves.
 pub(crate) fn check_before(
     config: BiLevelConfig,
     has_before: bool,

@@ -1,4 +1,4 @@
-//! What the controllers share that combine two slices of every tensor element by element.
+//! Code of the controllers that combine two slices of every tensor element by element.
 
 use crate::cpu::values::{Slice, SliceMut, Values, ValuesMut};
 use crate::element::Element;

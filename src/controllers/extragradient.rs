@@ -58,13 +58,13 @@ pub(crate) fn check_turn(is_ahead: bool, should_be: bool, call: &'static str) ->
 ///
 /// **A look-ahead changes nothing of the optimizer.** It uses the rate η that the optimizer used last, or its first
 /// rate, and not the optimizer's step: no step is counted, schedules and bias corrections do not advance, and momentum,
-/// averages, the regime's state and the records do not hear of it. With [`Regime::fixed`](crate::Regime::fixed) both
-/// halves have the same rate, and the arithmetic is exactly that of the definition. With a regime that finds its rate,
-/// η of the look-ahead is one step old, and 0 before the first step: this is the project's own choice. Weight decay and
+/// averages, the regime's state and the records do not change. With [`Regime::fixed`](crate::Regime::fixed) both halves
+/// have the same rate, and the arithmetic is exactly that of the definition. With a regime that finds its rate, η of
+/// the look-ahead is one step old, and 0 before the first step: this is the project's own choice. Weight decay and
 /// clips apply to the step alone. Frozen groups do not move. Every tensor has a gradient in both halves: with
-/// [`step_without`](CpuOptimizer::step_without) fill those of the others with 0. A gradient that is not finite leaves
-/// no trace, since the gradient ahead is not finite either: the parameters are restored, and the optimizer skips the
-/// step.
+/// [`step_without`](CpuOptimizer::step_without), fill the gradients of the tensors that are left out with 0. A gradient
+/// that is not finite leaves no trace, since the gradient ahead is not finite either: the parameters are restored, and
+/// the optimizer skips the step.
 ///
 /// It keeps 4 bytes per parameter. A step costs two gradients, usually of the same batch.
 ///
@@ -98,7 +98,7 @@ pub struct CpuExtragradient {
 }
 
 impl CpuExtragradient {
-    /// Creates it for the tensors of an optimizer.
+    /// Creates an extragradient for the tensors of an optimizer.
     ///
     /// # Errors
     /// Returns [`ErrorKind::Build`](crate::ErrorKind::Build) for an optimizer with a rule other than [`Rule::sgd`],

@@ -34,7 +34,7 @@ shared_structs! {
         pub(crate) groups: u32,
         /// Index of the loss in its binding.
         pub(crate) loss_at: u32,
-        /// 1 where γ is given, else 0.
+        /// 1 if γ is given, else 0.
         pub(crate) scale_is_given: u32,
         /// γ, or C^-1/4 / 4.
         pub(crate) scale_factor: f32,
@@ -93,7 +93,7 @@ impl PolicyScale {
         }
     }
 
-    /// Returns what γ is computed from: C^-¼ / 4 and ln C, or γ itself and nothing.
+    /// Returns the numbers that γ is computed from: C^-¼ / 4 and ln C, or γ itself and `None`.
     pub(crate) fn terms(self) -> (f32, Option<f32>) {
         match self {
             PolicyScale::FirstLoss { classes } => {
@@ -351,7 +351,7 @@ fn take<'a>(packed: &mut &'a [f32], count: usize) -> &'a [f32] {
     first
 }
 
-/// e^x for |x| up to 87, beyond which x is that; to about two ulps. WGSL's own may be coarser.
+/// Computes e^x to about two ulps, with x clamped to ±87. WGSL's own function may be less accurate.
 fn exponential(x: f32) -> f32 {
     let x = x.clamp(-87.0, 87.0);
     let k = (x * std::f32::consts::LOG2_E).round_ties_even();
@@ -436,8 +436,8 @@ impl CpuLearnedSchedule {
     }
 
     /// Sets the [`learning_rate_factor`](crate::Controls::learning_rate_factor) of every group to the policy's rate for
-    /// this loss. Call it before every step. It takes about 12,000 multiplications with the published policies,
-    /// whatever the model's size.
+    /// this loss. Call it before every step. It takes about 12,000 multiplications with the published policies, for a
+    /// model of any size.
     ///
     /// A loss that is not finite, or that is not above 0 before γ is known, changes neither the factor nor the policy's
     /// state.
@@ -451,7 +451,7 @@ impl CpuLearnedSchedule {
         }
     }
 
-    /// Goes on with other weights, as the authors do after each third of a run. h and c stay. γ is computed anew from
+    /// Continues with other weights, as the authors do after each third of a run. h and c stay. γ is computed anew from
     /// the next loss.
     ///
     /// # Errors

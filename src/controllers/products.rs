@@ -6,7 +6,7 @@ use crate::layout::shared_structs;
 
 pub(crate) mod numbers {
     crate::layout::shared_constants! { ""
-        /// Elements that one workgroup adds up.
+        /// Number of elements that one workgroup adds up.
         pub const PRODUCT_ROW: u32 = 4096;
     }
 }
@@ -26,7 +26,7 @@ shared_structs! {
     }
 }
 
-/// Invocations of the kernels that add up.
+/// Number of invocations in a workgroup of the kernels that add up.
 pub(crate) const LANES: usize = 64;
 
 type Pair = [f32; 2];
@@ -35,7 +35,7 @@ fn add(a: Pair, b: Pair) -> Pair {
     [a[0] + b[0], a[1] + b[1]]
 }
 
-/// Adds up what the invocations of a workgroup have, in a tree.
+/// Adds up the values of the invocations of a workgroup, in a tree.
 fn add_up_lanes(mut lanes: [Pair; LANES]) -> Pair {
     let mut half = LANES / 2;
     while half > 0 {
@@ -60,7 +60,7 @@ pub(crate) fn add_up_rows(rows: &[Pair]) -> Pair {
     add_up(rows.iter().copied())
 }
 
-/// Appends the sums of each row of a tensor: of `term` of the elements of two or three slices of equal length. Slices may be empty, and give
+/// Appends the sums of each row of a tensor. The terms are `term` of the elements of two or three slices of equal length. An empty slice stands for
 /// zeros.
 pub(crate) fn push_rows(rows: &mut Vec<Pair>, slices: [Slice; 3], term: impl Fn([f32; 3]) -> Pair) {
     let row = PRODUCT_ROW as usize;

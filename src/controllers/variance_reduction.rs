@@ -9,8 +9,8 @@ use crate::plan::Plan;
 
 /// Variance reduction on the host: replaces the gradient of a batch by `g - g̃ + μ`, whose mean over batches is the
 /// same and whose variance vanishes as the parameters approach the snapshot (SVRG, Johnson & Zhang 2013). g̃ is the
-/// gradient of the same batch at the snapshot, and μ what [`CpuVarianceReduction::keep`] was given: the full gradient
-/// at the snapshot.
+/// gradient of the same batch at the snapshot, and μ is the full gradient at the snapshot, which
+/// [`CpuVarianceReduction::keep`] stores.
 ///
 /// Per epoch: copy the parameters, compute the full gradient there, and keep it. Per step: compute the gradient of the
 /// batch at the parameters and at the copy, combine, and step with the result. A step costs two gradients.
@@ -53,7 +53,7 @@ pub struct CpuVarianceReduction {
 }
 
 impl CpuVarianceReduction {
-    /// Creates it for the tensors of an optimizer, with μ = 0.
+    /// Creates a variance reduction for the tensors of an optimizer, with μ = 0.
     ///
     /// # Errors
     /// Returns [`ErrorKind::Build`](crate::ErrorKind::Build) for an optimizer with 16-bit parameters or gradients.

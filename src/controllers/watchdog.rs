@@ -1,4 +1,4 @@
-//! The epoch watchdog: its settings, its arithmetic, its verdicts, and the CPU path. On the device: `src/gpu/controllers/watchdog.rs`.
+//! The epoch watchdog: its settings, its arithmetic, its verdicts, and the CPU path. The device's code is in `src/gpu/controllers/watchdog.rs`.
 
 use std::fmt;
 
@@ -11,15 +11,15 @@ use crate::layout::{GroupState, shared_structs};
 
 pub(crate) mod numbers {
     crate::layout::shared_constants! { ""
-        /// Epochs that a nonmonotone watchdog can look back over.
+        /// Largest number of epochs that a nonmonotone watchdog can look back over.
         pub const WATCHDOG_WINDOW: u32 = 16;
-        /// Verdicts that the device keeps.
+        /// Number of verdicts that the device keeps.
         pub const VERDICT_RING: u32 = 256;
         /// [`RawVerdict::outcome`] of an accepted epoch.
         pub const EPOCH_ACCEPTED: u32 = 0;
-        /// Of one whose parameters are kept at a lower rate.
+        /// Value of `RawVerdict::outcome` for an epoch whose parameters are kept, at a lower rate.
         pub const EPOCH_SLOWED: u32 = 1;
-        /// Of one that is taken back.
+        /// Value of `RawVerdict::outcome` for an epoch that is taken back.
         pub const EPOCH_TAKEN_BACK: u32 = 2;
         /// Flag of [`RawVerdict::flags`]: a loss, or their sum, was not finite.
         pub const VERDICT_LOST: u32 = 1;
@@ -30,25 +30,25 @@ pub(crate) mod numbers {
 use numbers::*;
 
 shared_structs! {
-    /// What the watchdog's kernels are told once.
+    /// Constants of the watchdog's kernels.
     pub struct WatchdogConstants {
-        /// Epochs that a nonmonotone test looks back over; 0 for CMA Light.
+        /// Number of epochs that a nonmonotone test looks back over, or 0 for CMA Light.
         pub window: u32,
         /// θ.
         pub decrease: f32,
         /// γ.
         pub margin: f32,
-        /// Rows of partial sums of the distance; 0 where it is not needed.
+        /// Number of rows of partial sums of the distance, or 0 if it is not needed.
         pub rows: u32,
     }
 
-    /// A batch's weight, and the place of the loss in its binding.
+    /// Weight of a batch, and the place of its loss in the binding.
     pub struct WatchdogBatch {
         pub weight: f32,
         pub loss_at: u32,
     }
 
-    /// What the watchdog knows.
+    /// State of the watchdog.
     pub struct WatchdogState {
         /// Σ weight · loss of the epoch.
         pub sum: f32,
@@ -64,13 +64,13 @@ shared_structs! {
         pub start: f32,
         /// φ, the least loss of an epoch.
         pub least: f32,
-        /// Losses by which a nonmonotone test goes, a ring.
+        /// Losses that a nonmonotone test compares with, in a ring.
         pub accepted: [f32; 16],
-        /// Their number, with those that are gone.
+        /// Number of losses that were put into the ring, including those that are overwritten.
         pub accepted_count: u32,
-        /// Epochs that were judged.
+        /// Number of epochs that were judged.
         pub epochs: u32,
-        /// 1 where the last epoch was taken back.
+        /// 1 if the last epoch was taken back.
         pub taken_back: u32,
     }
 
@@ -91,7 +91,7 @@ shared_structs! {
         /// The first word in the binding.
         pub first_word: u32,
         pub words: u32,
-        /// 1 where only the lower half of the last word belongs to the tensor.
+        /// 1 if only the lower half of the last word belongs to the tensor.
         pub half_word: u32,
     }
 }
@@ -100,31 +100,30 @@ const _: () = assert!(WATCHDOG_WINDOW == 16);
 
 /// Settings of an epoch watchdog: [`Watchdog`](crate::Watchdog) on the device, [`CpuWatchdog`] on the host.
 ///
-/// At the end of each epoch the watchdog compares the epoch's mean training loss f̃, which was measured batch by batch while the parameters
-/// moved, with a limit. It accepts the epoch, or halves the learning rate, and may take the epoch back. The tests are those of
-/// the controlled mini-batch algorithms NMCMA (arXiv:2212.01848) and CMA Light (arXiv:2307.15775), without
-/// their line search: it needs the loss over all data at trial points, which an optimizer cannot compute.
-/// [`guide::beyond`](crate::guide::beyond) has the formulas, and says what differs from the papers.
+/// At the end of each epoch the watchdog compares the epoch's mean training loss f̃ with a limit. f̃ is measured batch by batch while the parameters
+/// move. The watchdog accepts the epoch, or lowers the learning rate and may take the epoch back. The tests are those of the controlled mini-batch
+/// algorithms NMCMA (arXiv:2212.01848) and CMA Light (arXiv:2307.15775), without their line search, which needs the loss over all data at trial
+/// points, and an optimizer cannot compute that loss. [`guide::beyond`](crate::guide::beyond) has the formulas, and the differences from the papers.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct WatchdogConfig {
-    /// M of the nonmonotone test; `None` for CMA Light.
+    /// M of the nonmonotone test, or `None` for CMA Light.
     window: Option<u32>,
     decrease: f32,
     margin: f32,
 }
 
 impl WatchdogConfig {
-    /// The test of CMA Light: an epoch is accepted if `f̃ < min(f(w₀), φ - γ η)`, where φ is the least f̃ so far, f(w₀) the loss at the start,
-    /// and η the largest learning rate of the groups. Otherwise the rate is multiplied by θ. The parameters are kept if `f̃ ≤ f(w₀)`, and
-    /// otherwise taken back. The defaults are θ = 0.5 and γ = 1e-6.
+    /// Returns settings with the test of CMA Light: an epoch is accepted if `f̃ < min(f(w₀), φ - γ η)`, where φ is the least f̃ so far, f(w₀) the
+    /// loss at the start, and η the largest learning rate of the groups. Otherwise the rate is multiplied by θ. The parameters are kept if
+    /// `f̃ ≤ f(w₀)`, and otherwise taken back. The defaults are θ = 0.5 and γ = 1e-6.
     pub fn light() -> Self {
         WatchdogConfig { window: None, decrease: 0.5, margin: 1e-6 }
     }
 
-    /// The test of NMCMA: an epoch is accepted if `f̃ < R - γ max(η, ‖w̃ - w‖)`, where R is the largest of the last `epochs` accepted
-    /// losses and ‖w̃ - w‖ the distance between the parameters at the start and at the end of the epoch. Otherwise the epoch is taken back and
-    /// the rate is multiplied by θ. The paper has 5 epochs. It compares losses over all data after the epoch; here f̃ is the running loss, as in
-    /// CMA Light.
+    /// Returns settings with the test of NMCMA: an epoch is accepted if `f̃ < R - γ max(η, ‖w̃ - w‖)`, where R is the largest of the last `epochs`
+    /// accepted losses and ‖w̃ - w‖ the distance between the parameters at the start and at the end of the epoch. Otherwise the epoch is taken back
+    /// and the rate is multiplied by θ. The paper uses 5 epochs, and compares losses over all data after the epoch. Here f̃ is the running loss, as
+    /// in CMA Light.
     pub fn nonmonotone(epochs: u32) -> Self {
         WatchdogConfig { window: Some(epochs), ..Self::light() }
     }
@@ -135,13 +134,13 @@ impl WatchdogConfig {
         self
     }
 
-    /// Sets γ, which says how far the loss must fall: finite and at least 0.
+    /// Sets γ, which determines how far the loss must fall. It is finite and at least 0.
     pub fn margin(mut self, margin: f32) -> Self {
         self.margin = margin;
         self
     }
 
-    /// True if the test needs the distance that the parameters have come.
+    /// Returns true if the test needs the distance that the parameters have moved.
     pub(crate) fn needs_distance(&self) -> bool {
         self.window.is_some()
     }
@@ -161,21 +160,21 @@ impl WatchdogConfig {
 }
 
 impl Default for WatchdogConfig {
-    /// [`WatchdogConfig::light`].
+    /// Returns [`WatchdogConfig::light`].
     fn default() -> Self {
         Self::light()
     }
 }
 
-/// What became of an epoch under a watchdog.
+/// Outcome of an epoch under a watchdog.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum EpochOutcome {
     /// The loss was below the limit. Nothing was changed.
     Accepted,
-    /// The loss was not below the limit, but at most that at the start: the parameters stay, and the learning rate was lowered.
+    /// The loss was not below the limit, but at most the loss at the start. The parameters stay, and the learning rate was lowered.
     Slowed,
-    /// Parameters and the optimizer's memory are those of the epoch's start again, and the learning rate was lowered.
+    /// Parameters and the optimizer's memory were set back to those at the epoch's start, and the learning rate was lowered.
     TakenBack,
 }
 
@@ -185,11 +184,11 @@ pub enum EpochOutcome {
 pub struct EpochVerdict {
     /// Number of the epoch, from 0.
     pub epoch: u64,
-    /// What became of it.
+    /// Outcome of the epoch.
     pub outcome: EpochOutcome,
-    /// Mean loss of the epoch's batches; `None` if a loss or their sum was not finite.
+    /// Mean loss of the epoch's batches, or `None` if a loss or their sum was not finite.
     pub loss: Option<f32>,
-    /// The loss had to be below this. It is NaN if the first loss of all was not finite, so that there was nothing to compare with.
+    /// Limit that the loss had to be below. It is NaN if the first loss of all was not finite, so that there was nothing to compare with.
     pub limit: f32,
     /// Largest learning rate of the groups in the last step of the epoch.
     pub rate: f32,
@@ -303,7 +302,7 @@ impl WatchdogState {
         if known {
             self.least = self.least.min(loss);
         }
-        // What was accepted last counts once more after an epoch that was not.
+        // After an epoch that was not accepted, the last accepted loss counts once more.
         self.accepted[slot(0)] = if outcome == EPOCH_ACCEPTED { loss } else { last };
         self.accepted_count += 1;
         self.taken_back = (outcome == EPOCH_TAKEN_BACK).into();
@@ -323,8 +322,8 @@ fn lowered(factor: f32, decrease: f32) -> f32 {
     if factor > 0.0 { (factor * decrease).max(RATE_MIN) } else { factor }
 }
 
-/// Returns a group's state after it was taken back: steps that are taken back count as attempted, and not as steps that have moved the group.
-/// Twin of `controllers/keep_states.wgsl`.
+/// Returns a group's state after it was taken back. Steps that are taken back count as attempted, but not as steps that have moved the group. Twin of
+/// `controllers/keep_states.wgsl`.
 pub(crate) fn taken_back(kept: &GroupState, now: &GroupState) -> GroupState {
     let moved = |s: &GroupState| s.steps_low.wrapping_sub(s.skipped).wrapping_sub(s.left_out);
     GroupState {
@@ -424,11 +423,11 @@ pub struct CpuWatchdog {
 }
 
 impl CpuWatchdog {
-    /// Creates a watchdog of an optimizer.
+    /// Creates a watchdog for an optimizer.
     ///
     /// # Errors
-    /// [`ErrorKind::Build`](crate::ErrorKind::Build) for a setting outside its range; [`ErrorKind::Call`](crate::ErrorKind::Call) for an
-    /// optimizer that cannot be watched: one of several ranks, and one with regime AutoSgd, which takes back by itself.
+    /// Returns [`ErrorKind::Build`](crate::ErrorKind::Build) for a setting outside its range. Returns [`ErrorKind::Call`](crate::ErrorKind::Call) for
+    /// an optimizer of several ranks, and for one with regime AutoSgd, which takes steps back by itself.
     pub fn new(optimizer: &CpuOptimizer, config: WatchdogConfig) -> Result<Self, Error> {
         config.check()?;
         optimizer.plan().check_controllable("a watchdog")?;
@@ -441,10 +440,11 @@ impl CpuWatchdog {
         })
     }
 
-    /// Begins to watch, before the first step of an epoch. Batches added before are the loss at the start.
+    /// Begins to watch. Call it before the first step of an epoch. Batches that were added before it are the loss at the start.
     ///
     /// # Errors
-    /// [`ErrorKind::Call`](crate::ErrorKind::Call) where these are not the optimizer's tensors, and while its averages are swapped in.
+    /// Returns [`ErrorKind::Call`](crate::ErrorKind::Call) if the slices are not those of the optimizer's tensors, and while its averages are swapped
+    /// in.
     pub fn start(&mut self, optimizer: &CpuOptimizer, params: &[impl Values]) -> Result<(), Error> {
         optimizer.check_controlled(params)?;
         self.state.begin();
@@ -456,7 +456,7 @@ impl CpuWatchdog {
     /// Adds the loss of a batch, with the weight of the batch in the epoch's mean, such as its number of rows.
     ///
     /// # Errors
-    /// [`ErrorKind::Build`](crate::ErrorKind::Build) for a weight that is not finite and above 0.
+    /// Returns [`ErrorKind::Build`](crate::ErrorKind::Build) for a weight that is not finite and above 0.
     pub fn add_batch(&mut self, weight: f32, loss: f32) -> Result<(), Error> {
         check_weight(weight)?;
         self.state.add(weight, loss);
@@ -464,11 +464,11 @@ impl CpuWatchdog {
         Ok(())
     }
 
-    /// Ends an epoch: returns the verdict, which has been carried out.
+    /// Ends an epoch, carries out the verdict and returns it.
     ///
     /// # Errors
-    /// [`ErrorKind::Call`](crate::ErrorKind::Call) as [`CpuWatchdog::start`], and before it, and where no batch was added since the last
-    /// epoch ended. Nothing has changed then.
+    /// Returns the errors of [`CpuWatchdog::start`], and [`ErrorKind::Call`](crate::ErrorKind::Call) before that call, and if no batch was added
+    /// since the last epoch ended. Nothing has changed then.
     pub fn end_epoch(
         &mut self,
         optimizer: &mut CpuOptimizer,

@@ -1,4 +1,4 @@
-//! Pass 2: twin of `shaders/finish_reduction.wgsl`. The sums of a scope's blocks are added up as one workgroup does it: in
+//! Pass 2. Twin of `shaders/finish_reduction.wgsl`. It adds up the sums of a scope's blocks in the order of one workgroup: in
 //! strides, then in a tree.
 
 use crate::layout::{ScopeSums, Squares, no_totals};
@@ -12,7 +12,7 @@ pub(crate) fn finish_reduction(partials: &[ScopeSums]) -> ScopeSums {
     as_a_workgroup(partials, no_totals(), add_totals)
 }
 
-/// Adds up what blocks have left. Lanes without partials have nothing to add, so that few partials take as many lanes as there are.
+/// Adds up the partials of blocks in the order of a workgroup. Lanes without partials add nothing, so a few partials need fewer lanes.
 pub(crate) fn as_a_workgroup<T: Copy>(partials: &[T], nothing: T, add: impl Fn(&T, &T) -> T) -> T {
     match partials.len() {
         0 | 1 => in_lanes::<1, T>(partials, nothing, add),
@@ -38,8 +38,8 @@ fn in_lanes<const LANES: usize, T: Copy>(partials: &[T], nothing: T, add: impl F
     tree[0]
 }
 
-/// Rounds once, as f32 would if its exponent had no end: so that scaling every gradient by a power of two changes no bit of the
-/// sum. What is lost to underflow is below 2^-100 of the other term.
+/// Rounds once, like an f32 with an unbounded exponent. Scaling every gradient by a power of two therefore changes no bit of the
+/// sum. The loss by underflow is below 2^-100 of the other term.
 pub(crate) fn add_squares(a: Squares, b: Squares) -> Squares {
     if a.exponent == b.exponent {
         return Squares { sum: a.sum + b.sum, exponent: a.exponent };
@@ -57,7 +57,7 @@ pub(crate) fn add_squares(a: Squares, b: Squares) -> Squares {
     }
 }
 
-/// 4^-k for k of 0 and above; 0 where that is below what f32 holds.
+/// Returns 4^-k for k ≥ 0, or 0 if that is too small for f32.
 fn quarter_to_the(k: i32) -> f32 {
     if k > 63 { 0.0 } else { power_of_two(-2 * k) }
 }

@@ -1,4 +1,4 @@
-//! Numbers of 16 bits and back: twin of `shaders/elements/half.wgsl`, which explains cuts and remainders. Codes have the same bits there.
+//! Conversion of 16-bit numbers. Twin of `shaders/elements/half.wgsl`, which explains cuts and remainders. Both give the same bits.
 
 use std::ops::Range;
 
@@ -19,31 +19,31 @@ const MAGNITUDE_CODE: u32 = 0x7fff;
 const REBIASED: u32 = 112 << 23;
 /// 2⁻¹⁴, the smallest normal f16.
 const NORMAL_BITS: u32 = 0x3880_0000;
-/// 2¹⁶, beyond every f16.
+/// 2¹⁶, above every f16.
 const BEYOND_BITS: u32 = 0x4780_0000;
 const TWO_TO_MINUS_24: f32 = 1.0 / 16_777_216.0;
 const TWO_TO_MINUS_32: f32 = 1.0 / 4_294_967_296.0;
 const TWO_TO_38: f32 = 274_877_906_944.0;
-/// 1.5 · 2²³: what is added to it is rounded to a whole number, ties to even.
+/// 1.5 · 2²³. A number that is added to it is rounded to a whole number, ties to even.
 const ROUNDER: f32 = 12_582_912.0;
 
-/// Bits of a master weight of 24 bits that are below those of its parameter.
+/// Number of bits of a 24-bit master weight below those of its parameter.
 const SHORT: u32 = 8;
-/// Sets the random bits of remainders apart from those of the rule's memory.
+/// Makes the random bits of remainders differ from those of the rule's memory.
 const REMAINDER_KEY: u32 = 0x27d4_eb2f;
 
-/// Numbers of 16 bits that are converted at once.
+/// Number of 16-bit numbers that are converted at once.
 const ROW: usize = 16;
 
-/// A number of 16 bits. A trait, so that a loop is compiled for each kind.
+/// A 16-bit number. It is a trait, so that each loop is compiled for each type.
 pub(crate) trait Half: Copy + Default + bytemuck::Pod {
     /// True for f16, false for bf16.
     const IS_F16: bool;
 
-    /// Its bits.
+    /// Returns the bits of the number.
     fn code(self) -> u32;
 
-    /// The number of these bits, of which the lower 16 count.
+    /// Returns the number with these bits. Only the lower 16 bits are used.
     fn from_code(code: u32) -> Self;
 }
 
@@ -75,19 +75,19 @@ impl Half for bf16 {
     }
 }
 
-/// Storage element that converts to f32. Generic parameter of the inner loops, so that each element type is compiled separately.
+/// Storage element that converts to f32. It is the generic parameter of the inner loops, which are compiled for each element type.
 pub(crate) trait Number: Copy + Default {
-    /// The f32.
+    /// Returns the number as f32.
     fn wide(self) -> f32;
 
-    /// The f32 of a row.
+    /// Returns the numbers of a row as f32.
     #[inline(always)]
     fn wide_row(row: [Self; ROW]) -> [f32; ROW] {
         one_by_one(row)
     }
 }
 
-/// Not by the method `map` of arrays, which is not inlined into code for the processor's vector instructions.
+/// Converts a row element by element. The method `map` of arrays is not inlined into code for the processor's vector instructions.
 #[inline(always)]
 fn one_by_one<N: Number>(row: [N; ROW]) -> [f32; ROW] {
     let mut wide = [0.0; ROW];
@@ -121,7 +121,7 @@ impl<H: Half> Number for H {
     }
 }
 
-/// The processor's instructions for rows of f16, which are in AVX-512. Elsewhere rows are converted by integer arithmetic.
+/// The processor's AVX-512 instructions for rows of f16. On other processors rows are converted by integer arithmetic.
 #[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy)]
 struct F16s(pulp::core_arch::x86::Avx512f);
@@ -138,7 +138,7 @@ impl F16s {
         pulp::cast(self.0._mm512_cvtph_ps(pulp::cast(row)))
     }
 
-    /// The nearest, ties to even.
+    /// Rounds to the nearest numbers, ties to even.
     #[inline(always)]
     fn nearest<H: Half>(self, row: [f32; ROW]) -> [H; ROW] {
         pulp::cast(self.0._mm512_cvtps_ph::<0>(pulp::cast(row)))
@@ -164,7 +164,7 @@ impl F16s {
     }
 }
 
-/// Exactly the number, as bits.
+/// Returns the bits of exactly this number as f32.
 #[inline(always)]
 fn widened_bits<H: Half>(code: u32) -> u32 {
     if !H::IS_F16 {
@@ -179,13 +179,14 @@ fn widened_bits<H: Half>(code: u32) -> u32 {
     bits | sign
 }
 
-/// The bits of a number without a sign that is normal, or 0 of bf16.
+/// Returns the f32 bits of a number without a sign. An f16 must be normal.
 #[inline(always)]
 fn normal_bits<H: Half>(code: u32) -> u32 {
     if H::IS_F16 { (code << 13) + REBIASED } else { code << 16 }
 }
 
-/// What is kept, a code and so many bits below it, above so many bits that are cut off.
+/// Splits a magnitude. Returns a number whose upper bits are kept (a code and `BELOW` bits below it), and the number of its lower bits that
+/// are cut off.
 #[inline(always)]
 fn cut_of<H: Half, const BELOW: u32>(magnitude: u32) -> (u32, u32) {
     if !H::IS_F16 {
@@ -201,7 +202,7 @@ fn cut_of<H: Half, const BELOW: u32>(magnitude: u32) -> (u32, u32) {
     }
 }
 
-/// What is rounded, with the sign, and with what is not a number of this kind unless all are known to be in its range.
+/// Returns the rounded code with its sign. Unless all numbers are known to be in range, NaN and numbers out of range get their codes.
 #[inline(always)]
 fn finished<H: Half, const IN_RANGE: bool>(bits: u32, rounded: u32) -> u32 {
     let sign = bits >> 16 & SIGN_CODE;
@@ -215,7 +216,7 @@ fn finished<H: Half, const IN_RANGE: bool>(bits: u32, rounded: u32) -> u32 {
     code | sign
 }
 
-/// The nearest code, ties to even.
+/// Returns the nearest code, ties to even.
 #[inline(always)]
 fn narrowed<H: Half, const IN_RANGE: bool>(value: f32) -> u32 {
     let bits = value.to_bits();
@@ -226,14 +227,14 @@ fn narrowed<H: Half, const IN_RANGE: bool>(value: f32) -> u32 {
     let (body, shift) = if H::IS_F16 { (magnitude.wrapping_sub(REBIASED), 13) } else { (magnitude, 16) };
     let half = (1 << (shift - 1)) - 1 + (body >> shift & 1);
     let normal = body.wrapping_add(half) >> shift;
-    // The lowest bit of 1/2 is the unit of a denormal f16. The kernel shifts, for a driver may round a sum another way; here that would
-    // take a shift of its own for each lane.
+    // The lowest bit of 1/2 is the unit of a denormal f16. The kernel shifts instead, because a driver may round a sum differently. Here
+    // that would take a different shift for each lane.
     let tiny = (value.abs() + 0.5).to_bits().wrapping_sub(0.5f32.to_bits());
     let rounded = if H::IS_F16 && magnitude < NORMAL_BITS { tiny } else { normal };
     finished::<H, IN_RANGE>(bits, rounded)
 }
 
-/// The code above or below, as the random bits have it.
+/// Returns the code above or below, as the random bits select.
 #[inline(always)]
 fn dithered<H: Half, const IN_RANGE: bool>(value: f32, noise: u32) -> u32 {
     let bits = value.to_bits();
@@ -259,14 +260,14 @@ fn remainder<H: Half, const IN_RANGE: bool>(value: f32, code: u32) -> i16 {
     let code = code & MAGNITUDE_CODE;
     let magnitude = value.to_bits() & MAGNITUDE_BITS;
     let ulps = magnitude.wrapping_sub(normal_bits::<H>(code)).cast_signed().min(i32::from(i16::MAX));
-    // Exact up to the last sum, for the code is the nearest. That rounds, where a cast would go element by element.
+    // All operations but the last sum are exact, because the code is the nearest. The sum rounds. A cast would not be vectorised.
     let fixed = TWO_TO_38 * (value.abs() - TWO_TO_MINUS_24 * code as f32) + ROUNDER;
     let units = fixed.to_bits().wrapping_sub(ROUNDER.to_bits()).cast_signed();
     let kept = if H::IS_F16 && code < F16_NORMAL { units } else { ulps };
     if !IN_RANGE && is_infinite::<H>(code) { 0 } else { kept as i16 }
 }
 
-/// The f32 of a code and its remainder.
+/// Returns the f32 of a code and its remainder.
 #[inline(always)]
 fn joined<H: Half>(code: u32, remainder: i16) -> f32 {
     let sign = (code & SIGN_CODE) << 16;
@@ -284,25 +285,26 @@ fn joined<H: Half>(code: u32, remainder: i16) -> f32 {
     f32::from_bits(bits | sign)
 }
 
-/// The code and the remainder of a master weight of 24 bits, of which the code is the upper 16: rounded up or down as the random bits have it.
+/// Returns the code and the remainder of a 24-bit master weight. It is rounded up or down as the random bits select, and its upper 16 bits are
+/// the code.
 #[inline(always)]
 fn short_master<H: Half, const IN_RANGE: bool>(value: f32, noise: u32) -> (u32, i8) {
     let bits = value.to_bits();
     let (body, shift) = if IN_RANGE && !H::IS_F16 {
-        // With the sign, which no sum reaches.
+        // The sign is included, because no sum carries into it.
         (bits, 16 - SHORT)
     } else {
         cut_of::<H, SHORT>(bits & MAGNITUDE_BITS)
     };
     let part = noise & ((1 << shift) - 1);
-    // Half a unit of the code more, so that what is below the code is the remainder and half a unit.
+    // Half a unit of the code is added. The bits below the code are then the remainder plus half a unit.
     let rounded = (body.wrapping_add(part) >> shift) + 0x80;
     let code = finished::<H, IN_RANGE>(bits, rounded >> SHORT);
     let kept = (rounded as u8 ^ 0x80).cast_signed();
     (code, if !IN_RANGE && is_infinite::<H>(code & MAGNITUDE_CODE) { 0 } else { kept })
 }
 
-/// The f32 of a code and its remainder of 8 bits.
+/// Returns the f32 of a code and its 8-bit remainder.
 #[inline(always)]
 fn short_joined<H: Half>(code: u32, remainder: i8) -> f32 {
     let sign = (code & SIGN_CODE) << 16;
@@ -316,7 +318,7 @@ fn short_joined<H: Half>(code: u32, remainder: i8) -> f32 {
     f32::from_bits(magnitude | sign)
 }
 
-/// Remainders of the master weights of 16-bit parameters. Those of 16 bits or those of 8 are empty, or both where none are kept.
+/// Remainders of the master weights of 16-bit parameters, in 16 or 8 bits. The other slice is empty, and both are if no remainders are kept.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Remainders<'a> {
     pub(crate) long: &'a [i16],
@@ -362,7 +364,7 @@ impl RemaindersMut<'_> {
     }
 }
 
-/// Numbers as f32.
+/// Decodes numbers to f32.
 #[inline(always)]
 pub(crate) fn decode<H: Half>(mut halves: &[H], mut values: &mut [f32]) {
     if H::IS_F16
@@ -381,7 +383,7 @@ pub(crate) fn decode<H: Half>(mut halves: &[H], mut values: &mut [f32]) {
     }
 }
 
-/// Parameters as f32, with their remainders where there are any.
+/// Decodes parameters to f32, with their remainders if there are any.
 #[inline(always)]
 pub(crate) fn decode_parameters<H: Half>(halves: &[H], remainders: Remainders, values: &mut [f32]) {
     let Remainders { long, short } = remainders;
@@ -398,14 +400,14 @@ pub(crate) fn decode_parameters<H: Half>(halves: &[H], remainders: Remainders, v
     }
 }
 
-/// Remainders in 16 bits of masters of 24 bits, which are the same numbers.
+/// Converts 8-bit remainders to 16-bit remainders of the same master weights.
 #[cfg(feature = "checkpoint")]
 pub(crate) fn lengthened<H: Half>(halves: &[H], short: &[i8]) -> Vec<i16> {
     let pairs = halves.iter().map(|half| half.code()).zip(short);
     pairs.map(|(code, &kept)| remainder::<H, false>(short_joined::<H>(code, kept), code)).collect()
 }
 
-/// Remainders in 8 bits: those of the masters of 24 bits that are nearest, without another parameter.
+/// Converts 16-bit remainders to 8 bits: to the nearest 24-bit master weights with the same parameters.
 #[cfg(feature = "checkpoint")]
 pub(crate) fn shortened<H: Half>(halves: &[H], long: &[i16]) -> Vec<i8> {
     let pairs = halves.iter().map(|half| half.code()).zip(long);
@@ -419,8 +421,8 @@ pub(crate) fn shortened<H: Half>(halves: &[H], long: &[i16]) -> Vec<i8> {
     pairs.map(short).collect()
 }
 
-/// New parameters in 16 bits, all of which are known to be in the range of their type or not. The key and the index of the first element are
-/// for random bits.
+/// Encodes new parameters in 16 bits. `in_range` tells whether all of them are known to be in the range of their type. The key and the index
+/// of the first element select the random bits.
 #[inline(always)]
 pub(crate) fn encode_parameters<H: Half>(
     in_range: bool,
@@ -481,7 +483,7 @@ fn encode<H: Half, const IN_RANGE: bool>(
 
 #[inline(always)]
 fn encode_nearest<H: Half, const IN_RANGE: bool>(mut values: &[f32], mut halves: &mut [H]) {
-    // The instructions keep more of a NaN than the kernels do.
+    // The instructions keep more bits of a NaN than the kernels do.
     if IN_RANGE
         && H::IS_F16
         && let Some(f16s) = F16s::find()
@@ -499,13 +501,13 @@ fn encode_nearest<H: Half, const IN_RANGE: bool>(mut values: &[f32], mut halves:
     }
 }
 
-/// The random bits of an element.
+/// Returns the random bits of an element.
 #[inline(always)]
 fn random_bits(key: u32, element: u32) -> u32 {
     mix(key.wrapping_add(element.wrapping_mul(0x9e37_79b9)))
 }
 
-/// What is documented of [`Rounding::Masters`] stands with it; here is the proof.
+/// These tests prove the documented properties of [`Rounding::Masters`].
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -513,7 +515,7 @@ mod tests {
 
     const TWO_TO_MINUS_14: f32 = f32::from_bits(NORMAL_BITS);
 
-    /// Every f32 whose upper 16 bits are any and whose lower ones are around every boundary.
+    /// Returns f32 numbers with all values of the upper 16 bits, and values of the lower 16 bits around every boundary.
     fn values() -> impl Iterator<Item = f32> {
         let lows = [
             0, 1, 2, 0xfff, 0x1000, 0x1001, 0x1fff, 0x2000, 0x2fff, 0x3000, 0x3001, 0x7fff, 0x8000, 0x8001, 0xefff,
@@ -546,11 +548,11 @@ mod tests {
         }
     }
 
-    /// Numbers that are known to be in range have the same codes and remainders, by whatever instructions.
+    /// Numbers that are known to be in range have the same codes and remainders with all instructions.
     #[test]
     fn numbers_in_range_have_the_same_codes() {
         fn check<H: Half>(largest: f32) {
-            // No whole number of rows.
+            // The length is not a multiple of a row.
             let values: Vec<f32> = values().filter(|value| value.abs() <= largest).skip(1).collect();
             assert_ne!(values.len() % ROW, 0);
             for &value in &values {
@@ -573,7 +575,7 @@ mod tests {
         check::<bf16>(LARGEST_BF16);
     }
 
-    /// Rows are decoded as single numbers are, up to the bits of a NaN.
+    /// Rows are decoded like single numbers, except for the bits of a NaN.
     #[test]
     fn rows_have_the_same_numbers() {
         let halves: Vec<f16> = (0..=0xfffeu32).map(f16::from_code).collect();
@@ -636,7 +638,7 @@ mod tests {
         }
     }
 
-    /// Every master of 24 bits: those that are no number or whose remainder would be below 0 are left out.
+    /// Returns every 24-bit master weight, except NaN, infinities and those whose remainder would be below 0.
     fn short_masters<H: Half>() -> impl Iterator<Item = (u32, i8)> {
         let codes = (0..=0xffffu32).filter(|&code| !is_infinite::<H>(code & MAGNITUDE_CODE));
         let all = codes.flat_map(|code| (i8::MIN..=i8::MAX).map(move |kept| (code, kept)));
@@ -663,8 +665,8 @@ mod tests {
         check::<bf16>();
     }
 
-    /// What is drawn is one of the two multiples of the unit beside the value, in f64, with the probability that makes the mean right within five
-    /// standard errors, also across the boundary between two codes; the code is the nearest to it, a tie away from 0.
+    /// A drawn number is one of the two multiples of the unit beside the value, in f64. The mean is the value within five standard errors, also
+    /// across the boundary between two codes. The code is the nearest to the drawn number, with ties away from 0.
     #[test]
     fn the_mean_of_short_masters_is_the_value() {
         fn check<H: Half>(value: f32, [bits, least]: [i32; 2]) {
@@ -712,7 +714,7 @@ mod tests {
                 assert_eq!(to.to_bits(), from.to_bits(), "{from:e}: {to:e}");
                 assert_eq!(shortened(&[half], &long), [kept], "{from:e}");
             }
-            // Between two, the nearer; at the end of a code there is none above.
+            // The nearer of two neighbours. At the end of a code there is no neighbour above.
             for value in values().filter(|value| value.abs() < 6e4) {
                 let code = narrowed::<H, false>(value);
                 let half = H::from_code(code);
@@ -728,7 +730,7 @@ mod tests {
         check::<bf16>();
     }
 
-    /// The mean over 2^16 hashes is the value, within five standard errors; both neighbours are drawn and nothing else.
+    /// The mean over 2^16 hashes is the value, within five standard errors. Both neighbours are drawn, and no other numbers.
     #[test]
     fn the_mean_of_dithered_values_is_the_value() {
         fn check<H: Half>(value: f32) {
@@ -754,7 +756,7 @@ mod tests {
         }
     }
 
-    /// Every seed and step has its own numbers.
+    /// Different seeds and steps have different keys.
     #[test]
     fn keys_differ() {
         let mut keys = std::collections::HashSet::new();

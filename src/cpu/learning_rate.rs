@@ -1,4 +1,4 @@
-//! Pass 3: twin of `shaders/learning_rate.wgsl`, function by function.
+//! Pass 3. Twin of `shaders/learning_rate.wgsl`, function by function.
 
 use crate::cpu::controls::{absence_of, control_at, follow_controls};
 use crate::cpu::count_steps::{
@@ -18,18 +18,18 @@ use crate::regime::gradient::{Gradient, Turn, direction_length_of};
 use crate::scaled::power_of_two;
 use crate::trust::trust_of;
 
-/// What one invocation of the pass writes, beside the state.
+/// Output of one invocation of the pass, beside the state.
 pub(crate) struct Outcome {
-    /// `None` where the step is skipped or leaves the group out: the update is then left as it was, but for its skip flag.
+    /// `None` if the step is skipped or leaves the group out. The previous update then stays, except for its skip flag.
     pub(crate) update: Option<Update>,
-    /// What becomes of the streams, also where the step is skipped.
+    /// Exchange of the streams. It also takes place if the step is skipped.
     pub(crate) turn: Turn,
     pub(crate) record: RawRecord,
 }
 
-/// One group's step.
+/// Computes one group's step.
 ///
-/// `last_overflow` is [`RawRecord::overflow_key`] of the step before, `factors` are those of the tables of schedules.
+/// `last_overflow` is [`RawRecord::overflow_key`] of the previous step. `factors` are those of all schedule tables.
 pub(crate) fn learning_rate(
     group: u32,
     c: &GroupConstants,
@@ -85,7 +85,7 @@ pub(crate) fn learning_rate(
     Outcome { update, turn, record: r }
 }
 
-/// Counts steps in a row in which an element was out of range. All groups come to the same.
+/// Counts consecutive steps in which an element was out of range. All groups get the same result.
 fn count_overflow(c: &GroupConstants, key: u32, s: &mut GroupState) {
     if s.halted != 0 {
         return;
@@ -105,7 +105,7 @@ fn count_overflow(c: &GroupConstants, key: u32, s: &mut GroupState) {
     }
 }
 
-/// Nothing changes but the counters and the loss scale; all groups come to the same.
+/// Skips the step: only the counters and the loss scale change. All groups get the same result.
 fn skip_step(c: &GroupConstants, s: &mut GroupState, r: &mut RawRecord) {
     r.flags |= record_flags::SKIPPED;
     s.skipped = s.skipped.wrapping_add(1);
@@ -119,7 +119,7 @@ fn skip_step(c: &GroupConstants, s: &mut GroupState, r: &mut RawRecord) {
         s.last_first_nonfinite = r.first_nonfinite;
         s.good_steps = 0;
         if r.first_nonfinite < LOSS_ELEMENT && s.loss_scale_exponent > c.loss_scale_least {
-            // The scale may be all that is wrong.
+            // The overflow may be due to the loss scale alone.
             s.loss_scale_exponent -= 1;
             s.skips_in_row = 0;
             r.flags |= record_flags::SCALE_CHANGED;
@@ -151,7 +151,7 @@ fn count_good_step(c: &GroupConstants, s: &mut GroupState, r: &mut RawRecord) {
     }
 }
 
-/// A step with finite gradients. Returns `None` where it leaves the group out.
+/// Computes a step with finite gradients. Returns `None` if the step leaves the group out.
 fn set_rate(
     c: &GroupConstants,
     sums: &[ScopeSums],
@@ -221,7 +221,7 @@ fn set_rate(
         settle(c, g, bias_corrections(c, steps_moved(s)), s);
     }
 
-    // How large the momentum can be at the next step: μ ‖m_{t-1}‖ and what this step adds. All groups of the scope come to the same.
+    // Bound on the momentum at the next step: μ ‖m_{t-1}‖ plus the norm that this step adds. All groups of the scope get the same bound.
     let clipped = raw_norm.smaller(Scaled::new(c.scope_clip, 0));
     let added = if raw_norm_clip {
         norm.sum(clipped)
@@ -243,7 +243,7 @@ fn set_rate(
     Some(take_step(c, clip, turn, s, r))
 }
 
-/// Flags of a step whose gradient is zero, or is not measured.
+/// Returns the flags of a step whose gradient is zero or not measured.
 fn without_norm(c: &GroupConstants, s: &mut GroupState) -> u32 {
     if c.flags & group_flags::NOT_MEASURED == 0 {
         return record_flags::ZERO_GRADIENT;
@@ -252,14 +252,14 @@ fn without_norm(c: &GroupConstants, s: &mut GroupState) -> u32 {
     record_flags::UNMEASURED | if first { record_flags::FIRST } else { 0 }
 }
 
-/// The norm of the gradients of all groups, without weight decay.
+/// Returns the norm of the gradients of all groups, without weight decay.
 fn total_norm(c: &GroupConstants, sums: &[ScopeSums]) -> Scaled {
     let raw = c.flags & group_flags::RAW_NORM_CLIP != 0;
     let squares = sums.iter().map(|sums| Scaled::of_squares(if raw { sums.raw_square } else { sums.square }));
     squares.fold(Scaled::ZERO, Scaled::sum).root()
 }
 
-/// What pass 4 needs of a step that moves the group.
+/// Returns the input of pass 4 for a step that moves the group.
 fn take_step(c: &GroupConstants, clip: Scaled, turn: &Turn, s: &mut GroupState, r: &mut RawRecord) -> Update {
     let first_momentum = c.flags & group_flags::MOMENTUM_FROM_GRADIENT != 0 && s.momentum_started == 0;
     let (square_keep, square_share) = square_shares(c, steps_moved(s));
@@ -280,7 +280,7 @@ fn take_step(c: &GroupConstants, clip: Scaled, turn: &Turn, s: &mut GroupState, 
         gradient_factor: c.controls.gradient_factor * clip,
         micro_share: c.controls.gradient_factor.abs() * power_of_two(-clip_exponent),
         unscale: power_of_two(clip_exponent - r.loss_scale_exponent),
-        // The caller of pass 4 has the record at hand.
+        // Not used on the host: the caller of pass 4 writes the record itself.
         overflow_word: 0,
         coupled_decay,
         shrink: 1.0 - rate * decoupled_decay,
@@ -310,7 +310,7 @@ fn take_step(c: &GroupConstants, clip: Scaled, turn: &Turn, s: &mut GroupState, 
     update
 }
 
-/// What a finite gradient that is not zero does to the norms in the state, whatever the regime.
+/// Updates the norms in the state with a finite gradient that is not zero. The update is the same for all regimes.
 fn smooth_norm<'a>(
     c: &GroupConstants,
     sums: &'a ScopeSums,
@@ -323,15 +323,15 @@ fn smooth_norm<'a>(
     let unbiased = s.mean_square.quotient(Scaled::new(1.0 - s.smoothing_power, 0));
     let last_smoothed = s.smoothed;
     let first = s.started == 0;
-    // The norm of a problem that is solved may vanish, and a rate that follows it without end makes the next ordinary gradient a
-    // disaster: relative to its mean the norm counts as no smaller than this. One outlier must not raise that mean for good.
+    // The norm may vanish when a problem is solved. A rate that followed it without limit would be far too large for the next
+    // ordinary gradient, so a fraction of the mean norm is a lower bound. One outlier must not raise that mean permanently.
     let counted = if first { norm } else { norm.smaller(last_smoothed.times(MEAN_OUTLIER as f32)) };
     s.mean_steps = (s.mean_steps + 1).min(MEAN_STEPS);
     let share = 1.0 / s.mean_steps as f32;
     s.mean_norm = s.mean_norm.times(1.0 - share).sum(counted.times(share));
     s.smoothed = unbiased.root().larger(norm).larger(s.mean_norm.times(c.norm_floor));
-    // The sums are of gradients scaled by this. It falls slowly, so that one tiny gradient does not push the next out of range,
-    // and depends on the norm alone, so that groups of one scope agree on it.
+    // Exponent by which the gradients in the sums are scaled. It falls slowly, so that the gradient after a tiny one stays in range.
+    // It depends on the norm alone, so that the groups of one scope agree on it.
     let scale_of_sums = s.gradient_exponent;
     s.gradient_exponent = norm.exponent.clamp(-126, 126);
     if !first {
@@ -352,12 +352,12 @@ fn smooth_norm<'a>(
     }
 }
 
-/// A change of ln of the schedule's and the caller's factors, if it is a rise and not rounding.
+/// Returns the change of ln of the schedule's and the caller's factors if it is a rise beyond rounding, else 0.
 fn rise_of(change: f32) -> f32 {
     if change < LEAST_RISE { 0.0 } else { change }
 }
 
-/// The schedule's factor, given with its logarithm.
+/// Multiplies the rate by the schedule's factor, which is given with its logarithm.
 fn follow_schedule((factor, ln_factor): (f32, f32), s: &mut GroupState, r: &mut RawRecord) {
     if r.flags & record_flags::FIRST == 0 {
         r.terms[SCHEDULE_TERM as usize] = ln_factor - s.ln_schedule;
@@ -366,7 +366,7 @@ fn follow_schedule((factor, ln_factor): (f32, f32), s: &mut GroupState, r: &mut 
     s.learning_rate *= factor;
 }
 
-/// The trust ratio, over what regime and schedule say. A gradient of zero carries it over, as it does the rate.
+/// Multiplies the rate of regime and schedule by the trust ratio. A zero gradient carries the trust ratio over, like the rate.
 fn follow_trust(c: &GroupConstants, measured: &ScopeSums, norm: Scaled, s: &mut GroupState, r: &mut RawRecord) {
     if !norm.is_zero() {
         let trust = trust_of(c, measured, direction_length_of(c, norm), s);

@@ -34,13 +34,13 @@ use crate::plan::{Kernel, MemoryKind, Place, Plan, Shape, TensorInfo};
 use crate::record::{Record, RecordCursor, Records};
 use crate::shard::Stage;
 
-/// Blocks whose elements are worth handing to other threads, however many tensors they are in.
+/// Number of blocks from which several threads are used, over all tensors.
 const PARALLEL_BLOCKS: usize = 32;
 
-/// The largest ring of records, and of records of tensors.
+/// Largest size of the ring of records, and of the ring of tensor records.
 const RECORD_RING_BYTES: u64 = 128 << 20;
 
-/// Returns zeros, or an error where the system has not so much memory.
+/// Returns zeros, or an error if the system does not have enough memory.
 pub(super) fn zeroed<T: Zeroable>(length: usize) -> Result<Vec<T>, Error> {
     #[cfg(test)]
     let length = crate::faults::asked_for(length as u64) as usize;
@@ -54,9 +54,9 @@ pub(super) fn zeroed<T: Zeroable>(length: usize) -> Result<Vec<T>, Error> {
 
 /// An optimizer on the host. Made by [`OptimizerBuilder::build_cpu`].
 ///
-/// It walks the same plan as [`Optimizer`](crate::Optimizer), block by block and on every core; the result has the same bits for
-/// any number of threads. A step allocates nothing itself, except in products of matrices ([`Muon`](crate::Muon)). rayon's queue takes a
-/// chunk of memory about once in 30 steps where there is more than one block.
+/// It follows the same plan as [`Optimizer`](crate::Optimizer), block by block and on every core. The result has the same bits for
+/// any number of threads. A step allocates nothing itself, except in products of matrices ([`Muon`](crate::Muon)). With more than one
+/// block, rayon's queue allocates a chunk of memory about once in 30 steps.
 #[derive(Debug)]
 pub struct CpuOptimizer {
     pub(crate) plan: Plan,
@@ -75,18 +75,18 @@ pub struct CpuOptimizer {
     updates: Vec<Update>,
     learning_rates: Vec<f32>,
     records: Vec<RawRecord>,
-    /// By row, as `partials`; empty where no step is measured.
+    /// Sums of pass 4 by row, like `partials`. Empty if no step is measured.
     step_partials: Vec<StepSums>,
     tensor_records: Vec<RawTensorRecord>,
     averages_are_swapped: bool,
     /// True if a step was taken since the last look.
     is_look_due: bool,
     cursor: RecordCursor,
-    /// Where a step of several ranks stands.
+    /// Progress of a step of several ranks.
     stage: Stage,
 }
 
-/// A tensor's blocks, and what the rule and the regime remember of it.
+/// A tensor's blocks, and its memory of the rule and the regime.
 #[derive(Debug)]
 struct TensorMemory {
     elements: usize,
@@ -94,23 +94,23 @@ struct TensorMemory {
     present: bool,
     /// `None` for an empty tensor.
     kernel: Option<Kernel>,
-    /// That of pass 1 of a look.
+    /// Kernel of pass 1 of a look.
     look_kernel: Option<Kernel>,
     blocks: Vec<Block>,
     memory: Memory,
-    /// The tensor as a matrix, where the rule works on matrices.
+    /// The tensor as a matrix, if the rule works on matrices.
     matrix: Option<(Matrix, MatrixMemory)>,
-    /// Where the rule limits the directions.
+    /// The tensor's data if the rule limits its direction.
     limited: Option<(FactoredTensor, FactorMemory)>,
-    /// Where rows are told apart: the tensor's shape, and whether each row has a gradient, if those without are left alone.
+    /// The tensor's shape if its rows are distinguished, and for each row whether it has a gradient, if rows without one are skipped.
     rows: Option<(Shape, Vec<bool>)>,
-    /// The average, or z of schedule-free training; empty where no average is kept.
+    /// The average, or z of schedule-free training. Empty if no average is kept.
     averages: Vec<f32>,
-    /// What each block measured of the step; empty where that is not asked for.
+    /// Sums that each block measured of the step. Empty if the step is not measured.
     step_sums: Vec<StepSums>,
 }
 
-/// What the rule and the regime remember of a tensor.
+/// Memory of the rule and the regime for a tensor.
 #[derive(Debug, Default, Clone)]
 struct Memory {
     momentum: Vec<f32>,
@@ -125,12 +125,12 @@ struct Memory {
     counters: Vec<u8>,
     /// The last gradient, the first parameters, those from before an episode, or the displacement of Mechanic.
     vector: Vec<f32>,
-    /// The two streams whose turn it is not; of Prodigy the first is its sum of gradients.
+    /// The two streams that do not take the next step. For Prodigy the first one is its sum of gradients.
     streams: [Vec<f32>; 2],
     remainders: RemainderMemory,
 }
 
-/// What master weights have beside their 16-bit parameters: see [`Remainders`].
+/// Remainders of master weights with 16-bit parameters: see [`Remainders`].
 #[derive(Debug, Default, Clone)]
 struct RemainderMemory {
     long: Vec<i16>,
@@ -174,10 +174,10 @@ impl Memory {
 }
 
 impl OptimizerBuilder<Tensor> {
-    /// Checks everything and allocates everything. The same memory per parameter as on the device.
+    /// Checks all settings and allocates all memory: the same number of bytes per parameter as on the device.
     ///
     /// # Errors
-    /// A wrong number, name or length.
+    /// Returns an error for a wrong number, name or length.
     pub fn build_cpu(self) -> Result<CpuOptimizer, Error> {
         let (safeguards, shard) = (self.safeguards, self.shard);
         let accumulation = self.accumulation;
@@ -196,7 +196,7 @@ impl OptimizerBuilder<Tensor> {
             for named in group.tensors {
                 let elements = checked(&named.name, named.tensor)?;
                 let [params, grads] = named.tensor.map(|tensor| tensor.element);
-                // Each tensor is a pair of buffers of its own.
+                // Each tensor has its own pair of buffers.
                 let number = lengths.len();
                 lengths.push(elements as usize);
                 let place = Place {
@@ -313,11 +313,12 @@ impl CpuOptimizer {
     /// ```
     ///
     /// # Errors
-    /// [`ErrorKind::Call`](crate::ErrorKind::Call) where these are not the tensors that were declared, where other ranks have other parameters
-    /// ([`sharded`](OptimizerBuilder::sharded)), and between two [`swap_averages`](CpuOptimizer::swap_averages);
-    /// [`ErrorKind::Build`](crate::ErrorKind::Build) where a regime needs the loss; nothing has changed then.
-    /// [`ErrorKind::Halted`](crate::ErrorKind::Halted) by [`NonFinitePolicy::Error`](crate::NonFinitePolicy::Error), at every step until
-    /// [`resume`](CpuOptimizer::resume) is called: the step was recorded, and skipped.
+    /// Returns [`ErrorKind::Call`](crate::ErrorKind::Call) if the slices are not the declared tensors, for an optimizer over several ranks
+    /// ([`sharded`](OptimizerBuilder::sharded)), and between two [`swap_averages`](CpuOptimizer::swap_averages). Returns
+    /// [`ErrorKind::Build`](crate::ErrorKind::Build) if a regime needs the loss. After these errors nothing has changed.
+    ///
+    /// With [`NonFinitePolicy::Error`](crate::NonFinitePolicy::Error), returns [`ErrorKind::Halted`](crate::ErrorKind::Halted) at every step
+    /// from the halt until [`resume`](CpuOptimizer::resume) is called. These steps are recorded and skipped.
     pub fn step(&mut self, params: &mut [impl ValuesMut], grads: &[impl Values]) -> Result<(), Error> {
         self.check_needs_no_loss()?;
         self.step_with_loss(params, grads, 0.0)
@@ -327,7 +328,7 @@ impl CpuOptimizer {
     /// ([`Regime::needs_loss`](crate::Regime::needs_loss)). Other regimes ignore it.
     ///
     /// # Errors
-    /// As [`CpuOptimizer::step`].
+    /// See [`CpuOptimizer::step`].
     pub fn step_with_loss(
         &mut self,
         params: &mut [impl ValuesMut],
@@ -346,7 +347,7 @@ impl CpuOptimizer {
         self.check_halted()
     }
 
-    /// Refuses a step without a loss where a regime goes by it.
+    /// Returns an error for a step without a loss if a regime uses the loss.
     fn check_needs_no_loss(&self) -> Result<(), Error> {
         let mut configs = self.plan.configs.iter();
         if self.needs_loss
@@ -368,14 +369,14 @@ impl CpuOptimizer {
             for sums in &mut self.sums {
                 sums.loss = loss;
             }
-            // All groups hear of it from one scope.
+            // All groups read the non-finite elements of all scopes, so one scope is enough.
             if let (false, Some(sums)) = (loss.is_finite(), self.sums.first_mut()) {
                 sums.first_nonfinite = sums.first_nonfinite.min(LOSS_ELEMENT);
             }
         }
     }
 
-    /// Pass 5, where it is asked for.
+    /// Pass 5, if the step is measured.
     fn finish_update(&mut self) {
         if self.plan.units.is_empty() {
             return;
@@ -422,7 +423,7 @@ impl CpuOptimizer {
             }));
         }
         let (expected, actual) = (self.tensors[index].elements, slice.len());
-        // What is absent is not read.
+        // An absent gradient is not read and may be empty.
         let is_left_out = role == "gradient" && !self.tensors[index].present && actual == 0;
         if actual != expected && !is_left_out {
             return Err(Error::from(CallError::StepLength {
@@ -464,20 +465,21 @@ impl CpuOptimizer {
         }
     }
 
-    /// Returns the learning rate of each group, in the order of declaration. It is 0 until the first non-zero gradient, unless the regime
+    /// Returns the learning rate of each group, in the order of declaration. A rate is 0 until the first non-zero gradient, unless the regime
     /// was given a first rate.
     pub fn learning_rates(&self) -> &[f32] {
         &self.learning_rates
     }
 
-    /// Returns the loss scale by which the gradients of the next step must be multiplied: a power of two, 1 without a
+    /// Returns the loss scale by which the gradients of the next step must be multiplied. It is a power of two, and 1 without a
     /// [`LossScaler`](crate::LossScaler).
     pub fn loss_scale(&self) -> f32 {
         let exponent = self.states.first().map(|state| state.loss_scale_exponent);
         unscale(-exponent.unwrap_or(0))
     }
 
-    /// Lets training go on after [`ErrorKind::Halted`](crate::ErrorKind::Halted), from the state before the skipped steps. The count of skips in a row starts at 0.
+    /// Continues training after [`ErrorKind::Halted`](crate::ErrorKind::Halted), from the state before the skipped steps. The count of
+    /// consecutive skips is reset.
     pub fn resume(&mut self) {
         for state in &mut self.states {
             state.skips_in_row = 0;
@@ -503,13 +505,13 @@ impl CpuOptimizer {
         &self.plan.configs
     }
 
-    /// Returns the tensors, in the order of declaration; those that have another rule ([`Group::other_tensors`](crate::Group::other_tensors))
-    /// come after the others of their group. [`NonFinite::tensor`](crate::NonFinite::tensor) is an index into them.
+    /// Returns the tensors, in the order of declaration. Tensors with another rule ([`Group::other_tensors`](crate::Group::other_tensors))
+    /// follow the others of their group. [`NonFinite::tensor`](crate::NonFinite::tensor) is an index into this slice.
     pub fn tensors(&self) -> &[TensorInfo] {
         &self.plan.tensors
     }
 
-    /// Returns the records of all steps that were not drained before.
+    /// Returns the records of all steps since the last drain.
     pub fn drain_records(&mut self) -> Records {
         let plan = &self.plan;
         let rings = (bytemuck::cast_slice(&self.records), bytemuck::cast_slice(&self.tensor_records));

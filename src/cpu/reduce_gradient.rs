@@ -1,7 +1,7 @@
-//! Pass 1: twin of `shaders/reduce_gradient.wgsl`, which explains the scales.
+//! Pass 1. Twin of `shaders/reduce_gradient.wgsl`, which explains the scales.
 //!
-//! A block is walked once, in rows of [`LANES`] elements, as four invocations of four lanes walk it, so that lane `j` adds up
-//! elements `j`, `j + LANES`, …; the loops are written for the compiler to turn into vector instructions.
+//! A block is processed in rows of [`LANES`] elements, in the order of four invocations of four lanes: lane `j` adds up elements
+//! `j`, `j + LANES`, …. The loops are written such that the compiler vectorises them.
 
 use pulp::{Arch, NullaryFnOnce};
 
@@ -17,30 +17,30 @@ use crate::scaled::power_of_two;
 /// Elements of a row: four invocations of four lanes, two vectors of AVX2.
 const LANES: usize = 16;
 
-/// What the sweep of one block reads; all slices are the block's own.
+/// Data that the sweep of one block reads. All slices are those of the block.
 #[derive(Clone, Copy)]
 pub(crate) struct BlockSlices<'a, G> {
     pub(crate) params: &'a [f32],
     pub(crate) grads: &'a [G],
-    /// Empty where the rule has none.
+    /// Empty if the rule has none.
     pub(crate) momentum: &'a [f32],
-    /// What the rule's direction was given for v; empty where the rule has none.
+    /// v as it was passed to the rule's direction. Empty if the rule has none.
     pub(crate) squares: &'a [f32],
-    /// Empty where the regime needs none.
+    /// Empty if the regime needs none.
     pub(crate) counters: &'a [u8],
-    /// Empty where the regime needs none.
+    /// Empty if the regime needs none.
     pub(crate) vector: &'a [f32],
     /// Prodigy's sum of gradients. Empty or not read elsewhere.
     pub(crate) sums: &'a [f32],
 }
 
-/// Something that is walked row by row. A trait and not a closure: methods can be made to inline, and only what is inlined is
-/// compiled for the vector instructions of the caller.
+/// Data that is processed row by row. It is a trait and not a closure, because methods can be forced to inline, and only inlined code
+/// is compiled for the vector instructions of the caller.
 trait Rows: Copy {
-    /// Elements `start .. start + LANES`, all of which there are.
+    /// Returns elements `start .. start + LANES`, all of which must exist.
     fn row(self, start: usize) -> [f32; LANES];
 
-    /// The elements from `start`, fewer than [`LANES`], then zeros.
+    /// Returns the remaining elements from `start`, fewer than [`LANES`], followed by zeros.
     fn last_row(self, start: usize) -> [f32; LANES];
 }
 
@@ -48,7 +48,7 @@ trait Rows: Copy {
 #[derive(Clone, Copy)]
 struct RawGradient<'a, G> {
     grads: &'a [G],
-    /// The sign over the number of micro-batches; for the true gradient also the inverse of the loss scale.
+    /// The sign over the number of micro-batches. For the true gradient it includes the inverse of the loss scale.
     factor: f32,
 }
 
@@ -131,7 +131,7 @@ fn last_row<T: Copy + Default>(slice: &[T], start: usize) -> [T; LANES] {
     row
 }
 
-/// Sweeps one block. Inlined, as everything it calls, so that the caller chooses the vector instructions.
+/// Sweeps one block. The function and everything it calls are inlined, so that the caller chooses the vector instructions.
 #[inline(always)]
 pub(crate) fn reduce_gradient<G: Number>(
     arch: Arch,
@@ -161,7 +161,7 @@ fn raw_gradient<'a, G>(constants: &GroupConstants, grads: &'a [G]) -> RawGradien
     RawGradient { grads, factor: constants.controls.gradient_factor }
 }
 
-/// Measures the norm of `scaled`, and everything else of the true `gradient`.
+/// Measures the norm of `scaled`, and all other sums of the true `gradient`.
 #[inline(always)]
 #[expect(clippy::too_many_arguments, reason = "a block and all that its sums are made of")]
 fn measure(
@@ -175,7 +175,7 @@ fn measure(
     slices: BlockSlices<impl Number>,
 ) -> ScopeSums {
     let elements = slices.grads.len();
-    // A loop for the norm and one for the alignment: together their sums do not fit the 16 vector registers, and the second finds the
+    // Norm and alignment have separate loops, because their sums together do not fit into 16 vector registers. The second loop finds the
     // block in the first-level cache.
     let mut t = sweep(elements, block, scaled);
     match kernel.alignment {
@@ -186,9 +186,9 @@ fn measure(
                 measure_iterates(elements, gradient, state, slices, &mut t);
             }
         }
-        // Before the group's first step, which another group of the scope may have had, there is nothing to compare with.
+        // Before the group's first step there is nothing to compare with, even if another group of the scope has taken steps.
         _ if state.momentum_started == 0 => {}
-        // For the bound on the momentum's norm.
+        // A step before a look measures the momentum only for the bound on its norm, and nothing if there is no momentum.
         Alignment::NextLook if !kernel.reads_momentum() => {}
         Alignment::Momentum | Alignment::NextLook => {
             measure_momentum(elements, gradient, state, slices.momentum, &mut t);
@@ -216,7 +216,7 @@ fn measure(
         }
     }
     if kernel.raw_norm {
-        // What is not finite here is not finite above either, and counted there.
+        // Elements that are not finite here are not finite above either, and are counted there.
         let raw = raw_gradient(constants, slices.grads);
         t.raw_square = sweep(elements, block, raw).square;
     }
@@ -247,7 +247,7 @@ fn measure_momentum(elements: usize, gradient: impl Rows, state: &GroupState, mo
     t.direction_square = across(&sums.direction_squares);
 }
 
-/// The gradient against y - z.
+/// Measures the gradient against y - z.
 #[inline(always)]
 fn measure_iterates(
     elements: usize,
@@ -406,7 +406,7 @@ fn measure_displacement(
     t.direction_square = across(&{ squares });
 }
 
-/// Elements whose gradient is computed before [`MeasureSecant`] reads it.
+/// Number of elements whose gradient is computed before [`MeasureSecant`] reads it.
 const SECANT_TILE: usize = 256;
 
 /// Sums of the change y of the gradient against the direction u of the last step.
@@ -415,13 +415,13 @@ struct SecantSums {
     u_dot_y: [f32; LANES],
     u_square: [f32; LANES],
     y_square: [f32; LANES],
-    /// Of the last gradient, for a look.
+    /// Sum for the last gradient, for a look.
     u_dot_last: [f32; LANES],
 }
 
-/// The change y of the gradient against the direction u of the last step; of a `LOOK` also the last gradient against it.
+/// Measures the change y of the gradient against the direction u of the last step. A `LOOK` also measures the last gradient against u.
 ///
-/// The gradient goes through a buffer, so that the loops of all rules are compiled once and not for every type of gradients.
+/// The gradient is computed into a buffer, so that the loops of all rules are compiled once and not for every type of gradients.
 #[inline(always)]
 fn measure_secant<const LOOK: bool>(
     arch: Arch,
@@ -459,16 +459,16 @@ fn measure_secant<const LOOK: bool>(
     }
 }
 
-/// What [`measure_secant`] adds up of a tile, for each rule.
+/// Adds up the sums of [`measure_secant`] over a tile, for each rule.
 struct MeasureSecant<'a, const LOOK: bool> {
     rule: RuleKind,
     gradient: &'a [f32],
     constants: &'a GroupConstants,
     state: &'a GroupState,
     last: &'a [f32],
-    /// Empty where the rule has none.
+    /// Empty if the rule has none.
     momentum: &'a [f32],
-    /// As above.
+    /// Empty if the rule has none.
     squares: &'a [f32],
     sums: &'a mut SecantSums,
 }
@@ -536,7 +536,7 @@ impl CounterSums {
     #[inline(always)]
     fn add(&mut self, g: [f32; LANES], bytes: [u8; LANES]) {
         for j in 0..LANES {
-            // In 32 bits: two shifts and a conversion each, which is less than decoding bytes and widening them.
+            // In 32 bits each takes two shifts and a conversion, which is less than decoding bytes and widening them.
             let byte = i32::from(bytes[j]);
             let q = (byte << 28 >> 28) as f32;
             let last_sign = (byte << 26 >> 30) as f32;
@@ -548,11 +548,12 @@ impl CounterSums {
     }
 }
 
-/// Adds lanes up as the kernel does: four to an invocation, then the invocations one after the other.
+/// Adds up lanes in the order of the kernel: the four lanes of each invocation, then the invocations one after the other.
 ///
-/// Not inlined, as [`largest_of`]: else the compiler lays out the lanes of the whole loop to suit this sum, and shuffles in every row.
+/// Like [`largest_of`] it is not inlined. Otherwise the compiler would arrange the lanes of the whole loop for this sum, and shuffle in every
+/// row.
 ///
-/// Most callers hand over a copy, `&{ sums }`, so that nothing holds the address of the sums and their loop keeps them in registers. The loops
+/// Most callers pass a copy, `&{ sums }`. The sums themselves then have no address, and their loop keeps them in registers. The loops
 /// against the momentum and the iterates are faster without the copy (0.42 against 0.61 ns per parameter for SGDM under Seesaw at 2^14).
 #[inline(never)]
 fn across(lanes: &[f32; LANES]) -> f32 {
@@ -564,7 +565,7 @@ fn largest_of(lanes: [u32; LANES]) -> u32 {
     lanes.iter().fold(0, |largest, &lane| largest.max(lane))
 }
 
-/// One sweep: the sum of squares, and what is not finite.
+/// Computes the sum of squares in one sweep, and counts elements that are not finite.
 #[inline(always)]
 fn sweep(elements: usize, block: &Block, rows: impl Rows) -> ScopeSums {
     let mut norm = NormSums::default();
@@ -589,7 +590,7 @@ fn sweep(elements: usize, block: &Block, rows: impl Rows) -> ScopeSums {
     t
 }
 
-/// The sum of squares of numbers of any size; not finite where one of them is not.
+/// Returns the sum of squares of numbers of any size. It is not finite if one of the numbers is not.
 #[inline(always)]
 pub(crate) fn squares_of(x: &[f32]) -> Squares {
     let mut norm = NormSums::default();
@@ -626,7 +627,7 @@ impl NormSums {
     }
 }
 
-/// The sum of squares, scaled by 4^-exponent.
+/// Returns the sum of squares, scaled by 4^-exponent.
 #[inline(always)]
 fn scaled_square(elements: usize, rows: impl Rows, exponent: i32) -> Squares {
     let scale = power_of_two(-exponent);
@@ -659,14 +660,14 @@ fn find_nonfinite(elements: usize, block: &Block, rows: impl Rows, t: &mut Scope
     }
 }
 
-/// Bits 0..4 of a byte of direction memory: the counter of gradient signs, in `[-7, 7]`. (Bits 4..6 hold the sign of the last step.) In
-/// eight bits throughout, so that one vector instruction decodes 32 of them.
+/// Returns bits 0..4 of a byte of direction memory: the counter of gradient signs, in `[-7, 7]`. (Bits 4..6 hold the sign of the last step.)
+/// All operations are in eight bits, so that one vector instruction decodes 32 counters.
 #[inline(always)]
 pub(crate) fn counter_of(byte: u8) -> i8 {
     ((byte & 15) ^ 8).wrapping_sub(8).cast_signed()
 }
 
-/// A byte of direction memory.
+/// Returns a byte of direction memory.
 #[inline(always)]
 pub(crate) fn pack_counter(counter: i8, sign: i8) -> u8 {
     (counter & 15 | (sign & 3) << 4).cast_unsigned()

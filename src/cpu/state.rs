@@ -1,10 +1,10 @@
-//! Momentum and second moment in 8 bits: twin of `shaders/elements/state.wgsl`, operation by operation. [`State::Bits8`](crate::State::Bits8)
-//! explains the codes. Every comparison here is of numbers that are exact or rounded once, so that a number has the same code on every path.
+//! Momentum and second moment in 8 bits. Twin of `shaders/elements/state.wgsl`, operation by operation. [`State::Bits8`](crate::State::Bits8)
+//! explains the codes. All compared numbers are exact or rounded once, so that a number has the same code on every path.
 
 use crate::element::mix;
 use crate::state::BLOCK;
 
-/// Elements that share a scale.
+/// Number of elements that share a scale.
 const ROW: usize = BLOCK as usize;
 
 /// The largest codes.
@@ -13,17 +13,17 @@ const MOST_SQUARE: f32 = 255.0;
 /// A little below 1/127² and 1/255²: the scale is found from below.
 const SHARE: f32 = 6.2e-5;
 const SQUARE_SHARE: f32 = 1.5378e-5;
-/// The upper 16 bits of 2⁻¹¹⁰ and 2⁻⁶⁰, the smallest scales: neither the smallest numbers nor the thresholds between codes are denormal.
+/// The upper 16 bits of the smallest scales, 2⁻¹¹⁰ and 2⁻⁶⁰. With them neither the smallest numbers nor the thresholds between codes are denormal.
 const LEAST_MOMENTUM_SCALE: u32 = 0x0880;
 const LEAST_SQUARE_SCALE: u32 = 0x2180;
-/// Those of the largest scale of which 127² is finite.
+/// The upper 16 bits of the largest scale whose product with 127² is finite.
 const MOST_MOMENTUM_SCALE: u32 = 0x7882;
-/// Sets these random bits apart from those of parameters.
+/// Makes these random bits differ from those of parameters.
 const KEY: u32 = 0x5bd1_e995;
-/// What is added to a whole number below it is in the lower bits.
+/// The sum of this and a smaller whole number has that number in its lower bits.
 const TWO_TO_23: f32 = 8_388_608.0;
 
-/// The scale of the momentum, and of the square root of the second moment, from a block's word.
+/// Returns the scales of the momentum and of the square root of the second moment from a block's word.
 #[inline(always)]
 fn scales_of(word: u32) -> [f32; 2] {
     [f32::from_bits(word << 16), f32::from_bits(word & 0xffff_0000)]
@@ -34,7 +34,7 @@ fn from_upper(bits: u32) -> f32 {
     f32::from_bits(bits << 16)
 }
 
-/// The upper 16 bits of the scale of a block with this largest magnitude.
+/// Returns the upper 16 bits of the scale of a block with this largest magnitude.
 #[inline(always)]
 fn scale_bits(largest: f32) -> u32 {
     let mut bits = (SHARE * largest).to_bits() >> 16;
@@ -44,7 +44,7 @@ fn scale_bits(largest: f32) -> u32 {
     bits.clamp(LEAST_MOMENTUM_SCALE, MOST_MOMENTUM_SCALE)
 }
 
-/// The same of the square root, from the largest square.
+/// Returns the upper 16 bits of the scale of the square root, from a block's largest square.
 #[inline(always)]
 fn square_scale_bits(largest: f32) -> u32 {
     let mut bits = (SQUARE_SHARE * largest.sqrt()).to_bits() >> 16;
@@ -55,21 +55,21 @@ fn square_scale_bits(largest: f32) -> u32 {
     bits.max(LEAST_SQUARE_SCALE)
 }
 
-/// What decides between two neighbouring codes: the place of the threshold between them, above 0 and up to 1. Of the lower half of an element's
-/// random bits for the momentum, of the upper half for the second moment.
+/// Returns the position of the threshold between two neighbouring codes, in `(0, 1]`. The momentum uses the lower half of an element's random
+/// bits, the second moment the upper half.
 #[inline(always)]
 fn threshold(bits: u32) -> f32 {
-    // Whole numbers of 32 bits with a sign, which vector instructions convert.
+    // Signed 32-bit integers, because vector instructions convert them.
     ((bits & 0x7fff).cast_signed() + 1) as f32 * (1.0 / 32768.0)
 }
 
-/// Where the threshold above a code is, in squares of codes. The product is exact, so that it does not matter whether a compiler rounds it.
+/// Returns the threshold above a code, in squares of codes. The product is exact, so a fused multiplication and addition has the same result.
 #[inline(always)]
 fn code_square_between(code: f32, threshold: f32) -> f32 {
     code * code + threshold * (2.0 * code + 1.0)
 }
 
-/// The code of a magnitude.
+/// Returns the code of a magnitude.
 #[inline(always)]
 fn code(size: f32, scale: f32, inverse: f32, threshold: f32) -> f32 {
     let code = (size * inverse).sqrt().floor();
@@ -85,7 +85,7 @@ fn square_at(code_square: f32, scale: f32) -> f32 {
     (code_square * scale) * (code_square * scale)
 }
 
-/// The code of a second moment.
+/// Returns the code of a second moment.
 #[inline(always)]
 fn square_code(square: f32, scale: f32, inverse: f32, threshold: f32) -> f32 {
     let code = (square.sqrt() * inverse).sqrt().floor();
@@ -94,12 +94,12 @@ fn square_code(square: f32, scale: f32, inverse: f32, threshold: f32) -> f32 {
     let code = if square_at(next * next, scale) <= square { next } else { code };
     let code = if square_at(code_square_between(code, threshold), scale) <= square { code + 1.0 } else { code };
     let code = if code < MOST_SQUARE { code } else { MOST_SQUARE };
-    // It will be divided by. The square of the threshold above 0 may be 0 in f32.
+    // The moment is a divisor and must not become 0. The square of the threshold above 0 may be 0 in f32.
     let code = if code > 1.0 { code } else { 1.0 };
     if square > 0.0 { code } else { 0.0 }
 }
 
-/// The largest of a block's magnitudes, none of which is NaN.
+/// Returns the largest of a block's magnitudes, none of which is NaN.
 #[inline(always)]
 fn largest_of(values: &[f32; ROW]) -> f32 {
     let mut lanes = [0.0f32; 8];
@@ -116,7 +116,7 @@ fn largest_of(values: &[f32; ROW]) -> f32 {
     largest
 }
 
-/// Momentum of a stretch that begins with a block.
+/// Decodes the momentum of a stretch that begins with a block.
 #[inline(always)]
 pub(crate) fn decode_momentum(codes: &[u8], scales: &[u32], momentum: &mut [f32]) {
     for ((codes, &word), momentum) in codes.chunks(ROW).zip(scales).zip(momentum.chunks_mut(ROW)) {
@@ -128,7 +128,7 @@ pub(crate) fn decode_momentum(codes: &[u8], scales: &[u32], momentum: &mut [f32]
     }
 }
 
-/// Second moments of a stretch that begins with a block.
+/// Decodes the second moments of a stretch that begins with a block.
 #[inline(always)]
 pub(crate) fn decode_squares(codes: &[u8], scales: &[u32], squares: &mut [f32]) {
     for ((codes, &word), squares) in codes.chunks(ROW).zip(scales).zip(squares.chunks_mut(ROW)) {
@@ -143,17 +143,17 @@ pub(crate) fn decode_squares(codes: &[u8], scales: &[u32], squares: &mut [f32]) 
 
 /// Codes and scales of a stretch that begins with a block.
 pub(crate) struct Codes<'a> {
-    /// Empty where the rule has no momentum.
+    /// Empty if the rule has no momentum.
     pub(crate) momentum: &'a mut [u8],
-    /// Empty where the rule has no second moment.
+    /// Empty if the rule has no second moment.
     pub(crate) squares: &'a mut [u8],
-    /// A word for each block: the scale of the momentum in its lower half, that of the square root of the second moment in its upper half.
+    /// A word for each block: the scale of the momentum in the lower half, that of the square root of the second moment in the upper half.
     pub(crate) scales: &'a mut [u32],
     /// Index of the first element in the optimizer.
     pub(crate) first_element: u32,
 }
 
-/// The random bits of a block's elements; without a key those that round to the nearer of two codes.
+/// Returns the random bits of a block's elements. Without a key they are the bits that round to the nearer of two codes.
 #[inline(always)]
 fn noise_of(key: Option<u32>, first_element: u32) -> [u32; ROW] {
     let mut noise = [0x3fff_3fff; ROW];
@@ -166,7 +166,7 @@ fn noise_of(key: Option<u32>, first_element: u32) -> [u32; ROW] {
     noise
 }
 
-/// A block's momentum in codes, and the bits of its scale.
+/// Returns the codes of a block's momentum, and the bits of its scale.
 #[inline(always)]
 fn encode_momentum(values: &[f32; ROW], noise: &[u32; ROW]) -> ([u8; ROW], u32) {
     let bits = scale_bits(largest_of(values));
@@ -181,7 +181,7 @@ fn encode_momentum(values: &[f32; ROW], noise: &[u32; ROW]) -> ([u8; ROW], u32) 
     (lower_bytes(&whole), bits)
 }
 
-/// A block's second moments in codes, and the bits of its scale.
+/// Returns the codes of a block's second moments, and the bits of their scale.
 #[inline(always)]
 fn encode_squares(values: &[f32; ROW], noise: &[u32; ROW]) -> ([u8; ROW], u32) {
     let bits = square_scale_bits(largest_of(values));
@@ -204,7 +204,7 @@ fn lower_bytes(words: &[u32; ROW]) -> [u8; ROW] {
     bytes
 }
 
-/// A block, of which the last may be shorter, with zeros behind its end.
+/// Returns a block. The last one may be shorter and is padded with zeros.
 #[inline(always)]
 fn block_of(values: &[f32], first: usize) -> [f32; ROW] {
     let mut block = [0.0; ROW];
@@ -224,7 +224,7 @@ fn store(codes: &[u8; ROW], to: &mut [u8]) {
 }
 
 impl Codes<'_> {
-    /// Stores new moments from an element on that begins a block. Those that the rule does not have are empty. Without a key each number
+    /// Stores new moments from element `start`, which begins a block. Moments that the rule does not have are empty. Without a key each number
     /// gets the nearer of its two codes.
     #[inline(always)]
     pub(crate) fn encode(&mut self, start: usize, momentum: &[f32], squares: &[f32], key: Option<u32>) {
@@ -248,19 +248,19 @@ impl Codes<'_> {
     }
 }
 
-/// Faults tried once by hand, each failed a test: thresholds in the middle, a second moment that rounds to 0, a zero that does not, a scale too small
-/// by one, and either correction of a code left out.
+/// Each of these faults, tried once by hand, failed a test: thresholds in the middle, a second moment that rounds to 0, a zero that does not, a
+/// scale too small by one, and either correction of a code left out.
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// Every scale that there is.
+    /// Returns every scale.
     fn all_scales(least: u32, most: u32) -> impl Iterator<Item = f32> {
         (least..=most).map(from_upper)
     }
 
-    /// Numbers that are codes keep them, whatever the random bits, and numbers between two codes get one of the two: the upper one for as many of
-    /// the random bits as the number is nearer to it.
+    /// A number that equals a code gets that code for all random bits. A number between two codes gets one of them: the nearer it is to the upper
+    /// code, the more of the random bits give the upper one.
     #[test]
     fn a_number_has_one_of_the_two_codes_beside_it() {
         let noises = [0, 1, 0x3fff, 0x4000, 0x7ffe, 0x7fff].map(threshold);
@@ -269,7 +269,7 @@ mod tests {
                 let (value, next) = (f32::from(n).powi(2) * scale, f32::from(n.saturating_add(1)).powi(2) * scale);
                 let of = |size: f32, threshold: f32| code(size, scale, 1.0 / scale, threshold);
                 for noise in noises {
-                    // Devices have quotients and roots that are a little off, which changes where a code is looked for.
+                    // Quotients and roots of devices have small errors, which change where the search for a code starts.
                     for off in [0.999_99, 1.0, 1.000_01] {
                         assert_eq!(code(value, scale, off / scale, noise), f32::from(n), "{n} {scale:e} {off}");
                     }
@@ -335,7 +335,7 @@ mod tests {
         );
     }
 
-    /// What is stored is read back within a code's distance; zeros, the smallest and the largest numbers too.
+    /// Stored moments are read back within the distance of a code, including zeros and the smallest and largest numbers.
     #[test]
     fn moments_come_back_within_a_code() {
         let sizes = [0.0, 1e-45, 1e-40, 1e-38, 1e-30, 1e-20, 1e-10, 1.0, 1e10, 1e19, 1e30, 3.4e38];

@@ -1,4 +1,4 @@
-//! Tensor on the host. Only its length and element type are kept; the slices are passed to each step.
+//! Tensor on the host. Only its length and element type are kept. The slices are passed to each step.
 
 use crate::cpu::values::Values;
 use crate::element::Element;

@@ -1,4 +1,4 @@
-//! Pass 4: twin of `shaders/update_parameters.wgsl`.
+//! Pass 4. Twin of `shaders/update_parameters.wgsl`.
 
 use std::hint::black_box;
 use std::ops::Range;
@@ -25,41 +25,41 @@ use crate::state;
 /// A counter is a byte here.
 const COUNTER_LIMIT: i8 = numbers::COUNTER_LIMIT as i8;
 
-/// Elements whose counters are updated before their parameters are: what was read for the one is still at hand for the other. A block
-/// has a whole number of them.
+/// Number of elements whose counters are updated before their parameters. The data are still in the cache for the second update. A block
+/// has a whole number of tiles.
 pub(crate) const TILE: usize = 2048;
 
-/// Elements of 16 bits that are decoded, updated and encoded before the next ones are.
+/// Number of 16-bit elements in a tile, which is decoded, updated and encoded before the next one.
 pub(crate) const SHORT_TILE: usize = 256;
 
-/// Counters that are updated at once.
+/// Number of counters that are updated at once.
 const ROW: usize = 32;
 
-/// Bytes of a cache line, and of the longest vector.
+/// Number of bytes of a cache line, and of the longest vector.
 const CACHE_LINE: usize = 64;
 
-/// Parameters and gradients of a stretch, that are gone over tile by tile in f32.
+/// Parameters and gradients of a stretch, which are processed tile by tile in f32.
 pub(crate) trait Tiles {
-    /// How many elements there are.
+    /// Returns the number of elements.
     fn len(&self) -> usize;
 
     /// The largest magnitude that a parameter can have.
     fn largest(&self) -> f32;
 
-    /// How many elements a tile has, [`TILE`] at most.
+    /// Returns the number of elements of a tile, at most [`TILE`].
     fn tile_elements(&self) -> usize {
         TILE
     }
 
-    /// Returns the parameters if they are in f32, else nothing.
+    /// Returns the parameters if they are in f32, else an empty slice.
     fn wide(&self) -> &[f32] {
         &[]
     }
 
-    /// The parameters and gradients of a tile, no longer than [`TILE`].
+    /// Returns the parameters and gradients of a tile, at most [`TILE`] elements.
     fn tile(&mut self, tile: Range<usize>) -> (&mut [f32], &[f32]);
 
-    /// Takes in what became of that tile's parameters, all of which are known to be no larger than the largest or not.
+    /// Stores the new parameters of the tile. `in_range` tells whether all of them are known to be at most the largest magnitude.
     fn put(&mut self, tile: Range<usize>, in_range: bool);
 }
 
@@ -94,11 +94,11 @@ impl Tiles for Wide<'_> {
     fn put(&mut self, _: Range<usize>, _: bool) {}
 }
 
-/// Parameters and gradients of which something is in 16 bits: each tile is decoded, updated in f32 and encoded.
+/// Parameters and gradients, at least one of which is in 16 bits. Each tile is decoded, updated in f32 and encoded.
 pub(crate) struct Halves<'a> {
     pub(crate) params: SliceMut<'a>,
     pub(crate) grads: Slice<'a>,
-    /// Empty where nothing is kept of 16-bit parameters.
+    /// Remainders of 16-bit parameters. Empty if none are kept.
     pub(crate) remainders: RemaindersMut<'a>,
     pub(crate) encoding: Encoding,
     pub(crate) rounding_key: u32,
@@ -160,37 +160,37 @@ impl Tiles for Halves<'_> {
     }
 }
 
-/// What is remembered of a stretch of parameters, and measured of their step.
+/// Memory of a stretch of parameters, and sums of their step.
 pub(crate) struct MemorySlices<'a> {
-    /// Empty where the rule has none.
+    /// Empty if the rule has none.
     pub(crate) momentum: &'a mut [f32],
-    /// Empty where the rule has none. Of a rule that owns passes over matrices, the direction that these have made.
+    /// Empty if the rule has none. For a rule with passes over matrices it is the direction that these passes have computed.
     pub(crate) squares: &'a mut [f32],
-    /// What stands for the squares of a rule that keeps them for rows and columns.
+    /// Second moments of a rule that keeps them for rows and columns.
     pub(crate) factors: Option<Factors<'a>>,
-    /// Where rows or columns have rates of their own, or rows may be left alone.
+    /// Data of rows and columns, if they have their own rates or if rows may be skipped.
     pub(crate) rows: Option<Rows<'a>>,
-    /// Empty where the rule has none.
+    /// Empty if the rule has none.
     pub(crate) largest_squares: &'a mut [f32],
-    /// Momentum and second moment in 8 bits; empty where they are not.
+    /// Momentum and second moment in 8 bits. Empty if they are in f32.
     pub(crate) codes: Codes<'a>,
-    /// Empty where the regime needs none.
+    /// Empty if the regime needs none.
     pub(crate) counters: &'a mut [u8],
-    /// Empty where the regime needs none.
+    /// Empty if the regime needs none.
     pub(crate) vector: &'a mut [f32],
-    /// The average, or z of schedule-free training; empty where no average is kept.
+    /// The average, or z of schedule-free training. Empty if no average is kept.
     pub(crate) averages: &'a mut [f32],
-    /// One for every [`BLOCK_ELEMENTS`] of the parameters; empty where the step is not measured.
+    /// One for every [`BLOCK_ELEMENTS`] of the parameters. Empty if the step is not measured.
     pub(crate) step_sums: &'a mut [StepSums],
-    /// Empty where the regime needs none.
+    /// Empty if the regime needs none.
     pub(crate) streams: [&'a mut [f32]; 2],
 }
 
 impl<'a> MemorySlices<'a> {
-    /// Up to an element, a multiple of [`BLOCK_ELEMENTS`] or the end, and from there on.
+    /// Splits the slices at an element, which must be a multiple of [`BLOCK_ELEMENTS`] or the end.
     #[inline(always)]
     pub(crate) fn split_at(self, middle: usize) -> (Self, Self) {
-        /// Of a slice that is as long as the parameters or empty.
+        /// Splits a slice that is as long as the parameters or empty.
         #[inline(always)]
         fn split<T>(slice: &mut [T], middle: usize) -> (&mut [T], &mut [T]) {
             let middle = middle.min(slice.len());
@@ -247,9 +247,9 @@ impl<'a> MemorySlices<'a> {
 
 /// Returns all ones if the magnitude of `x` is above `largest` or `x` is NaN, and 0 otherwise.
 ///
-/// A mask computed by arithmetic, and not a `bool`. LLVM turns `*w = if fits { moved } else { *w }` into a masked store, which AVX2 makes
-/// `vmaskmovps`. That instruction takes about 20 cycles on AMD's Zen 1 to 3, so that a step took 5 to 10 times as long. LLVM does the same
-/// where it knows `largest`, so that callers hide it behind [`black_box`].
+/// The result is a mask computed by arithmetic, and not a `bool`. LLVM turns `*w = if fits { moved } else { *w }` into a masked store, which is
+/// `vmaskmovps` on AVX2. That instruction takes about 20 cycles on AMD's Zen 1 to 3, and made a step take 5 to 10 times as long. LLVM does the
+/// same if it knows `largest`. Callers therefore hide `largest` behind [`black_box`].
 #[inline(always)]
 fn over(x: f32, largest: f32) -> u32 {
     let excess = largest.to_bits().wrapping_sub(x.to_bits() & MAGNITUDE_BITS).cast_signed();
@@ -305,7 +305,7 @@ impl Keep for Base {
     }
 }
 
-/// How far Mechanic has moved a parameter: twin of `shaders/update/displace.wgsl`.
+/// Displacement of a parameter by Mechanic. Twin of `shaders/update/displace.wgsl`.
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(transparent)]
 struct Displacement(f32);
@@ -324,13 +324,13 @@ impl Keep for Displacement {
     }
 }
 
-/// The gradient that the rule sees: sign · clip · g / k + λ w, g the sum of k micro-batches without the loss scale.
+/// The gradient that the rule receives: sign · clip · g / k + λ w, where g is the sum of k micro-batches without the loss scale.
 #[derive(Clone, Copy)]
 pub(crate) struct Gradient<const SCALED: bool> {
     unscale: f32,
     factor: f32,
     coupled_decay: f32,
-    /// λ is 0 without it, and 0 · w would still let an infinite w spread.
+    /// True if λ is added. Without decay λ is 0, but 0 · w would be NaN for an infinite w.
     decays: bool,
 }
 
@@ -353,7 +353,8 @@ impl<const SCALED: bool> Gradient<SCALED> {
     }
 }
 
-/// The first pass of a rule that works on matrices: what is made orthogonal, from gradient and momentum, which pass 4 changes.
+/// The first pass of a rule that works on matrices. It computes the matrix to be orthogonalized from gradient and momentum. Pass 4 updates the
+/// momentum.
 #[inline(always)]
 pub(crate) fn prepare(
     kernel: Kernel,
@@ -375,18 +376,18 @@ pub(crate) fn prepare(
 }
 
 impl MemorySlices<'_> {
-    /// Returns true if each tile is updated at one rate, from memory that is as it is used: what [`update_parameters`] is compiled for apart from
-    /// everything else.
+    /// Returns true if each tile is updated at one rate, from memory that needs no decoding. [`update_parameters`] is compiled separately for this
+    /// case.
     pub(crate) fn is_plain(&self, kernel: &Kernel) -> bool {
         let is_special = kernel.bits8 || kernel.has_displacement() || kernel.has_estimate();
         self.factors.is_none() && self.rows.is_none() && !is_special
     }
 }
 
-/// Updates one block. Not to be called where nothing may change. Returns the index of the first element that took no step because it or its
-/// momentum would have left the range of its type. `PLAIN` says that [`MemorySlices::is_plain`].
+/// Updates one block. Do not call it for a group or tensor that must not change. Returns the index of the first element that took no step
+/// because it or its momentum would have left the range of its type. `PLAIN` is the result of [`MemorySlices::is_plain`].
 ///
-/// Inlined, as everything it calls, so that the caller chooses the vector instructions.
+/// The function and everything it calls are inlined, so that the caller chooses the vector instructions.
 #[inline(always)]
 pub(crate) fn update_parameters<const PLAIN: bool>(
     arch: Arch,
@@ -417,7 +418,7 @@ fn update_elements<const SCALED: bool, const PLAIN: bool>(
         momentum, squares, largest_squares, codes, counters, vector, averages, step_sums, streams, ..
     } = memory;
     if update.skip != 0 {
-        // No step is taken, but the streams change turns.
+        // No step is taken, but the streams are exchanged.
         if kernel.has_streams() {
             for tile in tiles(elements.len(), elements.tile_elements()) {
                 let (params, _) = elements.tile(tile.clone());
@@ -431,7 +432,7 @@ fn update_elements<const SCALED: bool, const PLAIN: bool>(
     let mut first_outside = NO_ELEMENT;
     step_sums.fill(StepSums::default());
     let mut buffer;
-    // Not filled where nobody looks at it.
+    // The buffer is only filled if it is used.
     let before = if !step_sums.is_empty() {
         buffer = [0f32; TILE];
         &mut buffer[..]
@@ -439,14 +440,14 @@ fn update_elements<const SCALED: bool, const PLAIN: bool>(
         &mut []
     };
     let mut moments;
-    // As above.
+    // These buffers, too, are only filled if they are used.
     let mut decoded = if bits8 {
         moments = [[0f32; TILE]; 2];
         moments.each_mut().map(|moment| &mut moment[..])
     } else {
         [&mut [][..], &mut []]
     };
-    // Sums of steps are over whole blocks.
+    // The sums of a step are over whole blocks, which allow no shorter first tile.
     let head = match if momentum.is_empty() { elements.wide() } else { &momentum[..] } {
         written if PLAIN && step_sums.is_empty() => head_of(written),
         _ => 0,
@@ -454,16 +455,16 @@ fn update_elements<const SCALED: bool, const PLAIN: bool>(
     for tile in tiles_after(head, elements.len(), elements.tile_elements()) {
         let (params, grads) = elements.tile(tile.clone());
         if !before.is_empty() {
-            // In pieces: for 8 KiB the C library takes string instructions, which some processors execute slowly.
+            // The copy is made in pieces. For 8 KiB at once the C library uses string instructions, which some processors execute slowly.
             for (before, params) in before.chunks_mut(SHORT_TILE).zip(params.chunks(SHORT_TILE)) {
                 before[..params.len()].copy_from_slice(params);
             }
         }
-        // Counters first: they need the parameters as they were.
+        // Counters come first, because they need the old parameters.
         if kernel.has_counters() {
             count_signs(gradient, &mut counters[tile.clone()], params, grads);
         }
-        // The gradient as the first pass saw it, without the clip.
+        // The gradient that pass 1 measured, without the clip.
         let seen = Gradient { factor: update.micro_share.copysign(update.gradient_factor), ..gradient };
         if kernel.has_last_gradient() {
             let elements = params.iter().zip(grads);
@@ -509,7 +510,7 @@ fn update_elements<const SCALED: bool, const PLAIN: bool>(
                 Stretch { arch, update, gradient, largest, params, grads, momentum, squares, largest_squares };
             outside = elements.take(kernel, averages.get_mut(tile.clone()).unwrap_or_default());
         }
-        // All of the tile, or stretches of it that have a rate of their own.
+        // The whole tile, or stretches of it with their own rates.
         let mut start = 0;
         while !PLAIN && start < tile.len() {
             let mut update = *update;
@@ -527,7 +528,7 @@ fn update_elements<const SCALED: bool, const PLAIN: bool>(
                     update.shrink = 1.0 - factor * (1.0 - update.shrink);
                 }
                 Some(_) => {}
-                // Its row has no gradient. z begins where the parameters are all the same.
+                // The row has no gradient. In the first step z must still be set to the parameters.
                 None => {
                     if kernel.schedule_free && update.first != 0 {
                         averages[tile.clone()][stretch].copy_from_slice(params);
@@ -582,7 +583,7 @@ fn update_elements<const SCALED: bool, const PLAIN: bool>(
         if kernel.has_streams() {
             exchange(update, params, vector, streams, tile.clone());
         }
-        // Other streams may be out of range.
+        // Parameters of other streams may be out of range.
         elements.put(tile, outside == NO_ELEMENT && !kernel.has_streams());
     }
     (first_outside != NO_ELEMENT).then_some(first_outside)
@@ -605,7 +606,7 @@ fn tiles_after(head: usize, elements: usize, tile: usize) -> impl Iterator<Item 
     (head > 0).then_some(0..head).into_iter().chain(starts.map(move |start| start..elements.min(start + tile)))
 }
 
-/// The stream that took the step goes to a slot; the caller gets that of the stream whose turn comes next, or that won.
+/// Exchanges streams. The stream that took the step goes to a slot, and the caller's parameters become the next stream or the winner.
 #[inline(always)]
 fn exchange(update: &Update, params: &mut [f32], start: &[f32], [one, two]: &mut [&mut [f32]; 2], tile: Range<usize>) {
     let start = &start[tile.clone()];
@@ -619,7 +620,7 @@ fn exchange(update: &Update, params: &mut [f32], start: &[f32], [one, two]: &mut
             streams[stream(put)].copy_from_slice(params);
             params.copy_from_slice(start);
         }
-        // The next one lies where this one goes.
+        // The next stream is in the slot that this stream goes to.
         (put, _) => params.swap_with_slice(streams[stream(put)]),
     }
 }
@@ -631,7 +632,7 @@ fn count_signs<const SCALED: bool>(gradient: Gradient<SCALED>, counters: &mut [u
     let (params_rows, last_params) = params.as_chunks::<ROW>();
     let (grads_rows, last_grads) = grads.as_chunks::<ROW>();
     for ((row, params), grads) in rows.iter_mut().zip(params_rows).zip(grads_rows) {
-        // The bytes have a loop of their own, in which an instruction handles 32 of them.
+        // The bytes have a separate loop, in which one instruction processes 32 of them.
         let mut signs = [0; ROW];
         for j in 0..ROW {
             signs[j] = saturated(gradient.of(grads[j], params[j]));
@@ -652,7 +653,7 @@ fn count(byte: u8, saturated: i8) -> u8 {
     pack_counter(q, sign)
 }
 
-/// Parameters that take a step at one rate, with all that belongs to them.
+/// Parameters that take a step at one rate, with their gradients and memory.
 struct Stretch<'a, const SCALED: bool> {
     arch: Arch,
     update: &'a Update,
@@ -667,7 +668,7 @@ struct Stretch<'a, const SCALED: bool> {
 }
 
 impl<const SCALED: bool> Stretch<'_, SCALED> {
-    /// Takes the step, in schedule-free training with z, which begins where the parameters are. Returns as [`Stretch::step`].
+    /// Takes the step, with z in schedule-free training. z starts from the parameters. Returns the same as [`Stretch::step`].
     #[inline(always)]
     fn take(self, kernel: Kernel, base: &mut [f32]) -> u32 {
         if kernel.schedule_free {
@@ -681,7 +682,7 @@ impl<const SCALED: bool> Stretch<'_, SCALED> {
         }
     }
 
-    /// Takes the step. Returns the index of the first element that took none, [`NO_ELEMENT`] for none.
+    /// Takes the step. Returns the index of the first element that took no step, or [`NO_ELEMENT`] if all took it.
     ///
     /// It is dispatched separately, although the caller is compiled for the same instructions. The loops of all rules are then compiled once,
     /// and not once for every kind of tiles.
@@ -699,7 +700,7 @@ struct Move<'a, 'd, const SCALED: bool, K> {
 }
 
 impl<const SCALED: bool, K: Keep> Move<'_, '_, SCALED, K> {
-    /// Updates one element, and m, v and the largest v where the rule has them. Returns all ones if w and m keep their values, because new ones
+    /// Updates one element, and m, v and the largest v if the rule has them. Returns all ones if w and m keep their values because the new ones
     /// would be out of range, and 0 otherwise.
     #[expect(clippy::too_many_arguments, reason = "an element and all that belongs to it")]
     #[inline(always)]
@@ -727,7 +728,7 @@ impl<const SCALED: bool, K: Keep> Move<'_, '_, SCALED, K> {
         }
         let mut divisor = *v;
         if R::TRAITS.largest_squares {
-            // With `largest_v` first: the other order becomes a masked store (see `over`).
+            // `largest_v` comes first, because the other order becomes a masked store (see `over`).
             *largest_v = largest_v.max(*v);
             divisor = *largest_v;
         }
@@ -754,24 +755,24 @@ impl<const SCALED: bool, K: Keep> NullaryFnOnce for Move<'_, '_, SCALED, K> {
 }
 
 impl<const SCALED: bool, K: Keep> RuleVisitor for Move<'_, '_, SCALED, K> {
-    /// Index of the first element that took no step, [`NO_ELEMENT`] for none.
+    /// Index of the first element that took no step, or [`NO_ELEMENT`].
     type Output = u32;
 
     #[inline(always)]
     fn visit<R: HostRule>(self) -> u32 {
         let Stretch { arch: _, update, gradient, largest, params, grads, momentum, squares, largest_squares } =
             self.elements;
-        // Destructured before the loop. Otherwise LLVM keeps the array in memory and checks that no parameter overlaps it.
+        // The array is destructured before the loop. Otherwise LLVM keeps it in memory and checks that no parameter overlaps it.
         let [largest, largest_f32] = black_box([largest, LARGEST_F32]);
         let largest = [largest, largest_f32];
-        // Not numbered by a range in the zip, which would keep the loops from being vectorised.
+        // A range in the zip, to number the elements, would prevent vectorisation.
         let elements = params.iter_mut().zip(grads).zip(self.kept);
         let (mut index, mut first) = (0, NO_ELEMENT);
         let mut note = |over: u32| {
             first = first.min(index | !over);
             index += 1;
         };
-        // A rule with the largest v has a momentum and v.
+        // A rule with the largest v also has a momentum and v.
         match (
             R::TRAITS.momentum,
             R::TRAITS.squares || R::TRAITS.matrices || R::TRAITS.factored,

@@ -1,4 +1,4 @@
-//! Slices of whatever elements, as a step on the host is handed them.
+//! Slices of any element type, as they are passed to a step on the host.
 
 use half::{bf16, f16};
 
@@ -84,7 +84,7 @@ impl<'a> Slice<'a> {
         each!(self, Slice: slice => slice.len())
     }
 
-    /// Type that they are stored as.
+    /// Type of the stored values.
     pub(crate) fn element(&self) -> Element {
         match self {
             Slice::F32(_) => Element::F32,
@@ -107,7 +107,7 @@ impl<'a> Slice<'a> {
         each!(self, Slice: slice => bytemuck::cast_slice(slice))
     }
 
-    /// The values as f32; those of 16 bits go through the buffer.
+    /// Returns the values as f32. 16-bit values are decoded into the buffer.
     #[inline(always)]
     pub(crate) fn decode(self, buffer: &'a mut [f32]) -> &'a [f32] {
         let buffer = &mut buffer[..self.len()];
@@ -138,7 +138,7 @@ impl<'a> SliceMut<'a> {
         self.as_slice().len()
     }
 
-    /// The values, to read.
+    /// Returns the values for reading.
     pub fn as_slice(&self) -> Slice<'_> {
         each!(self, SliceMut: slice => (&**slice).into())
     }
@@ -163,7 +163,7 @@ impl<'a> SliceMut<'a> {
         each!(self, SliceMut: slice => bytemuck::cast_slice_mut(slice))
     }
 
-    /// Stores new parameters, all of which are known to be in the range of their type or not.
+    /// Stores new parameters. `in_range` tells whether all of them are known to be in the range of their type.
     #[inline(always)]
     pub(crate) fn encode_parameters(
         &mut self,

@@ -25,7 +25,7 @@ use normal::{fill_normals, normals};
 
 const BLOCK: usize = BLOCK_ELEMENTS as usize;
 
-/// Blocks from which on it is worth handing them to other threads.
+/// Number of blocks from which several threads are used.
 const PARALLEL_BLOCKS: usize = 4;
 
 /// Names of the calls, by the stage that each leaves.
@@ -110,8 +110,8 @@ impl CpuZerothOrder {
     /// loss that [`reverse`](CpuZerothOrder::reverse) takes.
     ///
     /// # Errors
-    /// [`ErrorKind::Call`](crate::ErrorKind::Call) out of turn, and where these are not the tensors that were declared.
-    /// Nothing has changed then.
+    /// Returns [`ErrorKind::Call`](crate::ErrorKind::Call) if the calls are out of order, or if the slices are not the
+    /// declared tensors. Nothing has changed then.
     pub fn perturb(&mut self, params: &mut [impl ValuesMut]) -> Result<(), Error> {
         let mut params = self.checked(params, CALLS[0])?;
         if self.needs_initial_norm && self.state.started == 0 {
@@ -127,7 +127,7 @@ impl CpuZerothOrder {
     /// same batch, gives the loss that [`step`](CpuZerothOrder::step) takes.
     ///
     /// # Errors
-    /// As [`CpuZerothOrder::perturb`].
+    /// See [`CpuZerothOrder::perturb`].
     pub fn reverse(&mut self, params: &mut [impl ValuesMut], loss: f32) -> Result<(), Error> {
         let mut params = self.checked(params, CALLS[1])?;
         self.tables.probe.first_loss = loss.to_bits();
@@ -139,7 +139,7 @@ impl CpuZerothOrder {
     /// one of the losses is not finite, it restores the parameters and the record is that of a skipped step.
     ///
     /// # Errors
-    /// As [`CpuZerothOrder::perturb`].
+    /// See [`CpuZerothOrder::perturb`].
     pub fn step(&mut self, params: &mut [impl ValuesMut], loss: f32) -> Result<(), Error> {
         let mut params = self.checked(params, CALLS[2])?;
         self.tables.probe.second_loss = loss.to_bits();

@@ -285,7 +285,7 @@ fn instance() -> &'static wgpu::Instance {
     INSTANCE.get_or_init(|| new_instance(wgpu::Backends::all() - wgpu::Backends::GL))
 }
 
-/// Returns an instance of its own for each call. In browsers all of them have the same adapters, and wgpu's custom backends
+/// Returns a new instance for each call. In browsers all instances have the same adapters, and wgpu's custom backends
 /// (feature `custom`) must not be shared by threads there.
 #[cfg(target_arch = "wasm32")]
 fn instance() -> wgpu::Instance {

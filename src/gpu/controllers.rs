@@ -1,4 +1,4 @@
-//! Controllers on the device. Each records small kernels of its own beside the optimizer's step, whose passes do not know of it.
+//! Controllers on the device. Each records its own small kernels beside the optimizer's step. The passes of the step do not depend on them.
 
 pub(crate) mod bi_level;
 mod element_pairs;
@@ -55,7 +55,7 @@ struct Part<'a> {
 }
 
 impl Part<'_> {
-    /// The binding of the parameters, or of the gradients, and the word at which they begin in it.
+    /// Returns the binding of the parameters or gradients, and the word in it at which they begin.
     fn bind<'b>(&self, optimizer: &'b Optimizer, gradients: bool) -> (wgpu::BufferBinding<'b>, u32) {
         let Place { params, params_buffer, params_start, grads, grads_buffer, grads_start, .. } = *self.place;
         let (element, buffer, start) =
@@ -71,7 +71,7 @@ impl Part<'_> {
     }
 }
 
-/// The parts of a tensor, each of at most `rows` rows of elements.
+/// Returns the parts of a tensor, each with at most `rows` rows of elements.
 fn parts_of<'a>(optimizer: &Optimizer, place: &'a Place) -> impl Iterator<Item = Part<'a>> {
     let limits = optimizer.gpu.device().limits();
     let row = u64::from(crate::controllers::products::PRODUCT_ROW);
@@ -82,7 +82,7 @@ fn parts_of<'a>(optimizer: &Optimizer, place: &'a Place) -> impl Iterator<Item =
     firsts.map(move |first| Part { place, first, elements: most.min(place.elements - first) })
 }
 
-/// Checks that this is the optimizer that a controller was made for, and that its parameters are in place.
+/// Checks that this is the controller's optimizer, and that its averages are not swapped in.
 fn check_same(optimizer: &Optimizer, states: &wgpu::Buffer, call: &'static str) -> Result<(), Error> {
     optimizer.gpu.check_alive()?;
     optimizer.check_averages_in_place("a controller's call")?;
@@ -96,7 +96,7 @@ fn check_same(optimizer: &Optimizer, states: &wgpu::Buffer, call: &'static str) 
     Ok(())
 }
 
-/// Refuses optimizers whose buffers move.
+/// Returns an error for optimizers whose buffers may move.
 fn check_fixed(optimizer: &Optimizer, call: &'static str) -> Result<(), Error> {
     optimizer.gpu.check_alive()?;
     optimizer.plan.check_controllable(call)?;
@@ -110,7 +110,7 @@ fn check_fixed(optimizer: &Optimizer, call: &'static str) -> Result<(), Error> {
     Ok(())
 }
 
-/// Number of groups of a state buffer's kernels.
+/// Number of workgroups of a kernel over the groups' states.
 fn group_workgroups(optimizer: &Optimizer) -> u32 {
     (optimizer.states.size() / size_of::<GroupState>() as u64).div_ceil(u64::from(WORKGROUP)) as u32
 }

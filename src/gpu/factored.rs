@@ -1,6 +1,6 @@
-//! The passes that Adafactor owns, on the host: `shaders/factored/`.
+//! Adafactor's own passes on the host: `shaders/factored/`.
 //!
-//! Their number does not depend on that of the tensors: all tensors of a window are in each dispatch.
+//! The number of passes does not depend on the number of tensors, because each dispatch covers all tensors of a window.
 
 use crate::gpu::buffers::{filled, whole, zeroed};
 use crate::gpu::context::Gpu;
@@ -24,7 +24,7 @@ pub(crate) struct FactorMemory {
     pub(crate) tiles: Tiles,
 }
 
-/// A table of tiles, and the workgroups that go through it.
+/// A table of tiles, and the number of workgroups that process it.
 #[derive(Debug)]
 pub(crate) struct Tiles {
     pub(crate) table: wgpu::Buffer,
@@ -43,7 +43,7 @@ impl Tiles {
 }
 
 impl FactorMemory {
-    /// Allocates the memory of a window. `None` where the rule does not limit its directions.
+    /// Allocates the memory of a window. Returns `None` if the rule does not limit its directions.
     pub(crate) fn new(gpu: &Gpu, window: &Window) -> Option<Self> {
         if window.limited.is_empty() {
             return None;

@@ -7,7 +7,7 @@ use crate::plan::Kernel;
 
 pub(crate) const STEM: &str = "finish_reduction";
 
-/// Compiles the pass for everything that any of the kernels measures. `loss_at` is the loss's word in its binding, where it is needed.
+/// Compiles the pass for all sums that any of the kernels measures. `loss_at` is the word of the loss in its binding, if a regime needs it.
 pub(crate) fn pipeline(gpu: &Gpu, tuning: &Tuning, kernels: &[Kernel], loss_at: Option<u32>) -> Pipeline {
     let any = |what: fn(Kernel) -> bool| kernels.iter().any(|&kernel| what(kernel));
     let mut constants = vec![
@@ -29,7 +29,7 @@ pub(crate) fn pipeline(gpu: &Gpu, tuning: &Tuning, kernels: &[Kernel], loss_at: 
     )
 }
 
-/// The binding of the loss, which is absent where no regime needs it.
+/// Returns the binding of the loss, which is absent if no regime needs it.
 pub(crate) fn of_loss(loss_at: Option<u32>) -> Binding {
     if loss_at.is_some() { Binding::Read } else { Binding::Absent }
 }

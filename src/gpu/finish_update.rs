@@ -6,7 +6,7 @@ use crate::gpu::tuning::Tuning;
 
 pub(crate) const STEM: &str = "finish_update";
 
-/// Compiles the pass for a ring of so many steps.
+/// Compiles the pass for a ring of the given number of steps.
 pub(crate) fn pipeline(gpu: &Gpu, tuning: &Tuning, ring_steps: u32) -> Pipeline {
     Pipeline::new(
         gpu,

@@ -7,10 +7,11 @@ use crate::regime::Kernel;
 
 pub(crate) const STEM: &str = "learning_rate";
 
-/// Invocations per workgroup; a workgroup serves this many groups.
+/// Number of invocations per workgroup, each of which serves one group.
 pub(crate) const WORKGROUP: u32 = 8;
 
-/// Compiles the pass: a kernel for each regime of the groups, with what its groups need. A kernel skips the groups of other regimes.
+/// Compiles the pass: a kernel for each regime of the groups, with the features that its groups need. A kernel skips the groups of other
+/// regimes.
 pub(crate) fn pipelines(gpu: &Gpu, groups: &[GroupConstants]) -> Vec<Pipeline> {
     let served = (0u32..).zip(Kernel::all()).filter_map(|(number, kernel)| {
         let served: Vec<&GroupConstants> = groups.iter().filter(|group| group.regime == number).collect();
@@ -35,7 +36,7 @@ fn pipeline(gpu: &Gpu, kernel: &'static Kernel, number: u32, groups: &[&GroupCon
     )
 }
 
-/// The binding of the tables of schedules.
+/// Returns the binding of the schedule tables.
 pub(crate) fn of_tables(features: &[&str]) -> Binding {
     if features.contains(&"table") { Binding::Uniform } else { Binding::Absent }
 }

@@ -1,4 +1,4 @@
-//! The optimizer on the device: everything is allocated by `build`, a step only records dispatches.
+//! The optimizer on the device. `build` allocates all memory, and a step only records dispatches.
 
 #[cfg(not(target_arch = "wasm32"))]
 mod ahead;
@@ -28,7 +28,7 @@ use crate::record::{RecordCursor, Records};
 use averages::WindowAverages;
 pub(super) use sweeps::WindowMemory;
 
-/// One of the passes of a step, or the one that is no part of it.
+/// Pass of a step, or of another operation of the optimizer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum PassName {
@@ -49,20 +49,20 @@ pub enum PassName {
     Look,
     /// Pass 4.
     UpdateParameters,
-    /// Pass 5, where a group has telemetry or a trust ratio.
+    /// Pass 5, if a group has telemetry or a trust ratio.
     FinishUpdate,
     /// Exchanges parameters and averages ([`Optimizer::encode_swap_averages`]).
     SwapAverages,
-    /// Passes 1 to 4 in one dispatch, of small models.
+    /// Passes 1 to 4 in one dispatch, for small models.
     WholeStep,
     /// A kernel of a controller ([`Watchdog`](crate::Watchdog)).
     Control,
-    /// Passes of a zeroth-order optimizer ([`ZerothOrder`](crate::ZerothOrder)), which has pass 3 among them.
+    /// Passes of a zeroth-order optimizer ([`ZerothOrder`](crate::ZerothOrder)), except its pass 3.
     ZerothOrder,
 }
 
 impl PassName {
-    /// The pass's stem, as its shader and files are called.
+    /// Returns the pass's stem, which names its shader and files.
     pub fn name(self) -> &'static str {
         match self {
             PassName::ReduceGradient => reduce_gradient::STEM,
@@ -82,17 +82,17 @@ impl PassName {
     }
 }
 
-/// One dispatch of a step, for those who record it by other means than [`Optimizer::encode_step`].
+/// One dispatch of a step, for callers that record it without [`Optimizer::encode_step`].
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Dispatch {
-    /// The pass it belongs to.
+    /// Pass that the dispatch belongs to.
     pub pass: PassName,
-    /// Its pipeline.
+    /// Pipeline of the dispatch.
     pub pipeline: CompiledKernel,
-    /// Its bind groups, by index.
+    /// Bind groups, by index.
     pub bind_groups: Vec<BoundGroup>,
-    /// Workgroups along x; y and z are 1.
+    /// Number of workgroups along x. The numbers along y and z are 1.
     pub workgroups: u32,
 }
 
@@ -102,7 +102,7 @@ impl Dispatch {
         self.encode_with(&self.pipeline, pass);
     }
 
-    /// Records it with a kernel that has the same bindings.
+    /// Records the dispatch with another kernel that has the same bindings.
     fn encode_with(&self, kernel: &CompiledKernel, pass: &mut wgpu::ComputePass) {
         pass.set_pipeline(kernel);
         for (index, bind_group) in self.bind_groups.iter().enumerate() {
@@ -114,25 +114,24 @@ impl Dispatch {
 
 /// An optimizer on the device. Made by [`OptimizerBuilder::build`](crate::OptimizerBuilder::build).
 ///
-/// A step is a few passes that the caller records wherever the gradients are ready. It allocates nothing, writes no queue,
-/// submits, maps and polls nothing; all per-step state is on the device, so that two steps recorded into one submit are two
-/// steps.
+/// A step is a few passes that the caller records when the gradients are ready. It allocates, submits, maps and polls nothing, and does
+/// not write through the queue. All per-step state is on the device, so that two steps recorded into one submit are two steps.
 #[derive(Debug)]
 pub struct Optimizer {
     pub(super) gpu: Gpu,
     pub(crate) plan: Plan,
     /// The dispatches of a step.
     step: Vec<Dispatch>,
-    /// What is run after a step where a regime wants looks.
+    /// Dispatches of a look, if a regime needs looks.
     looks: look::Looks,
-    /// Of the windows that keep averages.
+    /// Averages of the windows that keep them.
     averages: Vec<WindowAverages>,
     averages_are_swapped: bool,
     pub(super) learning_rates: wgpu::Buffer,
     loss_scale: wgpu::Buffer,
     /// The groups' constants, with their controls.
     pub(super) groups: wgpu::Buffer,
-    /// What takes part in a step.
+    /// Groups and tensors that take part in a step.
     presence: control::Presence,
     pub(super) states: wgpu::Buffer,
     sums: wgpu::Buffer,
@@ -144,9 +143,9 @@ pub struct Optimizer {
     undelivered: Records,
     /// Data for other layouts of the tensors, if their buffers may change.
     rebinding: Option<Rebinding>,
-    /// Why training has halted, once a record has told.
+    /// Error with which training has halted, once a record has reported the halt.
     halted: Option<Error>,
-    /// Where other ranks have other parameters.
+    /// State of an optimizer over several ranks.
     sharded: Option<shard::Sharded>,
     pub(super) kept: Kept,
 }
@@ -162,11 +161,12 @@ pub(super) struct Kept {
 }
 
 impl Optimizer {
-    /// Records one step into the caller's encoder, in a compute pass of its own. The gradients must be complete by then.
+    /// Records one step into the caller's encoder, in a compute pass of its own. The gradients must be complete when it runs.
     ///
     /// # Errors
-    /// [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost), since wgpu would do nothing, in silence; [`ErrorKind::Call`](crate::ErrorKind::Call) between two
-    /// [`encode_swap_averages`](Optimizer::encode_swap_averages); [`ErrorKind::Call`](crate::ErrorKind::Call) where other ranks have other parameters.
+    /// Returns [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost) if the device is lost, because wgpu itself would silently do nothing.
+    /// Returns [`ErrorKind::Call`](crate::ErrorKind::Call) between two [`encode_swap_averages`](Optimizer::encode_swap_averages), and for an
+    /// optimizer over several ranks ([`sharded`](crate::OptimizerBuilder::sharded)).
     pub fn encode_step(&self, encoder: &mut wgpu::CommandEncoder) -> Result<(), Error> {
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
             label: Some("wgpu-optim step"),
@@ -178,7 +178,7 @@ impl Optimizer {
     /// Records one step into the caller's compute pass.
     ///
     /// # Errors
-    /// As [`Optimizer::encode_step`].
+    /// See [`Optimizer::encode_step`].
     pub fn encode_step_in(&self, pass: &mut wgpu::ComputePass) -> Result<(), Error> {
         self.gpu.check_alive()?;
         self.check_averages_in_place("a step")?;
@@ -190,40 +190,40 @@ impl Optimizer {
         Ok(())
     }
 
-    /// The dispatches of the next step, in order: for profilers, and for callers with an encoder of their own, who record
-    /// no step while [`averages_are_swapped`](Optimizer::averages_are_swapped). Of one rank of several they are a step by its own gradients
-    /// alone.
+    /// Returns the dispatches of the next step, in order, for profilers and for callers with their own encoder. Record no step while
+    /// [`averages_are_swapped`](Optimizer::averages_are_swapped) returns true. With several ranks the dispatches are a step with this rank's
+    /// gradients alone.
     #[doc(hidden)]
     pub fn dispatches(&self) -> &[Dispatch] {
         &self.step
     }
 
-    /// The learning rates on the device: one f32 per group, in the order of declaration, then padding to 16 bytes; usable as a
-    /// read-only storage buffer or as the source of a copy. 0 until the first non-zero gradient, unless the regime was given a first rate.
-    /// A step writes them and reads none: what others write there has no effect.
+    /// Returns the buffer of the learning rates: one f32 per group, in the order of declaration, then padding to 16 bytes. It can be a
+    /// read-only storage buffer or the source of a copy. A rate is 0 until the first non-zero gradient, unless the regime was given a first
+    /// rate. A step writes the rates and does not read them, so writes by the caller have no effect.
     pub fn learning_rates(&self) -> &wgpu::Buffer {
         &self.learning_rates
     }
 
-    /// The scale of the loss on the device: one f32, a power of two, then padding to 16 bytes; usable as
-    /// [`learning_rates`](Optimizer::learning_rates) is. What the gradients of the next step are to be multiplied by; 1 without a
+    /// Returns the buffer of the loss scale by which the gradients of the next step must be multiplied: one f32, then padding to 16 bytes.
+    /// It can be used like [`learning_rates`](Optimizer::learning_rates). The scale is a power of two, and 1 without a
     /// [`LossScaler`](crate::LossScaler).
     pub fn loss_scale(&self) -> &wgpu::Buffer {
         &self.loss_scale
     }
 
-    /// The groups' settings, with every default filled in.
+    /// Returns the settings of the groups, with every default filled in.
     pub fn groups(&self) -> &[GroupConfig] {
         &self.plan.configs
     }
 
-    /// The tensors, in the order of declaration; those that have another rule ([`Group::other_tensors`](crate::Group::other_tensors)) come after
-    /// the others of their group. [`NonFinite::tensor`](crate::NonFinite::tensor) is an index into them.
+    /// Returns the tensors, in the order of declaration. Tensors with another rule ([`Group::other_tensors`](crate::Group::other_tensors))
+    /// follow the others of their group. [`NonFinite::tensor`](crate::NonFinite::tensor) is an index into this slice.
     pub fn tensors(&self) -> &[TensorInfo] {
         &self.plan.tensors
     }
 
-    /// The device this optimizer lives on.
+    /// Returns the device of this optimizer.
     pub fn gpu(&self) -> &Gpu {
         &self.gpu
     }
@@ -308,7 +308,7 @@ mod tests {
         }
     }
 
-    /// AdamW's bias corrections on every adapter, from counts of steps that no test could take, in ulps of what they are in f64.
+    /// Compares AdamW's bias corrections on every adapter with f64, in ulps, for counts of steps that no test could take.
     #[test]
     fn bias_corrections_are_right_after_any_number_of_steps() {
         for adapter in pollster::block_on(Gpu::adapters(None)) {

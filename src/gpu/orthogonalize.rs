@@ -1,6 +1,6 @@
-//! The passes over matrices that Muon owns, on the host: `shaders/orthogonalize/`.
+//! Muon's own passes over matrices on the host: `shaders/orthogonalize/`.
 //!
-//! Their number does not depend on that of the matrices: all matrices of a window are in each dispatch, tile by tile.
+//! The number of passes does not depend on the number of matrices. Each dispatch covers all matrices of a window, tile by tile.
 
 use half::f16;
 
@@ -16,9 +16,9 @@ use crate::plan::{Access, Kernel, QUAD, Window};
 /// Memory of a window for its matrices.
 #[derive(Debug)]
 pub(crate) struct MatrixMemory {
-    /// What the first pass writes, and what the update pass reads as the direction.
+    /// The direction that the update pass reads. In between it may hold the first pass's output and iterates.
     pub(crate) directions: wgpu::Buffer,
-    /// The iterates in turn, in f16; or every second one, where the directions hold the others.
+    /// In f16, two buffers for alternate iterates. In f32, one buffer for every second iterate, while `directions` holds the others.
     iterates: Vec<wgpu::Buffer>,
     /// Sums of squares of the blocks.
     pub(crate) squares: wgpu::Buffer,
@@ -27,7 +27,7 @@ pub(crate) struct MatrixMemory {
 }
 
 impl MatrixMemory {
-    /// Of a window whose rule works on matrices.
+    /// Allocates the memory of a window. Returns `None` if its rule does not work on matrices.
     pub(crate) fn new(gpu: &Gpu, window: &Window) -> Option<Self> {
         let last = window.matrices.last()?;
         let elements = u64::from(window.state_quads) * u64::from(QUAD);
@@ -45,7 +45,7 @@ impl MatrixMemory {
         })
     }
 
-    /// The buffer that holds the iterate before iteration `i` of `iterations`: the directions hold that after the last.
+    /// Returns the buffer that holds the iterate before iteration `i` of `iterations`. `directions` holds the one after the last iteration.
     fn iterate(&self, i: u32, iterations: u32) -> &wgpu::Buffer {
         match &self.iterates[..] {
             [other] if !(iterations - i).is_multiple_of(2) => other,
@@ -54,13 +54,13 @@ impl MatrixMemory {
         }
     }
 
-    /// The buffer that the first pass writes.
+    /// Returns the buffer that the first pass writes.
     pub(crate) fn prepared(&self, iterations: u32) -> &wgpu::Buffer {
         if self.iterates.len() == 2 { &self.directions } else { self.iterate(0, iterations) }
     }
 }
 
-/// Whether the matrices of a window are in f16.
+/// Returns true if the matrices of a window are in f16.
 fn is_in_halves(gpu: &Gpu, window: &Window) -> bool {
     window.kernel.half_iterates && gpu.device().features().contains(wgpu::Features::SHADER_F16)
 }
@@ -94,7 +94,7 @@ pub(crate) fn prepare_pipeline(gpu: &Gpu, tuning: &Tuning, kernel: Kernel, acces
     )
 }
 
-/// The passes after the first one.
+/// Returns the passes after the first one.
 pub(crate) fn dispatches(
     gpu: &Gpu,
     window: &Window,
@@ -103,7 +103,7 @@ pub(crate) fn dispatches(
     blocks: &wgpu::Buffer,
 ) -> Vec<Dispatch> {
     let matrices = filled::<Matrix>(gpu, "matrices", &window.matrices);
-    // Of the matrices, and of their products above the diagonal.
+    // Tiles of the matrices, and tiles of their products on and above the diagonal.
     let tables = [tiles(&window.matrices, |m| (m.columns, false)), tiles(&window.matrices, |m| (m.rows, true))];
     let most = gpu.device().limits().max_compute_workgroups_per_dimension as usize;
     let [of_matrices, of_grams] = tables.map(|tiles| {
@@ -136,7 +136,7 @@ pub(crate) fn dispatches(
     let [gram, polynomial] = &memory.grams;
     let normalize = ("orthogonalize/normalize", "normalize_matrices");
     let multiply = ("orthogonalize/multiply", "multiply");
-    // In place, or from one buffer to another.
+    // The normalization is in place, or from one buffer to another in f16.
     let mut of_norms = vec![&memory.squares, memory.prepared(iterations)];
     of_norms.extend(halves.then(|| memory.iterate(0, iterations)));
     add(normalize, &[], &of_matrices, &of_norms);
@@ -150,7 +150,7 @@ pub(crate) fn dispatches(
     all
 }
 
-/// The tiles of matrices of so many columns, or of symmetric ones on and above the diagonal.
+/// Returns the tiles of matrices with these numbers of columns. For symmetric matrices these are the tiles on and above the diagonal.
 fn tiles(matrices: &[Matrix], columns_of: impl Fn(&Matrix) -> (u32, bool)) -> Vec<Tile> {
     let mut tiles = Vec::new();
     for (matrix, m) in (0u32..).zip(matrices) {

@@ -1,4 +1,4 @@
-//! What the four passes have in common on the host: shader sources, layouts, pipelines, bind groups. All of it is set-up.
+//! Common set-up of all passes on the host: shader sources, layouts, pipelines, bind groups.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -15,7 +15,8 @@ pub(crate) enum Binding {
     /// A storage buffer.
     Write,
     Uniform,
-    /// The shader does not have it: its number is left out, and what is given for it is not bound. Devices count what is bound.
+    /// The shader does not have this buffer. Its binding number is left out, and the buffer is not bound, because devices limit the number of
+    /// bound buffers.
     Absent,
 }
 
@@ -25,7 +26,7 @@ pub(crate) struct PassSource<'a> {
     pub(crate) module: &'static str,
     /// The entry point, and the label.
     pub(crate) stem: &'static str,
-    /// What the module is linked with.
+    /// Features that the module is linked with.
     pub(crate) features: &'a [&'a str],
     /// Values of the `override` constants.
     pub(crate) constants: &'a [(&'a str, f64)],
@@ -33,10 +34,10 @@ pub(crate) struct PassSource<'a> {
     pub(crate) groups: &'a [&'a [Binding]],
 }
 
-/// What a kernel is compiled from: all that a host other than this crate needs of it, as the page in `tests/page` does.
+/// Source of a kernel, with everything that another host needs to compile it. The page in `tests/page` is such a host.
 #[derive(Debug, Clone, PartialEq)]
 pub struct KernelSource {
-    /// The whole module. Browsers want the line `enable subgroups;` before it where it has subgroup operations, which wgpu refuses.
+    /// The whole module. If it has subgroup operations, browsers require the line `enable subgroups;` before it. wgpu refuses that line.
     pub wgsl: String,
     /// The entry point.
     pub entry_point: &'static str,
@@ -44,7 +45,7 @@ pub struct KernelSource {
     pub constants: Vec<(String, f64)>,
 }
 
-/// A compiled kernel. It stands for its pipeline wherever one is asked for.
+/// A compiled kernel. It dereferences to its pipeline.
 #[derive(Debug, Clone)]
 pub struct CompiledKernel {
     pipeline: wgpu::ComputePipeline,
@@ -52,7 +53,7 @@ pub struct CompiledKernel {
 }
 
 impl CompiledKernel {
-    /// What it is compiled from.
+    /// Returns the source that the kernel is compiled from.
     pub fn source(&self) -> &KernelSource {
         &self.source
     }
@@ -66,34 +67,34 @@ impl std::ops::Deref for CompiledKernel {
     }
 }
 
-/// A buffer, or a part of one, that a kernel is given.
+/// Buffer, or part of a buffer, that is bound to a kernel.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct BoundBuffer {
-    /// Its binding number.
+    /// Binding number.
     pub binding: u32,
     /// The buffer.
     pub buffer: wgpu::Buffer,
     /// The first byte.
     pub offset_bytes: u64,
-    /// How many bytes.
+    /// Number of bytes.
     pub size_bytes: u64,
-    /// Whether the kernel only reads it.
+    /// True if the kernel only reads the buffer.
     pub read_only: bool,
-    /// Whether it is bound as a uniform buffer, and not as a storage buffer.
+    /// True if the buffer is bound as a uniform buffer, and not as a storage buffer.
     pub uniform: bool,
 }
 
-/// A bind group, and what is in it: the buffers by binding. It stands for its bind group wherever one is asked for.
+/// A bind group and its buffers by binding number. It dereferences to its bind group.
 #[derive(Debug, Clone)]
 pub struct BoundGroup {
     group: wgpu::BindGroup,
-    /// Shared by all clones, which a rebind makes.
+    /// Shared by all clones. A rebind clones bind groups.
     buffers: Arc<[BoundBuffer]>,
 }
 
 impl BoundGroup {
-    /// The buffers, in the order of their binding numbers, some of which may be left out.
+    /// Returns the buffers, in the order of their binding numbers. Some numbers may be left out.
     pub fn buffers(&self) -> &[BoundBuffer] {
         &self.buffers
     }
@@ -112,13 +113,13 @@ impl std::ops::Deref for BoundGroup {
 pub(crate) struct Pipeline {
     pub(crate) pipeline: CompiledKernel,
     layouts: Vec<wgpu::BindGroupLayout>,
-    /// Of each bind group, how its buffers are used.
+    /// Use of the buffers of each bind group.
     groups: Vec<Vec<Binding>>,
     label: &'static str,
 }
 
 impl Pipeline {
-    /// The compiled pass, which [`Pipelines`] keep. Errors surface in the caller's error scope.
+    /// Returns the compiled pass, which [`Pipelines`] keep. Errors are reported in the caller's error scope.
     pub(crate) fn new(gpu: &Gpu, source: &PassSource) -> Self {
         let key = Key {
             module: source.module,
@@ -135,7 +136,7 @@ impl Pipeline {
             entry_point: source.stem,
             constants: source.constants.iter().map(|&(name, value)| (name.to_owned(), value)).collect(),
         });
-        // Browsers demand this where a kernel has subgroup operations, and wgpu refuses it.
+        // Browsers require this directive if a kernel has subgroup operations. wgpu refuses it.
         let enable = if cfg!(target_arch = "wasm32") && kernel.wgsl.contains("subgroupAdd") {
             "enable subgroups;\n"
         } else {
@@ -172,12 +173,12 @@ impl Pipeline {
         }
     }
 
-    /// The number of its bind groups.
+    /// Returns the number of bind groups.
     pub(crate) fn groups(&self) -> usize {
         self.groups.len()
     }
 
-    /// Binds buffers, whole or in part, to bind group `group`: those that the shader has.
+    /// Binds those of the buffers, whole or in part, that the shader has in bind group `group`.
     pub(crate) fn bind(&self, device: &wgpu::Device, group: usize, buffers: &[wgpu::BufferBinding]) -> BoundGroup {
         let bound = || {
             (0u32..).zip(buffers.iter().zip(&self.groups[group])).filter(|(_, (_, access))| **access != Binding::Absent)
@@ -208,15 +209,15 @@ impl Pipeline {
     }
 }
 
-/// The pipelines of a device by what they are compiled from, so that a second optimizer of the same kind compiles nothing.
+/// The pipelines of a device by their sources, so that a second optimizer of the same kind compiles nothing.
 ///
-/// They are kept as long as the device is. Their number is bounded by the kinds of optimizers, since no kernel is compiled for the number or
+/// They are kept as long as the device. Their number is bounded by the kinds of optimizers, because no kernel is compiled for the number or
 /// the size of the tensors.
 #[derive(Clone, Default)]
 pub(crate) struct Pipelines(Arc<Mutex<HashMap<Key, Arc<OnceLock<Pipeline>>>>>);
 
 impl Pipelines {
-    /// The pipeline of a kernel. Threads that ask for the same one compile it once.
+    /// Returns the pipeline of a kernel. Threads that request the same pipeline at once compile it only once.
     fn get(&self, key: Key, compile: impl FnOnce() -> Pipeline) -> Pipeline {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let pipeline = Arc::clone(kept.entry(key).or_default());
@@ -224,13 +225,13 @@ impl Pipelines {
         pipeline.get_or_init(compile).clone()
     }
 
-    /// Returns true if no pipeline was asked for yet.
+    /// Returns true if no pipeline was requested yet.
     #[cfg(not(target_arch = "wasm32"))]
     pub(crate) fn is_empty(&self) -> bool {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
-    /// Forgets all pipelines: after an error one of them may be invalid, which wgpu does not tell of a pipeline.
+    /// Removes all pipelines. After an error one of them may be invalid, and wgpu cannot tell which one.
     pub(crate) fn clear(&self) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
@@ -243,12 +244,12 @@ impl fmt::Debug for Pipelines {
     }
 }
 
-/// What tells one pipeline from another.
+/// Key of a pipeline: everything that distinguishes it from others.
 #[derive(PartialEq, Eq, Hash)]
 struct Key {
     module: &'static str,
     features: Vec<String>,
-    /// Names, and values as bits, which can be compared.
+    /// Names, and values as bits, because floats do not implement `Eq` and `Hash`.
     constants: Vec<(String, u64)>,
     groups: Vec<Vec<Binding>>,
 }
@@ -275,7 +276,7 @@ fn buffer_layout(device: &wgpu::Device, label: &str, bindings: &[Binding]) -> wg
     device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some(label), entries: &entries })
 }
 
-/// An override constant from a flag.
+/// Returns an override constant for a flag.
 pub(crate) fn flag(name: &'static str, set: bool) -> (&'static str, f64) {
     (name, if set { 1.0 } else { 0.0 })
 }
@@ -285,7 +286,7 @@ mod tests {
     use super::*;
     use crate::error::{Error, ErrorKind};
 
-    /// A pipeline that is not valid must not be kept: wgpu reports the error only when the pipeline is made.
+    /// An invalid pipeline must not be kept, because wgpu reports the error only when the pipeline is created.
     #[test]
     fn a_kernel_that_does_not_compile_is_an_error_every_time() {
         let adapters = pollster::block_on(Gpu::adapters(None));

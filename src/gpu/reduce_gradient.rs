@@ -24,7 +24,7 @@ pub(crate) fn pipeline(gpu: &Gpu, tuning: &Tuning, kernel: Kernel, access: Acces
     elements.pipeline(gpu, STEM, STEM, &[&[read, read, Binding::Write], &own])
 }
 
-/// What the gradient is compared with: the feature, and whether the memory of the rule and that of the regime are read.
+/// Returns the feature for the comparison of the gradient, and whether the rule's and the regime's memories are read.
 fn measured(kernel: Kernel) -> (&'static str, bool, bool) {
     match kernel.alignment {
         Alignment::None | Alignment::Streams => ("measures_nothing", false, false),
@@ -35,7 +35,7 @@ fn measured(kernel: Kernel) -> (&'static str, bool, bool) {
         Alignment::FirstParameters => ("measures_distance", false, true),
         Alignment::Estimate => ("measures_estimate", false, true),
         Alignment::Displacement => ("measures_displacement", false, true),
-        // A look has the bind groups of the step before.
+        // A look uses the bind groups of the previous step, so both memories are bound.
         Alignment::NextLook => ("measures_momentum", true, true),
         Alignment::LastGradient | Alignment::Look => ("measures_secant", true, true),
     }
@@ -49,7 +49,7 @@ pub(crate) fn elements(gpu: &Gpu, tuning: &Tuning, kernel: Kernel, access: Acces
         flag("LOSS_SCALE", kernel.loss_scale),
         flag("INITIAL_NORM", kernel.initial_norm),
         flag("MOMENTUM", kernel.reads_momentum()),
-        // Secant and distance need no more sums than the counters.
+        // All memories use the sums of the counters.
         flag("COUNTERS", kernel.measures_memory()),
         flag("RAW_NORM", kernel.raw_norm),
     ];
@@ -58,7 +58,7 @@ pub(crate) fn elements(gpu: &Gpu, tuning: &Tuning, kernel: Kernel, access: Acces
     elements.features.push(measured(kernel).0);
     elements.when(kernel.has_counters(), "counters");
     let traits = kernel.rule.traits();
-    // Of a memory in 8 bits also the alignment must know what there is; one that is not read may be bound as anything.
+    // Decoding an 8-bit memory requires the moments that it holds, also for the alignment. A memory that is not read needs no features.
     let bits8 = kernel.bits8 && (kernel.reads_momentum() || kernel.measures_secant());
     elements.when(bits8, "bits8");
     if bits8 || kernel.measures_secant() {

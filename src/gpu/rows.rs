@@ -1,4 +1,4 @@
-//! Rows and columns with rates of their own, and rows that are left alone, on the host: `shaders/rows/`.
+//! Rows and columns with their own rates, and rows that are skipped, on the host: `shaders/rows/`.
 
 use crate::gpu::buffers::filled;
 use crate::gpu::context::Gpu;
@@ -8,17 +8,17 @@ use crate::gpu::sweep::Elements;
 use crate::layout::{COLUMNS_WORD, ELEMENTS_WORD, FACTORS_WORD, FLAGS_WORD, MATRIX_TILE, ROW_WORDS, Tile};
 use crate::plan::{Access, Kernel, Plan, Window};
 
-/// What a window keeps of its rows.
+/// Memory of a window for its rows.
 #[derive(Debug)]
 pub(crate) struct RowMemory {
     /// The table of the tensors, factors and flags.
     pub(crate) table: wgpu::Buffer,
-    /// Stretches of rows that the first pass marks, where rows may be left alone.
+    /// Stretches of rows that the first pass marks, if rows may be skipped.
     pub(crate) stretches: Option<Tiles>,
 }
 
 impl RowMemory {
-    /// Allocates the memory of a window. `None` where all rows and columns are treated alike.
+    /// Allocates the memory of a window. Returns `None` if all rows and columns are treated alike.
     pub(crate) fn new(gpu: &Gpu, plan: &Plan, window: &Window) -> Option<Self> {
         if window.rows.is_empty() {
             return None;

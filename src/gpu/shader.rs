@@ -1,10 +1,10 @@
-//! Links WGSL modules. The files under `shaders/` are modules in the syntax of WESL (<https://wesl-lang.dev>), which editors read: `import`
-//! statements, and `@if(…)` before an import, a declaration or a statement that is only there with some features.
+//! Links WGSL modules. The files under `shaders/` are modules in the syntax of WESL (<https://wesl-lang.dev>), which editors support. It has
+//! `import` statements, and `@if(…)` before an import, a declaration or a statement that is only included with some features.
 //!
-//! Linking is done here, when a pipeline is made, since the features depend on the optimizer: there are thousands of combinations. Names are
-//! unique among the modules that are linked together, so that no name is changed: the modules follow one another, each once, as they were
-//! written. The crate `wesl` would do the same with new names and a dependency on 60 crates at run time. It checks the modules in
-//! `tests/hygiene` instead.
+//! Modules are linked when a pipeline is created, because the features depend on the optimizer and there are thousands of combinations.
+//! Names are unique among the modules that are linked together. The linked text is therefore the modules one after the other, each once and
+//! without changed names. The crate `wesl` would also rename the items and would be a dependency on 60 crates at run time. It is used in
+//! `tests/hygiene` only, to check the modules.
 
 use crate::{regime, rule};
 
@@ -14,7 +14,7 @@ macro_rules! modules {
     };
 }
 
-/// All modules but those of rules and regimes, which their tables list.
+/// All modules except those of rules and regimes, which are listed in the tables of rules and regimes.
 const MODULES: &[(&str, &str)] = modules! {
     "controllers/extragradient" "controllers/learned_schedule" "controllers/variance_reduction"
     "copy_schedule_free" "coupled_decay" "finish_reduction" "finish_update" "geometry" "group_controls" "layout" "learning_rate" "look"
@@ -41,14 +41,14 @@ const MODULES: &[(&str, &str)] = modules! {
     "zeroth_order/losses" "zeroth_order/momentum" "zeroth_order/normal" "zeroth_order/settle" "zeroth_order/turn"
 };
 
-/// The text of all modules: what was measured of other kernels says nothing about these.
+/// Returns the text of all modules. Tunings that were measured with other kernels are not valid for these.
 #[cfg(feature = "tuning-cache")]
 pub(crate) fn sources() -> impl Iterator<Item = &'static str> {
     let others = MODULES.iter().chain(rule::SOURCES).map(|(_, source)| *source);
     others.chain(regime::Kernel::all().iter().map(|kernel| kernel.source))
 }
 
-/// The source of a module.
+/// Returns the source of a module.
 fn module(name: &str) -> &'static str {
     let regimes = regime::Kernel::all().iter();
     let regime = regimes.filter(|kernel| name.strip_prefix("regime/") == Some(kernel.name)).map(|kernel| kernel.source);
@@ -69,13 +69,13 @@ pub fn link(root: &str, features: &[&str]) -> String {
 struct Linked<'a> {
     features: &'a [&'a str],
     seen: Vec<String>,
-    /// What stands before everything else.
+    /// Directives, which must precede everything else.
     directives: String,
     text: String,
 }
 
 impl Linked<'_> {
-    /// Adds what a module imports, and then the module.
+    /// Adds the imports of a module, and then the module.
     fn add(&mut self, name: String) {
         if self.seen.contains(&name) {
             return;
@@ -93,7 +93,7 @@ impl Linked<'_> {
             rest = after;
         }
         body += rest;
-        // Behind the comment at the head of the module.
+        // Directives follow the comment at the head of the module.
         if let Some((head, rest)) = body.split_once("\nenable ") {
             let (directive, rest) = rest.split_once(';').unwrap_or((rest, ""));
             self.directives += &format!("enable {directive};\n");
@@ -104,7 +104,7 @@ impl Linked<'_> {
         self.text += &body;
     }
 
-    /// A source without what its features leave out.
+    /// Returns a source without the items that the features exclude.
     fn select(&self, source: &str) -> String {
         let mut selected = String::with_capacity(source.len());
         let mut rest = source;
@@ -121,7 +121,7 @@ impl Linked<'_> {
         selected
     }
 
-    /// Whether a condition holds: features joined by `&&`, each perhaps after a `!`.
+    /// Returns true if a condition holds. A condition consists of features joined by `&&`, each optionally negated by `!`.
     fn holds(&self, condition: &str) -> bool {
         condition.split("&&").map(str::trim).all(|term| match term.strip_prefix('!') {
             Some(feature) => !self.features.contains(&feature),
@@ -130,7 +130,7 @@ impl Linked<'_> {
     }
 }
 
-/// Where an import, a declaration or a statement ends: after its semicolon or its last brace.
+/// Returns the end of an import, a declaration or a statement: after its semicolon or its last brace.
 fn end_of_item(text: &str) -> usize {
     let mut depth = 0;
     let mut in_comment = false;

@@ -1,4 +1,4 @@
-//! Exchanging and copying averages on the host: `shaders/swap_averages.wgsl`, and of schedule-free training `swap_schedule_free.wgsl` and
+//! Exchanging and copying averages on the host: `shaders/swap_averages.wgsl`, and for schedule-free training `swap_schedule_free.wgsl` and
 //! `copy_schedule_free.wgsl`.
 
 use crate::gpu::context::Gpu;
@@ -14,13 +14,13 @@ pub(crate) const STEM: &str = "swap_averages";
 pub(crate) enum Exchange {
     /// Parameters and averages change places.
     Swap,
-    /// Averages that have not started become the parameters: the part of a swap that leaves the parameters alone.
+    /// Averages that have not started become copies of the parameters. This is the part of a swap that does not change the parameters.
     Settle,
     /// Replaces y by x, in schedule-free training.
     ToAverage,
     /// Replaces x by y again.
     Back,
-    /// x is copied to what is bound when the copy is recorded.
+    /// Copies x to the buffer that is bound when the copy is recorded.
     Copy,
 }
 

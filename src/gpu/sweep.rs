@@ -1,11 +1,11 @@
-//! What the kernels over a window's elements are linked with for its element types: `shaders/elements/`.
+//! Features and constants of the kernels over a window's elements, for `shaders/elements/`.
 
 use crate::element::Element;
 use crate::gpu::context::Gpu;
 use crate::gpu::pass::{Binding, PassSource, Pipeline};
 use crate::plan::{Access, Alignment, Encoding, Kernel, RateAxis};
 
-/// Features and constants of what parameters and gradients are stored as.
+/// Features and constants for the element types of parameters and gradients.
 #[derive(Default)]
 pub(crate) struct Elements {
     pub(crate) features: Vec<&'static str>,
@@ -13,7 +13,7 @@ pub(crate) struct Elements {
 }
 
 impl Elements {
-    /// For a kernel that loads parameters.
+    /// Returns the features and constants of a kernel that loads parameters.
     pub(crate) fn parameters(kernel: Kernel, access: Access) -> Self {
         let mut elements = Elements::default();
         elements.when(access == Access::Scalars, "scalars");
@@ -28,7 +28,7 @@ impl Elements {
         elements
     }
 
-    /// The gradients too.
+    /// Adds those of a kernel that also loads gradients.
     pub(crate) fn and_gradients(mut self, kernel: Kernel) -> Self {
         if kernel.grads.is_half() {
             self.when(true, "half_gradients");
@@ -37,7 +37,7 @@ impl Elements {
         self
     }
 
-    /// Adds a feature on a condition.
+    /// Adds a feature if a condition holds.
     pub(crate) fn when(&mut self, condition: bool, feature: &'static str) {
         if condition {
             self.features.push(feature);
@@ -62,7 +62,7 @@ impl Elements {
     }
 }
 
-/// The elements' number in shaders/elements/half.wgsl.
+/// Returns the number of an element type in shaders/elements/half.wgsl.
 pub(crate) fn code_of(element: Element) -> f64 {
     match element {
         Element::F32 => 0.0,
@@ -71,7 +71,7 @@ pub(crate) fn code_of(element: Element) -> f64 {
     }
 }
 
-/// Features of what a kernel has to know of rows and columns.
+/// Returns the features of a kernel that concern rows and columns.
 pub(crate) fn row_features(kernel: Kernel) -> impl Iterator<Item = &'static str> {
     let all = [
         (kernel.rates.is_some(), "rates"),
@@ -82,9 +82,9 @@ pub(crate) fn row_features(kernel: Kernel) -> impl Iterator<Item = &'static str>
     all.into_iter().filter_map(|(is_there, feature)| is_there.then_some(feature))
 }
 
-/// Storage buffers that the one of passes 1 and 4 with more of them binds: the device has a limit for each.
+/// Returns the larger of the numbers of storage buffers that passes 1 and 4 bind. Devices limit the number for each pass.
 pub(crate) fn most_storage_buffers(kernel: Kernel) -> u32 {
-    // Tables; blocks, parameters, gradients.
+    // Tables of pass 1, tables of pass 4, and both passes' blocks, parameters and gradients.
     let (in_measuring, in_updating, own) = (3, 1, 3 + u32::from(kernel.has_remainders()));
     let measuring = match kernel.alignment {
         Alignment::None | Alignment::Streams => 0,
@@ -92,7 +92,7 @@ pub(crate) fn most_storage_buffers(kernel: Kernel) -> u32 {
         _ => 1,
     };
     let traits = kernel.rule.traits();
-    // The last one has the sums of the step, or the records.
+    // The last buffer holds the sums of the step, or the records.
     let updating = u32::from(traits.momentum || traits.squares || traits.factored)
         + u32::from(traits.owns_passes())
         + u32::from(kernel.has_rows())

@@ -82,8 +82,8 @@ impl Tensor {
         }))
     }
 
-    /// Returns the part of the buffer that is bound for the slice's first element, since a binding may only start at certain offsets, and the
-    /// element's index in it.
+    /// Returns the part of the buffer that is bound for the slice's first element, and the element's index in that part. The two differ because
+    /// a binding may only start at certain offsets.
     pub(crate) fn scalar_region(&self, limits: &wgpu::Limits) -> (Region, u32) {
         let alignment = binding_alignment(limits) / self.element.bytes();
         let start = self.start() / alignment * alignment;

@@ -11,14 +11,14 @@ pub(crate) const STEM: &str = "update_parameters";
 /// Compiles the pass for a kernel.
 pub(crate) fn pipeline(gpu: &Gpu, tuning: &Tuning, kernel: Kernel, access: Access, one_buffer: bool) -> Pipeline {
     let elements = elements(tuning, kernel, access, one_buffer);
-    // In schedule-free training z lies where the averages do.
+    // The averages, or z in schedule-free training.
     // Beside them the sums of the step, or the records.
     let told = [written(kernel.averages), Binding::Write];
     elements.pipeline(gpu, STEM, STEM, &[&[Binding::Read], &own(kernel, one_buffer), &told])
 }
 
-/// Returns true if the gradients are bound for writing: where they are cleared, and where parameters and gradients lie in one buffer, which is
-/// written, so that wgpu demands the same access of both bindings.
+/// Returns true if the gradients are bound for writing. That is so if they are cleared. It is also so if parameters and gradients share a
+/// buffer, because wgpu requires the same access for both bindings and the parameters are written.
 fn writes_gradients(kernel: Kernel, one_buffer: bool) -> bool {
     one_buffer || kernel.clears_gradients
 }

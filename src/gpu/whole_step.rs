@@ -13,16 +13,16 @@ use crate::regime;
 
 pub(crate) const STEM: &str = "whole_step";
 
-/// Elements up to which an optimizer may take its steps in one dispatch. Up to here one dispatch takes 0.3 to 0.7 times as long as four on lavapipe and
-/// SwiftShader with two cores. At four times as many it still takes half the time on lavapipe, and 1.5 times as long on SwiftShader (`cargo bench
-/// --bench small_models`, docs/performance.md). GPUs have not been measured.
+/// Largest number of elements with which an optimizer may take its steps in one dispatch. Up to this number one dispatch takes 0.3 to 0.7 times
+/// as long as four on lavapipe and SwiftShader with two cores. With four times as many elements it still takes half the time on lavapipe, and
+/// 1.5 times as long on SwiftShader (`cargo bench --bench small_models`, docs/performance.md). GPUs have not been measured.
 pub const MOST_ELEMENTS: u64 = 1 << 12;
 
 /// Largest number of blocks for one dispatch. On a GPU the one workgroup waits for memory twice at each block.
 pub const MOST_BLOCKS: usize = 12;
 
-/// Returns true if FXC compiles the device's shaders. It takes 6 to 8 seconds for the kernel of a step in one dispatch,
-/// and about 2 for those of the four passes. wgpu has subgroups on Direct3D 12 with the other compiler, DXC, only.
+/// Returns true if FXC compiles the device's shaders. FXC takes 6 to 8 seconds for the kernel of a step in one dispatch,
+/// and about 2 seconds for those of the four passes. On Direct3D 12, wgpu has subgroups only with the other compiler, DXC.
 pub fn uses_fxc(gpu: &Gpu) -> bool {
     gpu.device().adapter_info().backend == wgpu::Backend::Dx12
         && !gpu.device().features().contains(wgpu::Features::SUBGROUP)
@@ -36,7 +36,7 @@ pub(crate) struct WholeStep {
 }
 
 impl WholeStep {
-    /// Returns the kernel where one workgroup can do the step. `loss_at` is the loss's word in its binding, where it is needed.
+    /// Returns the kernel if one workgroup can take the step. `loss_at` is the word of the loss in its binding, if a regime needs it.
     pub(crate) fn of(gpu: &Gpu, plan: &Plan, loss_at: Option<u32>) -> Option<Self> {
         let tuning = gpu.tuning();
         let [window] = &plan.windows[..] else {
@@ -50,7 +50,7 @@ impl WholeStep {
             && plan.units.is_empty()
             && plan.shard.is_none()
             && plan.groups.iter().all(|group| group.regime == first.regime)
-            // Features of pass 3 and of pass 4 have names in common. A group without elements has no part in the window's kernel.
+            // Features of passes 3 and 4 share names, so they must agree. They may differ for a group without elements, which is not in the window.
             && plan.configs.iter().all(|config| {
                 config.rule.kind() == window.kernel.rule && config.averaging.is_on() == window.kernel.averages
             })
@@ -83,7 +83,7 @@ impl WholeStep {
         let (absent, read, write) = (Binding::Absent, Binding::Read, Binding::Write);
         let scale = written(kernel.loss_scale);
         let mut groups = vec![
-            // Those of pass 3, and the loss. Sums and partials are in workgroup memory.
+            // The bindings of pass 3, and the loss. Sums and partials are in workgroup memory.
             vec![read, absent, write, write, write, write, scale, tables, of_loss(loss_at)],
             update_parameters::own(kernel, one_buffer).to_vec(),
         ];
@@ -94,7 +94,7 @@ impl WholeStep {
         whole.fits_device(&tuning, gpu.device()).then_some(whole)
     }
 
-    /// Returns true if the device has so many storage buffers and so much workgroup memory.
+    /// Returns true if the device has enough storage buffers and workgroup memory.
     fn fits_device(&self, tuning: &Tuning, device: &wgpu::Device) -> bool {
         let limits = device.limits();
         let is_storage = |binding: &&Binding| matches!(binding, Binding::Read | Binding::Write);
@@ -127,13 +127,13 @@ impl WholeStep {
     }
 }
 
-/// Returns true if one workgroup is faster than many and four launches.
+/// Returns true if one workgroup is faster than four launches with many workgroups.
 fn is_small(window: &Window) -> bool {
     let elements: u64 = window.blocks.iter().map(|block| u64::from(block.elements)).sum();
     elements <= MOST_ELEMENTS && window.blocks.len() <= MOST_BLOCKS
 }
 
-/// Returns true if a window's passes are 1 and 4 alone, in the forms that have no barriers of their own and bind no buffer twice.
+/// Returns true if a window has only passes 1 and 4, in variants without their own barriers that bind no buffer twice.
 fn has_known_parts(window: &Window) -> bool {
     let kernel = window.kernel;
     let others = kernel.rule.traits().owns_passes() || kernel.has_rows() || kernel.has_looks();

@@ -1,5 +1,5 @@
-//! The zeroth-order optimizer on the device: everything is allocated by `build`, the calls only record dispatches. Its
-//! kernels are `shaders/zeroth_order/`, and pass 3 of the optimizers.
+//! The zeroth-order optimizer on the device. `build` allocates all memory, and the calls only record dispatches. Its
+//! kernels are those in `shaders/zeroth_order/` and pass 3 of the other optimizers.
 
 mod build;
 
@@ -17,8 +17,9 @@ const CALLS: [&str; 3] = ["encode_perturb", "encode_reverse", "encode_step"];
 
 /// A zeroth-order optimizer on the device. Made by [`ZerothOrderBuilder::build`](crate::ZerothOrderBuilder::build).
 ///
-/// A step is three calls, with the caller's forward pass after each of the first two. Each forward pass leaves its loss
-/// in the same slot, a buffer slice of one f32. All of it can be recorded into one encoder, since nothing is read back:
+/// A step is three calls, with the caller's forward pass after each of the first two. Each forward pass writes its loss
+/// to the same slot, a buffer slice of one f32. The whole step can be recorded into one encoder, because nothing is
+/// read back:
 ///
 /// ```no_run
 /// # use wgpu_optim::{Error, Gpu, GpuOptions, Regime, ZerothOrderBuilder, ZerothOrderMethod, wgpu};
@@ -44,8 +45,8 @@ const CALLS: [&str; 3] = ["encode_perturb", "encode_reverse", "encode_step"];
 /// # }
 /// ```
 ///
-/// What is recorded must be submitted, in order: the parameters are w + εz or w - εz between the calls. A forward pass
-/// that fails is given up by leaving NaN in the slot and going on to the end of the step, which restores the
+/// Submit all recorded commands, in the order in which they were recorded, because the parameters are w + εz or w - εz
+/// between the calls. If a forward pass fails, write NaN to the slot and complete the step, which restores the
 /// parameters.
 #[derive(Debug)]
 pub struct ZerothOrder {
@@ -66,16 +67,16 @@ impl ZerothOrder {
     /// Records the next direction `z` and the move to `w + εz`.
     ///
     /// # Errors
-    /// [`ErrorKind::Call`](crate::ErrorKind::Call) out of turn,
-    /// [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost). Nothing is recorded then.
+    /// Returns [`ErrorKind::Call`](crate::ErrorKind::Call) if the calls are out of order, or
+    /// [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost). After an error nothing has been recorded.
     pub fn encode_perturb(&mut self, encoder: &mut wgpu::CommandEncoder) -> Result<(), Error> {
         self.encode(encoder, 0)
     }
 
-    /// Records that the loss at `w + εz` is kept, and the move to `w - εz`.
+    /// Records a copy of the loss at `w + εz`, and the move to `w - εz`.
     ///
     /// # Errors
-    /// As [`ZerothOrder::encode_perturb`].
+    /// See [`ZerothOrder::encode_perturb`].
     pub fn encode_reverse(&mut self, encoder: &mut wgpu::CommandEncoder) -> Result<(), Error> {
         self.encode(encoder, 1)
     }
@@ -85,7 +86,7 @@ impl ZerothOrder {
     /// that of a skipped step.
     ///
     /// # Errors
-    /// As [`ZerothOrder::encode_perturb`].
+    /// See [`ZerothOrder::encode_perturb`].
     pub fn encode_step(&mut self, encoder: &mut wgpu::CommandEncoder) -> Result<(), Error> {
         self.encode(encoder, 2)
     }
@@ -105,8 +106,9 @@ impl ZerothOrder {
     /// delay steps.
     ///
     /// # Errors
-    /// [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost), [`ErrorKind::Readback`](crate::ErrorKind::Readback). No
-    /// record is lost by an error: the next successful drain returns it.
+    /// Returns [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost) or
+    /// [`ErrorKind::Readback`](crate::ErrorKind::Readback). No record is lost by an error: the next successful drain
+    /// returns it.
     pub async fn drain_records(&mut self) -> Result<ZerothOrderRecords, Error> {
         if self.readback.is_in_flight() {
             self.finish_drain().await?;
@@ -129,7 +131,7 @@ impl ZerothOrder {
         &self.plan.tensors
     }
 
-    /// Returns the device that this optimizer lives on.
+    /// Returns the device of this optimizer.
     pub fn gpu(&self) -> &Gpu {
         &self.gpu
     }

@@ -1,4 +1,4 @@
-//! The settings of a group, complete and checked.
+//! Complete and checked settings of a group.
 
 use crate::averaging::Averaging;
 use crate::element::Rounding;
@@ -29,9 +29,9 @@ pub struct GroupConfig {
     pub rule: Rule,
     /// Learning-rate regime.
     pub regime: Regime,
-    /// Weight decay; `Coupled(0.0)` is none.
+    /// Weight decay. `Coupled(0.0)` means no decay.
     pub weight_decay: WeightDecay,
-    /// Largest gradient norm; infinite without a clip.
+    /// Largest gradient norm. It is infinite without a clip.
     pub clip_norm: f32,
     /// True if the group maximizes.
     pub maximize: bool,
@@ -43,7 +43,7 @@ pub struct GroupConfig {
     pub trust_ratio: Option<TrustRatio>,
     /// Factors of the learning rate for rows or columns.
     pub rate_factors: Option<RateFactors>,
-    /// True if rows without a gradient are left as they are.
+    /// True if rows without a gradient are skipped.
     pub lazy_rows: bool,
     /// True if the norms of every tensor and of its steps are recorded.
     pub telemetry: bool,
@@ -51,7 +51,7 @@ pub struct GroupConfig {
     pub rounding: Rounding,
     /// Storage of the rule's memory.
     pub state: State,
-    /// Name of the norm that is shared with other groups; `None` for a norm of the group's own.
+    /// Name of the norm that is shared with other groups. `None` if the group does not share its norm.
     pub scope: Option<String>,
 }
 
@@ -72,7 +72,7 @@ impl GroupConfig {
         self.telemetry || self.trust_ratio.is_some()
     }
 
-    /// Refuses what cannot be in one optimizer with its first group: streams of parameters take turns in all of it.
+    /// Returns an error if this group cannot be in one optimizer with the first group. Streams of parameters take turns in the whole optimizer.
     pub(super) fn check_beside(&self, first: &GroupConfig) -> Result<(), Error> {
         let decisions = |config: &GroupConfig| match config.regime {
             Regime::AutoSgd(AutoSgd { factor, certainty, rounds, .. }) => {
@@ -89,7 +89,7 @@ impl GroupConfig {
         )
     }
 
-    /// Refuses a norm that no gradient can be clipped to.
+    /// Returns an error for a norm to which no gradient can be clipped.
     pub(crate) fn check_clip(clip_norm: f32, owner: impl FnOnce() -> String) -> Result<(), Error> {
         require(
             clip_norm >= f32::MIN_POSITIVE,
@@ -140,7 +140,7 @@ impl GroupConfig {
                 "a rule whose last direction follows from what it remembers with regimes bb, adgd and look, which those of muon and adafactor do not (Regime::seesaw() works with it)"
             },
         )?;
-        // Both go by the parameters of the step before, which are another stream's.
+        // Both use the parameters of the previous step, which belong to another stream.
         for (field, used) in [("averaging", self.averaging.is_on()), ("trust_ratio", self.trust_ratio.is_some())] {
             require(
                 !(used && self.regime.needs_streams()),

@@ -1,6 +1,6 @@
 //! The macros that declare structs and constants for both sides.
 
-/// A word of a struct: its name, with the names of the structs around it before it, and its type.
+/// A word of a struct: its name, prefixed by the names of the structs that contain it, and its type.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Field {
     pub(crate) name: String,
@@ -8,12 +8,12 @@ pub(crate) struct Field {
     pub(crate) kind: String,
 }
 
-/// A type of a struct's member.
+/// Type of a struct's member.
 pub(crate) trait Member: Copy {
-    /// The type in WGSL.
+    /// Returns the type in WGSL.
     fn wgsl() -> String;
 
-    /// The words of a member of this name.
+    /// Returns the words of a member of this name.
     fn fields(name: &str) -> Vec<Field>;
 }
 
@@ -43,13 +43,13 @@ impl<T: Member, const N: usize> Member for [T; N] {
     }
 }
 
-/// A struct as the shaders have it.
+/// Declaration of a struct for the shaders.
 #[derive(Clone, Copy)]
 pub(crate) struct Declared {
     pub(crate) name: &'static str,
     /// Names and WGSL types of its members.
     pub(crate) members: fn() -> Vec<(&'static str, String)>,
-    /// Its words.
+    /// Words of the struct.
     pub(crate) fields: fn() -> Vec<Field>,
 }
 
@@ -87,7 +87,7 @@ macro_rules! shared_structs {
 }
 pub(crate) use shared_structs;
 
-/// A number as WGSL writes it. An f32 is as short as it can be, without a suffix: WGSL rounds it where it is used.
+/// A number as a WGSL literal. An f32 is as short as possible and has no suffix. WGSL rounds it when it is used.
 pub(crate) trait Literal {
     fn wgsl(self) -> String;
 }
@@ -123,7 +123,7 @@ macro_rules! shared_constants {
 }
 pub(crate) use shared_constants;
 
-/// Declares storage for what each regime has of its own, whose type a kernel chooses.
+/// Declares storage for each regime's own data. A kernel chooses the type of the data.
 macro_rules! regime_words {
     ($($(#[$meta:meta])* pub struct $Name:ident($words:literal);)*) => {$(
         $(#[$meta])*

@@ -44,7 +44,7 @@ pub fn wgsl() -> String {
     let declare = |declared: &Declared, words: Option<usize>| {
         let members = (declared.members)().into_iter().map(|(name, kind)| format!("    {name}: {kind},\n"));
         let mut text = format!("struct {} {{\n{}", declared.name, members.collect::<String>());
-        // All regimes' structs are of one size.
+        // All regimes' structs are padded to one size.
         if let Some(left @ 1..) = words.map(|words| words - (declared.fields)().len()) {
             text += &format!("    unused: array<u32, {left}>,\n");
         }
@@ -98,10 +98,10 @@ pub fn wgsl() -> String {
     text.trim_end().to_owned() + "\n"
 }
 
-/// Returns the controls in WGSL for the caller's kernels: with the rest of the constants as room behind them.
+/// Returns the controls in WGSL for the caller's kernels, followed by padding in the place of the other constants.
 #[cfg(test)]
 fn controls_wgsl() -> String {
-    // A member, because naga's writer of GLSL does not know @size.
+    // The padding is a member, because naga's GLSL writer does not support @size.
     let room = (size_of::<GroupConstants>() - size_of::<GroupControls>()) / 4;
     let members = (GroupControls::DECLARED.members)().into_iter().map(|(name, kind)| format!("    {name}: {kind},\n"));
     format!(

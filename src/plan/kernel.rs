@@ -1,4 +1,4 @@
-//! What passes 1 and 4 are compiled for, and the memories that they keep.
+//! The key for which passes 1 and 4 are compiled, and the memories that they keep.
 
 use super::{Place, QUAD};
 #[cfg(feature = "checkpoint")]
@@ -12,7 +12,7 @@ use crate::state::{self, State};
 /// Access to a window's parameters and gradients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Access {
-    /// Four at a time; starts and lengths are multiples of 4.
+    /// Four at a time. Starts and lengths are multiples of 4.
     Quads,
     /// One at a time: heads, tails and tensors that do not lie on a multiple of 4.
     Scalars,
@@ -39,22 +39,22 @@ pub(crate) enum Alignment {
     Look,
     /// The first parameters. The distance from them is measured instead of an alignment.
     FirstParameters,
-    /// The first parameters, to which the way is measured along the gradient, and a weighted sum of gradients: for Prodigy.
+    /// For Prodigy: the first parameters, whose displacement is measured along the gradient, and a weighted sum of gradients.
     Estimate,
-    /// The way from the first parameters, as Mechanic multiplies it.
+    /// The displacement from the first parameters before Mechanic scales it.
     Displacement,
     /// Three streams of parameters. Only the gradient is measured.
     Streams,
 }
 
-/// What of a tensor has a rate of its own.
+/// Part of a tensor that has its own learning rate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum RateAxis {
     Rows,
     Columns,
 }
 
-/// How new parameters are encoded: [`Rounding`] without its numbers, or as they are where they are f32.
+/// Encoding of new parameters: [`Rounding`] without its numbers, or `Exact` for f32 parameters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Encoding {
     Exact,
@@ -78,7 +78,7 @@ impl Encoding {
     }
 }
 
-/// Everything passes 1 and 4 are specialised by at compile time.
+/// Everything by which passes 1 and 4 are specialised at compile time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Kernel {
     pub(crate) rule: RuleKind,
@@ -89,7 +89,7 @@ pub(crate) struct Kernel {
     pub(crate) raw_norm: bool,
     /// `‖w₀‖` is measured until the first step.
     pub(crate) initial_norm: bool,
-    /// An average of the parameters is kept, or what follows it in schedule-free training.
+    /// An average of the parameters is kept, or z of schedule-free training in its place.
     pub(crate) averages: bool,
     /// True if z of schedule-free training is kept, and the parameters lie between z and the average.
     pub(crate) schedule_free: bool,
@@ -101,9 +101,9 @@ pub(crate) struct Kernel {
     pub(crate) clears_gradients: bool,
     /// The rule's memory is kept in 8 bits.
     pub(crate) bits8: bool,
-    /// Iterations over the matrices of a rule that owns passes; 0 for other rules.
+    /// Number of iterations over the matrices of a rule with its own passes. It is 0 for other rules.
     pub(crate) iterations: u32,
-    /// Their matrices are in f16 where the device has it.
+    /// The matrices of these iterations are in f16 if the device supports it.
     pub(crate) half_iterates: bool,
     /// Rows or columns that have rates of their own.
     pub(crate) rates: Option<RateAxis>,
@@ -111,7 +111,7 @@ pub(crate) struct Kernel {
     pub(crate) lazy_rows: bool,
     /// Pass 1 runs, because something uses its sums.
     pub(crate) is_measured: bool,
-    /// Element type of the parameters. This and the next two depend on the tensor, the others on its group.
+    /// Element type of the parameters. This and the next two fields depend on the tensor, the others on its group.
     pub(crate) params: Element,
     /// Element type of the gradients.
     pub(crate) grads: Element,
@@ -147,7 +147,7 @@ impl Kernel {
         self.alignment == Alignment::Momentum || self.has_looks() && self.rule.traits().momentum
     }
 
-    /// Returns this key with the element types and the rounding of a tensor of a group at `place`, and the rule's kind for its shape.
+    /// Returns this key for a tensor at `place`: with its element types and encoding, and the rule's kind for its shape.
     pub(crate) fn at(self, place: &Place, rule: RuleKind, config: &GroupConfig) -> Self {
         // An exchange of parameters and averages must be without loss.
         let short = config.state == State::Bits8 && !self.averages;
@@ -170,7 +170,7 @@ impl Kernel {
         self.encoding == Encoding::ShortMasters
     }
 
-    /// Returns true if pass 1 reads the parameters, in a step before which the optimizer has `started` or not.
+    /// Returns true if pass 1 reads the parameters. `started` tells whether the optimizer has taken a step before.
     pub(crate) fn measures_parameters(self, started: bool) -> bool {
         let compares =
             self.has_first_parameters() || self.has_estimate() || self.has_displacement() || self.compares_iterates();
@@ -206,12 +206,12 @@ impl Kernel {
 
     /// Returns the largest number of vectors of the parameters' length in one binding.
     pub(super) fn vectors_in_one_binding(self) -> u32 {
-        // In 8 bits all of a rule's memory is shorter than one of them.
+        // In 8 bits all of a rule's memory is shorter than one such vector.
         let of_the_rule = if self.bits8 { 1 } else { self.rule.traits().vectors() };
         self.vectors().max(of_the_rule).max(1)
     }
 
-    /// Returns the number of elements of which blocks begin at multiples, in tensors and in memories.
+    /// Returns the number of elements at whose multiples blocks begin, in tensors and in memories.
     pub(super) fn block_multiple(self) -> u32 {
         if self.bits8 { state::BLOCK } else { QUAD }
     }
@@ -237,7 +237,7 @@ impl Kernel {
             || self.has_streams()
     }
 
-    /// Returns true if pass 4 tells the rows of a tensor apart.
+    /// Returns true if pass 4 distinguishes the rows of a tensor.
     pub(crate) fn has_rows(self) -> bool {
         self.rates.is_some() || self.lazy_rows
     }
@@ -279,25 +279,25 @@ impl Kernel {
     }
 }
 
-/// A memory of a tensor, mostly with an entry for every parameter. These are all that a step remembers, so that whoever allocates, saves or
-/// restores them goes through this list.
+/// A memory of a tensor. Most kinds have an entry for every parameter. A step keeps nothing else, so code that allocates, saves or restores
+/// the memories iterates over this list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum MemoryKind {
     /// m of the rule.
     Momentum,
-    /// v of the rule, which on the device lies in the momentum's buffer, behind it, or has a buffer of its own where there is none.
+    /// v of the rule. On the device it follows the momentum in the same buffer, or has its own buffer if there is no momentum.
     SecondMoment,
-    /// The largest v so far of the rule, which on the device lies behind v.
+    /// The largest v of the rule so far. On the device it follows v.
     LargestSecondMoment,
     /// The mean of v of each row of a tensor's matrices.
     RowSecondMoment,
-    /// The mean of v of each column, which on the device lies behind those of the rows.
+    /// The mean of v of each column. On the device it follows the means of the rows.
     ColumnSecondMoment,
-    /// m in 8 bits, which on the device lies as m does.
+    /// m in 8 bits, in the place of m on the device.
     MomentumCodes,
-    /// v in 8 bits, which on the device lies as v does.
+    /// v in 8 bits, in the place of v on the device.
     SecondMomentCodes,
-    /// The scales of both, a word for every block of 32 parameters, which on the device lie behind them.
+    /// The scales of m and v in 8 bits: a word for every block of 32 parameters. On the device they follow the codes.
     Scales,
     /// Counters of gradient signs, and the sign of the last step.
     Counters,
@@ -307,7 +307,7 @@ pub(crate) enum MemoryKind {
     FirstParameters,
     /// The parameters before the first step and the weighted sum of gradients that Prodigy keeps, one after the other.
     Estimate,
-    /// How far Mechanic has moved the parameters.
+    /// The displacement of the parameters by Mechanic.
     Displacement,
     /// The copies of the parameters that AutoSgd keeps, slot after slot.
     Streams,
@@ -317,12 +317,12 @@ pub(crate) enum MemoryKind {
     BaseIterates,
     /// Remainders of the master weights of 16-bit parameters.
     Remainders,
-    /// The same in 8 bits.
+    /// Remainders in 8 bits.
     RemainderCodes,
 }
 
 impl MemoryKind {
-    /// Those of the rule, then those of the regime, then the others.
+    /// The kinds of the rule, then those of the regime, then the others.
     pub(crate) const ALL: [MemoryKind; 18] = [
         MemoryKind::Momentum,
         MemoryKind::SecondMoment,
@@ -344,11 +344,11 @@ impl MemoryKind {
         MemoryKind::RemainderCodes,
     ];
 
-    /// What a rule remembers, in the order in which it lies in one buffer of the device.
+    /// Memories of a rule, in their order in one buffer of the device.
     #[cfg(feature = "gpu")]
     pub(crate) const OF_THE_RULE: &[MemoryKind] = Self::ALL.split_at(8).0;
 
-    /// What a regime remembers, of which there is one kind at most.
+    /// Memories of a regime. A kernel has at most one of them.
     #[cfg(feature = "gpu")]
     pub(crate) const OF_THE_REGIME: &[MemoryKind] = Self::ALL.split_at(8).1.split_at(6).0;
 
@@ -376,7 +376,7 @@ impl MemoryKind {
         }
     }
 
-    /// Bytes of an entry: 1, the 2 of an i16, or 4.
+    /// Returns the bytes of an entry: 1, 2 for an i16, or 4.
     pub(crate) fn element_bytes(self) -> u32 {
         match self {
             MemoryKind::Counters
@@ -400,7 +400,7 @@ impl MemoryKind {
         }
     }
 
-    /// Returns the shape of what is kept of a tensor: entries, or slots by entries.
+    /// Returns the shape of a tensor's memory: entries, or slots by entries.
     #[cfg(feature = "checkpoint")]
     pub(crate) fn shape(self, tensor: &TensorInfo) -> Vec<usize> {
         let stack = Stack::of(&tensor.shape);
@@ -411,7 +411,7 @@ impl MemoryKind {
         }
     }
 
-    /// The same of a memory with an entry for each element.
+    /// Returns the shape of a memory with an entry for each element.
     #[cfg(feature = "checkpoint")]
     pub(crate) fn shape_of_elements(self, elements: u64) -> Vec<usize> {
         match self.slots() {
@@ -425,7 +425,7 @@ impl MemoryKind {
         matches!(self, MemoryKind::RowSecondMoment | MemoryKind::ColumnSecondMoment)
     }
 
-    /// Returns the number of entries for each parameter. They lie as far apart as there are parameters.
+    /// Returns the number of entries for each parameter. Their distance is the number of parameters.
     pub(crate) fn slots(self) -> u32 {
         match self {
             MemoryKind::Streams => slots::STREAM_SLOTS,
@@ -434,7 +434,7 @@ impl MemoryKind {
         }
     }
 
-    /// Returns the number of entries in a slot of so many parameters.
+    /// Returns the number of entries in a slot for this number of parameters.
     pub(crate) fn entries(self, parameters: u64) -> u64 {
         match self {
             MemoryKind::Scales => parameters.div_ceil(u64::from(state::BLOCK)),
@@ -442,7 +442,7 @@ impl MemoryKind {
         }
     }
 
-    /// Returns the bytes of a slot of so many parameters.
+    /// Returns the bytes of a slot for this number of parameters.
     pub(crate) fn slot_bytes(self, parameters: u64) -> u64 {
         self.entries(parameters) * u64::from(self.element_bytes())
     }

@@ -1,4 +1,4 @@
-//! Scopes: which groups share a norm, what is measured for them, and the constants that their kernels read.
+//! Scopes: the groups that share a norm, the sums that are measured for them, and the constants that their kernels read.
 
 use std::collections::HashMap;
 
@@ -12,7 +12,7 @@ use crate::regime::Needs;
 use crate::rule::LARGEST_SQUARED;
 use crate::safeguards::Safeguards;
 
-/// How much a group has.
+/// Size of a group.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Extent {
     elements: u64,
@@ -32,13 +32,13 @@ impl Extent {
     }
 }
 
-/// A scope while the plan is being made: its groups, and what they have in common. Computed once for each scope, so that the time of a plan
+/// A scope while the plan is being made: its groups and their common properties. It is computed once for each scope, so the time for a plan
 /// is linear in the number of groups.
 pub(super) struct Scope<'a> {
     pub(super) groups: Vec<usize>,
     /// The group that was declared first. The others must agree with it.
     first: &'a GroupConfig,
-    /// Elements of all groups.
+    /// Number of elements of all groups.
     elements: u64,
     /// Squared length of a direction that does not shrink with the gradient.
     direction_square: f64,
@@ -48,13 +48,13 @@ pub(super) struct Scope<'a> {
     compares_iterates: bool,
     /// True if pass 1 runs over the groups, because a regime, a clip, a trust ratio or a policy uses its sums.
     pub(super) is_measured: bool,
-    /// True if a regime or a trust ratio goes by the norm of the parameters.
+    /// True if a regime or a trust ratio uses the norm of the parameters.
     initial_norm: bool,
     clips: bool,
     coupled_decay: bool,
     /// The largest momentum coefficient.
     momentum: f32,
-    /// The largest norm at which a clip or the limit of second moments holds the gradient.
+    /// Largest gradient norm that a clip or the limit of second moments allows.
     clip: f32,
 }
 
@@ -95,7 +95,7 @@ pub(super) fn scopes_of<'a>(configs: &'a [GroupConfig], extents: &[Extent], safe
         scope.coupled_decay |= is_decayed(config);
         scope.momentum = scope.momentum.max(config.rule.momentum());
     }
-    // The sum of all norms takes the same sums from each.
+    // The total norm adds up the same kind of sum from each scope.
     if global_clip < f32::MAX && configs.iter().any(is_decayed) {
         for scope in &mut scopes {
             (scope.clips, scope.coupled_decay) = (true, true);
@@ -121,9 +121,8 @@ impl Scope<'_> {
         self.first.scope.clone().unwrap_or_default()
     }
 
-    /// True if a sum for the clip is needed beside the one for the regime. A clip goes by the gradient's own norm, as in PyTorch, where the
-    /// regime goes by that of the regularised loss: they differ as soon as one group of the scope clips and one, perhaps another, has
-    /// coupled decay.
+    /// Returns true if the clip needs a separate sum. A clip uses the norm of the gradient itself, as in PyTorch. The regime uses the norm of the
+    /// regularised loss's gradient. The two differ if a group of the scope clips and the same or another group has coupled decay.
     fn needs_raw_norm(&self) -> bool {
         self.clips && self.coupled_decay
     }
@@ -192,7 +191,7 @@ pub(super) fn kernel_of(config: &GroupConfig, scope: &Scope) -> Result<Kernel, E
         rates: config.rate_factors.as_ref().map(RateFactors::axis),
         lazy_rows: config.lazy_rows,
         is_measured: scope.is_measured,
-        // What is left is set by `Plan::new` and `Kernel::at`.
+        // `Plan::new` and `Kernel::at` set the other fields.
         ..Kernel::PLAIN
     })
 }
@@ -301,7 +300,7 @@ pub(super) fn number_rows(
             group: scope.groups[0] as u32,
         })
         .collect();
-    // In the order of declaration, so that the blocks of a tensor lie side by side, whichever windows they are in.
+    // Rows follow the order of declaration. The blocks of a tensor therefore have adjacent rows, even if they are in different windows.
     let mut blocks: Vec<&mut Block> = windows.iter_mut().flat_map(|window| &mut window.blocks).collect();
     blocks.sort_by_key(|block| block.first_element);
     for block in blocks {
@@ -312,7 +311,7 @@ pub(super) fn number_rows(
     Ok((table, partials as u32))
 }
 
-/// What pass 5 adds up.
+/// Returns the tensors and groups whose sums pass 5 computes.
 pub(super) fn units_of(configs: &[GroupConfig], tensors: &[TensorInfo], windows: &[Window]) -> Vec<StepUnit> {
     if !configs.iter().any(GroupConfig::measures_step) {
         return Vec::new();

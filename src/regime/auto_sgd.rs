@@ -18,9 +18,9 @@ use crate::rule::Rule;
 ///
 /// The project has the paper's abstract and a summary of its recursion, not its full text. The three streams, `C = 2`,
 /// the episodes and their possible outcomes come from there: the rate rises, stays, falls, or falls and the episode is
-/// taken back. **The test, the length of an episode and the order of turns are this project's own.** In the summary a
-/// falling rate goes with the middle stream's parameters. Here every outcome goes with the parameters of the stream
-/// that won.
+/// taken back. **The test, the length of an episode and the order of turns are this project's own.** In the summary,
+/// training continues from the middle stream's parameters if the rate falls. Here it always continues from the
+/// parameters of the stream that won.
 ///
 /// # Turns
 /// The caller provides one gradient and one loss per step, as with other regimes. Steps come in rounds of three. Step t
@@ -33,8 +33,9 @@ use crate::rule::Rule;
 ///   stream, whose rate may be too high. The caller may write other parameters only after an episode
 ///   ([`Flags::episode_ends`](crate::Flags::episode_ends)).
 /// - Three gradients make one step of progress. **Use each batch three times, in steps 3k, 3k+1 and 3k+2**: the streams
-///   of the paper share their noise, and with batches of their own the test sees the noise of the batches beside the
-///   effect of the rates. `wgpu-optim train` does so. No step changes the order of turns, not even a skipped one.
+///   of the paper share their noise, and with different batches the test would also measure the noise of the batches
+///   and not only the effect of the rates. `wgpu-optim train` does so. No step changes the order of turns, not even a
+///   skipped one.
 ///
 /// # The test
 /// In a round the streams' losses are `f₋`, `f` and `f₊`. From the second round on, `d = (f₊ - f)/(|f₊| + |f|)` and its
@@ -54,7 +55,7 @@ use crate::rule::Rule;
 /// loss in the last round is more than twice the loss at the start (`(f₋ - f₀)/(|f₋| + |f₀|) > 1/3`), the episode is
 /// taken back: the parameters from before the episode are restored, and η becomes `η/C`. A non-finite gradient at an
 /// episode's start, or one that makes a [`LossScaler`](crate::LossScaler) lower its scale, only skips the step. After a
-/// halt ([`NonFinitePolicy`](crate::NonFinitePolicy)) no turn passes.
+/// halt ([`NonFinitePolicy`](crate::NonFinitePolicy)) the turns do not advance.
 ///
 /// # Rates
 /// The first rate is `ε (1 + ‖w₀‖)/n₀` unless one is given. [`Record::learning_rate`](crate::Record::learning_rate) and
@@ -200,7 +201,7 @@ impl LearningRateRegime for AutoSgd {
     }
 }
 
-/// Stands for AutoSgd in f64. No step changes a rate here; the conformance suite exchanges the streams itself.
+/// Stands for AutoSgd in f64. No step changes a rate here. The conformance suite exchanges the streams itself.
 impl RegimeReference for AutoSgd {
     fn follow(&mut self, _: &RegimeStep) -> Rate {
         Rate::Unchanged

@@ -52,7 +52,7 @@ use crate::rule::Rule;
 pub struct Curvature {
     /// Formula of the rate.
     pub form: CurvatureForm,
-    /// β, the weight of the past in the averages. The default is 0.9; 0 uses only the last look.
+    /// β, the weight of the past in the averages. The default is 0.9. With 0 only the last look is used.
     pub smoothing: f32,
     /// Largest growth factor of `η` per step, above 1. Its inverse is the largest shrink. The default is 2.
     pub max_change: f32,

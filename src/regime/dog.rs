@@ -17,7 +17,7 @@ use crate::rule::Rule;
 /// averaging of the parameters).
 ///
 /// It keeps `w_0`, 4 bytes per parameter, which pass 1 reads together with the parameters. `‖u‖` is the norm n of the
-/// gradient, or √d for sign rules; momentum is not taken into account. The change per step is limited as in the other
+/// gradient, or √d for sign rules. Momentum is not taken into account. The change per step is limited as in the other
 /// regimes. In f32 the first distances are only as precise as the last place of the parameters.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[cfg_attr(feature = "checkpoint", derive(serde::Serialize, serde::Deserialize))]

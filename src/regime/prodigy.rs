@@ -33,13 +33,13 @@ use crate::rule::Rule;
 /// published method's one estimate for all parameters, give all groups one norm
 /// ([`global_norm`](crate::OptimizerBuilder::global_norm)).
 ///
-/// The regime keeps w₀ and s, 8 bytes per parameter. Pass 1 reads both and the parameters; pass 4 reads and writes s.
+/// The regime keeps w₀ and s, 8 bytes per parameter. Pass 1 reads both and the parameters. Pass 4 reads and writes s.
 /// All sums are stored divided by d², and the moments by d and d², so that none of them overflows f32 when d grows by
 /// many orders of magnitude.
 ///
 /// The authors' package `prodigyopt` differs in one factor: it multiplies ε, and with β₁ = 0 also the gradient, by the
 /// d of the next step. Gradients in r and s are taken before a clip. The rate is not limited to a change of ln 10 in
-/// one step; [`growth`](Prodigy::growth) limits it.
+/// one step. [`growth`](Prodigy::growth) limits it.
 ///
 /// In the record, `distance_term` is `ln` of the growth of d, and [`Record::estimate`](crate::Record::estimate) has r,
 /// Σ|s| and d.
@@ -52,7 +52,8 @@ pub struct Prodigy {
     pub initial_estimate: f32,
     /// c, the factor of the estimate. The default is 1. The authors recommend changing c (0.5 or 2) and not γ.
     pub coefficient: f32,
-    /// Largest factor by which d grows in one step, once it is above d₀. The default is infinite; 1.02 makes a warm-up.
+    /// Largest factor by which d grows in one step, once it is above d₀. The default is infinite. A factor of 1.02
+    /// makes a warm-up.
     pub growth: f32,
     /// β₃. The default is √β₂ of the rule, and √0.999 for sign rules.
     pub beta3: Option<f32>,

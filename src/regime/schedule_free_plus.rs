@@ -30,7 +30,7 @@ use crate::rule::Rule;
 /// As in the published code, a step is weighted in the average by the largest rate so far, so that the average also
 /// approaches z while η is small. The differences from the published code are:
 ///
-/// - The change of ln η in one step is limited to ±ln 10. If `a ≤ 0`, the rate falls by that limit; the published rate
+/// - The change of ln η in one step is limited to ±ln 10. If `a ≤ 0`, the rate falls by that limit. The published rate
 ///   is 0.
 /// - The weights of the average grow with the square of the step's number.
 /// - y lies at 0.15 z + 0.85 x and not at 0.1 z + 0.9 x.

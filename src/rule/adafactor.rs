@@ -35,7 +35,7 @@ use crate::reference::RuleStep;
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[cfg_attr(feature = "checkpoint", derive(serde::Serialize, serde::Deserialize))]
 pub struct Adafactor {
-    /// c, from 0.1 to 1. The paper and PyTorch use 0.8; PyTorch's `beta2_decay` is -c.
+    /// c, from 0.1 to 1. The paper and PyTorch use 0.8. PyTorch's `beta2_decay` is -c.
     pub fall: f32,
     /// ε, from 1e-18 to 1. PyTorch uses 2⁻²³.
     pub epsilon: f32,

@@ -7,7 +7,7 @@ use crate::layout::{RuleNumbers, Update};
 use crate::reference::{self, RuleStep};
 
 /// Lion (Chen et al. 2023, arXiv:2302.06675, program 1): `u = sign(β₁ m + (1-β₁) g)`, then `m ← β₂ m + (1-β₂) g`. It
-/// keeps m, 4 bytes per parameter. The paper uses decoupled weight decay; set it on the group.
+/// keeps m, 4 bytes per parameter. The paper uses decoupled weight decay, which is set on the group.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[cfg_attr(feature = "checkpoint", derive(serde::Serialize, serde::Deserialize))]
 pub struct Lion {

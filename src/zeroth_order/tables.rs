@@ -1,5 +1,5 @@
-//! What the kernels of a zeroth-order optimizer are told, and its CPU path too. A test writes
-//! `shaders/zeroth_order/layout.wgsl` from here.
+//! Data of a zeroth-order optimizer for its kernels and its CPU path. A test writes
+//! `shaders/zeroth_order/layout.wgsl` from this file.
 
 use super::method::ZerothOrderMethod;
 use crate::error::{BuildError, Error};
@@ -121,11 +121,11 @@ pub(crate) use numbers::{COLUMNS_SEED, LARGEST_PULL, LARGEST_SLOPE, MOST_RANK, N
 #[derive(Debug, Clone)]
 pub(crate) struct Tables {
     pub(crate) tensors: Vec<PerturbedTensor>,
-    /// Elements of U (and M), a multiple of 4.
+    /// Number of elements of U (and M), a multiple of 4.
     pub(crate) left: u64,
-    /// Elements of V, a multiple of 4; the first four are 1.
+    /// Number of elements of V, a multiple of 4. The first four elements are 1.
     pub(crate) right: u64,
-    /// Elements of all V_oldᵀ V_new.
+    /// Number of elements of all V_oldᵀ V_new.
     pub(crate) turned: u64,
     pub(crate) probe: Probe,
     /// True if z has factors.
@@ -149,7 +149,7 @@ impl Tables {
         let mut table = Vec::with_capacity(tensors.len());
         for tensor in tensors {
             let shape = Shape::of(&tensor.shape).filter(|_| rank > 0);
-            // Of one dimension are biases and gains. LOZO knows no other vectors, while MeZO needs no shapes.
+            // Tensors with one dimension are biases and gains and do not decay. For LOZO all vectors are such tensors, while MeZO needs no shapes.
             let decays = shape.is_some() || rank == 0 && tensor.shape.len() != 1;
             let mut entry = PerturbedTensor { decays: u32::from(decays), ..PerturbedTensor::default() };
             square += tensor.elements as f64 * shape.map_or(1.0, |_| f64::from(rank));
@@ -215,7 +215,7 @@ impl Tables {
         })
     }
 
-    /// Returns the motions that do not change: to w + εz, and from there to w - εz.
+    /// Returns the two constant motions: to w + εz, and from there to w - εz.
     pub(crate) fn motions(&self) -> [Motion; 2] {
         let epsilon = self.probe.epsilon;
         [epsilon, -2.0 * epsilon].map(|restore| Motion { restore, pull: 0.0, shrink: 1.0 })

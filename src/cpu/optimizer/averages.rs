@@ -8,14 +8,14 @@ use crate::error::{CallError, Error};
 use crate::plan::Encoding;
 
 impl CpuOptimizer {
-    /// Exchanges parameters and averages: `params` are the tensors' values, as in a step. A second call brings the parameters back; both
-    /// are then what they were, bit for bit (of [schedule-free](crate::Averaging::ScheduleFree) groups see there). Groups without an
-    /// [`Averaging`](crate::Averaging), and groups whose average has not started yet, keep their parameters throughout. For 16-bit parameters
-    /// the master weights are exchanged, as exactly as [`Rounding::Masters`](crate::Rounding::Masters) says.
+    /// Exchanges parameters and averages. `params` are the tensors' values, as in a step. A second call restores the parameters. Both are then
+    /// bit-identical to what they were, except that [schedule-free](crate::Averaging::ScheduleFree) groups may differ as described there. Groups
+    /// without an [`Averaging`](crate::Averaging), and groups whose average has not started, keep their parameters throughout. For 16-bit
+    /// parameters the master weights are exchanged, with the accuracy of [`Rounding::Masters`](crate::Rounding::Masters).
     ///
     /// # Errors
-    /// [`ErrorKind::Call`](crate::ErrorKind::Call) where no group keeps an average, or where these are not the tensors that were declared;
-    /// nothing has changed then.
+    /// Returns [`ErrorKind::Call`](crate::ErrorKind::Call) if no group keeps an average, or if the slices are not the declared tensors. Nothing
+    /// has changed then.
     pub fn swap_averages(&mut self, params: &mut [impl ValuesMut]) -> Result<(), Error> {
         if !self.plan.configs.iter().any(|config| config.averaging.is_on()) {
             return Err(Error::from(CallError::NoAverages { owner: "the optimizer".to_owned() }));
@@ -50,7 +50,7 @@ impl CpuOptimizer {
                         params.encode_parameters(false, Encoding::Masters, &masters, remainders.as_mut(), 0, 0);
                         continue;
                     }
-                    // Averages are kept beside masters alone, which need no random bits.
+                    // 16-bit parameters with averages always have master weights, which need no random bits.
                     let averages = &tensor.averages;
                     params.encode_parameters(false, Encoding::Masters, averages, remainders.as_mut(), 0, 0);
                     tensor.averages = masters;
@@ -66,10 +66,10 @@ impl CpuOptimizer {
         self.averages_are_swapped
     }
 
-    /// A tensor's averages; `tensor` is an index into [`tensors`](CpuOptimizer::tensors). `None` where its group keeps none, where the
-    /// average has not started yet, so that the parameters stand in for it, and while the averages are in the caller's slices. `None`, too,
-    /// of [schedule-free](crate::Averaging::ScheduleFree) groups, whose average is nowhere kept as such:
-    /// [`copy_averages`](CpuOptimizer::copy_averages) gives every average.
+    /// Returns a tensor's averages. `tensor` is an index into [`tensors`](CpuOptimizer::tensors). Returns `None` if the group keeps no average, if
+    /// the average has not started, and while the averages are in the caller's slices. Also returns `None` for
+    /// [schedule-free](crate::Averaging::ScheduleFree) groups, whose average is not stored. [`copy_averages`](CpuOptimizer::copy_averages) returns
+    /// every average.
     #[doc(hidden)]
     pub fn averages(&self, tensor: usize) -> Option<&[f32]> {
         let here = !self.averages_are_swapped && tensor < self.tensors.len() && self.has_average(tensor);
@@ -77,8 +77,8 @@ impl CpuOptimizer {
         kept.then(|| self.tensors[tensor].averages.as_slice())
     }
 
-    /// Copies a tensor's averages into a slice of its length. `params` are its parameters as they are after the last step; where the average
-    /// has not started yet, it is a copy of them. `tensor` is an index into [`tensors`](CpuOptimizer::tensors).
+    /// Copies a tensor's averages into a slice of its length. `params` are its parameters after the last step. If the average has not started,
+    /// the parameters are copied. `tensor` is an index into [`tensors`](CpuOptimizer::tensors).
     ///
     /// ```
     /// use wgpu_optim::{Group, OptimizerBuilder, Rule};
@@ -95,8 +95,8 @@ impl CpuOptimizer {
     /// ```
     ///
     /// # Errors
-    /// [`ErrorKind::Call`](crate::ErrorKind::Call) where there is no such tensor, where its group keeps no average, while the averages are in
-    /// the caller's own slices, and where `params` or the destination are not of the tensor's length.
+    /// Returns [`ErrorKind::Call`](crate::ErrorKind::Call) if there is no such tensor, if its group keeps no average, if the averages are in the
+    /// caller's own slices, or if `params` or the destination does not have the tensor's length.
     pub fn copy_averages(&self, tensor: usize, params: impl Values, destination: &mut [f32]) -> Result<(), Error> {
         let tensors = self.tensors.len();
         let info =

@@ -1,4 +1,4 @@
-//! Saving and restoring what the optimizer on the host remembers.
+//! Saving and restoring the state of the optimizer on the host.
 
 use std::ops::Range;
 use std::path::Path;
@@ -17,7 +17,7 @@ use crate::record::RecordCursor;
 use crate::regime::is_look_due;
 use crate::shard::Stage;
 
-/// A memory of a tensor as bytes, slot after slot: to read, or to write with `mut`.
+/// A memory of a tensor as bytes, slot after slot. With `mut` the bytes can be written.
 macro_rules! slots_of {
     ($tensor:expr, $kind:expr, $cast:ident $(, $mutable:tt)?) => {{
         let Memory {
@@ -66,21 +66,22 @@ impl TensorMemory {
 }
 
 impl CpuOptimizer {
-    /// Writes a checkpoint to a file, with the parameters where they are given: one slice per tensor, in the order of declaration. The
-    /// file is replaced as a whole, see [`Checkpoint::save`].
+    /// Writes a checkpoint to a file, with the parameters if they are given: one slice per tensor, in the order of declaration. The
+    /// file is replaced atomically (see [`Checkpoint::save`]).
     ///
     /// # Errors
-    /// [`ErrorKind::CheckpointFile`](crate::ErrorKind::CheckpointFile); [`ErrorKind::Call`](crate::ErrorKind::Call) where the slices are not
-    /// the tensors that were declared, and between two [`swap_averages`](CpuOptimizer::swap_averages).
+    /// Returns [`ErrorKind::CheckpointFile`](crate::ErrorKind::CheckpointFile) if the file cannot be written. Returns
+    /// [`ErrorKind::Call`](crate::ErrorKind::Call) if the slices are not the declared tensors, and between two
+    /// [`swap_averages`](CpuOptimizer::swap_averages).
     pub fn save(&self, path: impl AsRef<Path>, params: Option<&[&dyn Values]>) -> Result<(), Error> {
         self.checkpoint(params, &Notes::new())?.save(path)
     }
 
     /// Restores the state from a file that [`CpuOptimizer::save`] or [`Optimizer::save`](crate::Optimizer::save) wrote, like
-    /// [`CpuOptimizer::restore`]. Returns the checkpoint, which has the number of the step.
+    /// [`CpuOptimizer::restore`]. Returns the checkpoint, which contains the number of the step.
     ///
     /// # Errors
-    /// As [`Checkpoint::load`] and [`CpuOptimizer::restore`]. Nothing has changed then.
+    /// See [`Checkpoint::load`] and [`CpuOptimizer::restore`]. Nothing has changed then.
     pub fn load(
         &mut self,
         path: impl AsRef<Path>,
@@ -91,10 +92,10 @@ impl CpuOptimizer {
         Ok(checkpoint)
     }
 
-    /// Restores the state from a file like [`CpuOptimizer::load`], with the differences that are accepted. Returns them beside the checkpoint.
+    /// Restores the state from a file like [`CpuOptimizer::load`], and accepts the given differences. Returns them with the checkpoint.
     ///
     /// # Errors
-    /// As [`Checkpoint::load`] and [`CpuOptimizer::restore_with`]. Nothing has changed then.
+    /// See [`Checkpoint::load`] and [`CpuOptimizer::restore_with`]. Nothing has changed then.
     pub fn load_with(
         &mut self,
         path: impl AsRef<Path>,
@@ -106,10 +107,10 @@ impl CpuOptimizer {
         Ok((checkpoint, differences))
     }
 
-    /// Makes a checkpoint in memory, with notes of the caller.
+    /// Makes a checkpoint in memory, with the caller's notes.
     ///
     /// # Errors
-    /// As [`CpuOptimizer::save`].
+    /// See [`CpuOptimizer::save`].
     pub fn checkpoint(&self, params: Option<&[&dyn Values]>, notes: &Notes) -> Result<Checkpoint, Error> {
         let parameters = match params {
             Some(params) => {
@@ -158,20 +159,20 @@ impl CpuOptimizer {
     /// Earlier records that were not drained are discarded, and the sums of the last step are empty until the next one.
     ///
     /// # Errors
-    /// [`ErrorKind::CheckpointDiffers`](crate::ErrorKind::CheckpointDiffers) with the group, setting or tensor that is not as it was, or where
-    /// the checkpoint has no parameters to give; [`ErrorKind::CheckpointDamaged`](crate::ErrorKind::CheckpointDamaged);
-    /// [`ErrorKind::Call`](crate::ErrorKind::Call) where the slices are not the tensors that were declared, and between two
-    /// [`swap_averages`](CpuOptimizer::swap_averages). Nothing has changed then.
+    /// Returns [`ErrorKind::CheckpointDiffers`](crate::ErrorKind::CheckpointDiffers) with the group, setting or tensor that differs, or if the
+    /// checkpoint does not contain the requested parameters. Returns [`ErrorKind::CheckpointDamaged`](crate::ErrorKind::CheckpointDamaged) for a
+    /// damaged checkpoint. Returns [`ErrorKind::Call`](crate::ErrorKind::Call) if the slices are not the declared tensors, and between two
+    /// [`swap_averages`](CpuOptimizer::swap_averages). After an error nothing has changed.
     pub fn restore(&mut self, checkpoint: &Checkpoint, params: Option<&mut [&mut dyn ValuesMut]>) -> Result<(), Error> {
         self.restore_with(checkpoint, params, Differences::none()).map(|_| ())
     }
 
-    /// Restores the state from a checkpoint of an optimizer that was built in another way, as far as the differences are accepted. Returns
-    /// what differs and what follows from it, line by line. [`Differences`] says what becomes of each part of the state. Slices of tensors
-    /// that the checkpoint does not have keep their values.
+    /// Restores the state from a checkpoint of an optimizer with a different configuration, if the differences are accepted. Returns the
+    /// differences and their consequences, one per line. [`Differences`] describes what happens to each part of the state. Slices of tensors
+    /// that the checkpoint does not contain keep their values.
     ///
     /// # Errors
-    /// As [`CpuOptimizer::restore`], for the first difference that is not accepted. Nothing has changed then.
+    /// See [`CpuOptimizer::restore`]. The error names the first difference that is not accepted. After an error nothing has changed.
     pub fn restore_with(
         &mut self,
         checkpoint: &Checkpoint,
@@ -234,14 +235,14 @@ impl CpuOptimizer {
         Ok(differences)
     }
 
-    /// Builds an optimizer that goes on where this one is: with groups that are added or removed, or with settings that only `build` takes.
-    /// This optimizer stays as it was, and the parameters are not touched. Returns what differs and what follows from it, as
+    /// Builds an optimizer that continues from this one's state, with groups added or removed or with settings that only `build` takes. This
+    /// optimizer and the parameters stay unchanged. Returns the differences and their consequences like
     /// [`restore_with`](CpuOptimizer::restore_with). Records are not carried over: drain them before.
     ///
-    /// The parameters are needed where an average is to start from them, see [`Differences::settings`].
+    /// The parameters are needed if an average is to start from them (see [`Differences::settings`]).
     ///
     /// # Errors
-    /// As [`OptimizerBuilder::build_cpu`], [`CpuOptimizer::checkpoint`] and [`CpuOptimizer::restore_with`].
+    /// See [`OptimizerBuilder::build_cpu`], [`CpuOptimizer::checkpoint`] and [`CpuOptimizer::restore_with`].
     pub fn rebuild(
         &self,
         builder: OptimizerBuilder<Tensor>,
@@ -253,7 +254,7 @@ impl CpuOptimizer {
         Ok((rebuilt, differences))
     }
 
-    /// Where in their ring the last records of tensors are.
+    /// Returns the range of the last tensor records in their ring.
     fn last_tensor_records(&self) -> Range<usize> {
         let ring_steps = self.records.len() / self.states.len();
         let tensors = self.tensor_records.len() / ring_steps;
@@ -261,7 +262,7 @@ impl CpuOptimizer {
         start..start + tensors
     }
 
-    /// What is remembered of a tensor.
+    /// Returns the memories of a tensor.
     fn kinds(&self, tensor: usize) -> impl Iterator<Item = MemoryKind> + use<> {
         self.plan.kernel_of(tensor).memories()
     }

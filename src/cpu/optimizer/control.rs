@@ -1,4 +1,4 @@
-//! What the caller changes from step to step: the groups' controls, and tensors without gradients.
+//! Settings that the caller changes between steps: the groups' controls, and tensors without gradients.
 
 use super::CpuOptimizer;
 use crate::controls::Controls;
@@ -6,8 +6,8 @@ use crate::cpu::values::{Values, ValuesMut};
 use crate::error::Error;
 
 impl CpuOptimizer {
-    /// Changes what may change of a group between steps, from the next step on. `group` is the name of a group, or of one that
-    /// [`per_tensor`](crate::Group::per_tensor) has divided, and then of all its parts.
+    /// Changes the settings of a group that may change between steps, from the next step on. `group` is the name of a group, or of a group
+    /// that [`per_tensor`](crate::Group::per_tensor) has divided. The change then applies to all its parts.
     ///
     /// ```
     /// use wgpu_optim::{Group, OptimizerBuilder, Rule};
@@ -29,8 +29,8 @@ impl CpuOptimizer {
     /// ```
     ///
     /// # Errors
-    /// [`ErrorKind::Call`](crate::ErrorKind::Call) for a group that does not exist; [`ErrorKind::Build`](crate::ErrorKind::Build) for a value
-    /// outside its range. Nothing has changed then.
+    /// Returns [`ErrorKind::Call`](crate::ErrorKind::Call) for a group that does not exist, or [`ErrorKind::Build`](crate::ErrorKind::Build)
+    /// for a value outside its range. After an error nothing has changed.
     pub fn control(&mut self, group: &str, change: impl FnMut(&mut Controls)) -> Result<(), Error> {
         self.plan.control(Some(group), change, |_, _, _| ())
     }
@@ -38,7 +38,7 @@ impl CpuOptimizer {
     /// Changes the controls of every group, like [`CpuOptimizer::control`].
     ///
     /// # Errors
-    /// As [`CpuOptimizer::control`].
+    /// See [`CpuOptimizer::control`].
     pub fn control_all(&mut self, change: impl FnMut(&mut Controls)) -> Result<(), Error> {
         self.plan.control(None, change, |_, _, _| ())
     }
@@ -46,18 +46,19 @@ impl CpuOptimizer {
     /// Returns the controls of a group.
     ///
     /// # Errors
-    /// [`ErrorKind::Call`](crate::ErrorKind::Call) for a group that does not exist.
+    /// Returns [`ErrorKind::Call`](crate::ErrorKind::Call) for a group that does not exist.
     pub fn controls(&self, group: &str) -> Result<Controls, Error> {
         self.plan.controls(group)
     }
 
-    /// Takes a step like [`CpuOptimizer::step_with_loss`], for which some tensors have no gradients: PyTorch's `None`, optax's masks. `absent`
-    /// are indices into [`tensors`](CpuOptimizer::tensors). Their slices among `grads` are not read and may be empty.
-    /// [`Optimizer::encode_step_without`](crate::Optimizer::encode_step_without) says what becomes of them. The loss is ignored unless a regime
-    /// needs it.
+    /// Takes a step like [`CpuOptimizer::step_with_loss`] in which some tensors have no gradients (`None` in PyTorch, masks in optax). `absent`
+    /// are indices into [`tensors`](CpuOptimizer::tensors). The slices of these tensors in `grads` are not read and may be empty.
+    /// [`Optimizer::encode_step_without`](crate::Optimizer::encode_step_without) describes the effect on these tensors. The loss is ignored
+    /// unless a regime needs it.
     ///
     /// # Errors
-    /// As [`CpuOptimizer::step`]; [`ErrorKind::Call`](crate::ErrorKind::Call) for a tensor that does not exist, and with regime AutoSgd.
+    /// Returns the errors of [`CpuOptimizer::step`]. Returns [`ErrorKind::Call`](crate::ErrorKind::Call) for a tensor that does not exist, and
+    /// with regime AutoSgd.
     pub fn step_without(
         &mut self,
         params: &mut [impl ValuesMut],
@@ -71,7 +72,7 @@ impl CpuOptimizer {
     /// Takes a look like [`CpuOptimizer::look`] at a step that [`step_without`](CpuOptimizer::step_without) took, without the same tensors.
     ///
     /// # Errors
-    /// As [`CpuOptimizer::look`] and [`CpuOptimizer::step_without`].
+    /// See [`CpuOptimizer::look`] and [`CpuOptimizer::step_without`].
     pub fn look_without(
         &mut self,
         params: &[impl Values],
@@ -81,7 +82,7 @@ impl CpuOptimizer {
         self.without(absent, |optimizer| optimizer.look(params, grads))
     }
 
-    /// Does something while tensors have no gradients.
+    /// Calls a function while the given tensors are marked as having no gradients.
     fn without(&mut self, absent: &[usize], work: impl FnOnce(&mut Self) -> Result<(), Error>) -> Result<(), Error> {
         let mut marks = vec![false; self.tensors.len()];
         self.plan.mark_absent(absent, &mut marks)?;

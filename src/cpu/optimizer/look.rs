@@ -7,9 +7,9 @@ use crate::layout::NO_ELEMENT;
 use crate::regime;
 
 impl CpuOptimizer {
-    /// Shows the gradients of the last step's batch once more, at the parameters after the step: for regimes that measure the curvature of a
-    /// step ([`Regime::needs_looks`](crate::Regime::needs_looks), [`Curvature`](crate::Curvature)).
-    /// [`Optimizer::encode_look`](crate::Optimizer::encode_look) says what it does, and when it has no effect.
+    /// Takes a look, for regimes that measure the curvature of a step ([`Regime::needs_looks`](crate::Regime::needs_looks),
+    /// [`Curvature`](crate::Curvature)). `grads` must be the gradients of the last step's batch at the parameters after that step.
+    /// [`Optimizer::encode_look`](crate::Optimizer::encode_look) describes the effect of a look, and when it has none.
     ///
     /// ```
     /// use wgpu_optim::{CurvatureForm, Group, OptimizerBuilder, Regime, Rule};
@@ -33,9 +33,9 @@ impl CpuOptimizer {
     /// ```
     ///
     /// # Errors
-    /// [`ErrorKind::Call`](crate::ErrorKind::Call) where no group has such a regime, where there was no step since the last look, where these
-    /// are not the tensors that were declared, where other ranks have other parameters ([`sharded`](crate::OptimizerBuilder::sharded)), and
-    /// between two [`swap_averages`](CpuOptimizer::swap_averages). Nothing has changed then.
+    /// Returns [`ErrorKind::Call`](crate::ErrorKind::Call) if no group has such a regime, if there was no step since the last look, if the
+    /// slices are not the declared tensors, for an optimizer over several ranks ([`sharded`](crate::OptimizerBuilder::sharded)), and between
+    /// two [`swap_averages`](CpuOptimizer::swap_averages). Nothing has changed then.
     pub fn look(&mut self, params: &[impl Values], grads: &[impl Values]) -> Result<(), Error> {
         self.check_averages_in_place("a look")?;
         self.check_alone("look")?;
@@ -51,7 +51,7 @@ impl CpuOptimizer {
         self.reduce(params, grads, |tensor| tensor.look_kernel.as_ref());
         self.finish();
         let finite = self.sums.iter().all(|sums| sums.first_nonfinite == NO_ELEMENT);
-        // After a step that was skipped or left the group out there is nothing to look at.
+        // A look has no effect after a step that was skipped or left the group out.
         let groups = self.plan.groups.iter().zip(&mut self.states).zip(&self.updates);
         for ((group, state), _) in groups.filter(|(_, update)| update.skip == 0) {
             (regime::Kernel::of(group).look)(group, &self.sums[group.scope as usize], finite, state);

@@ -6,12 +6,12 @@ use crate::error::{CallError, Error};
 use crate::shard::{CombinedSums, ShardSums, Stage};
 
 impl CpuOptimizer {
-    /// Measures this rank's part of a step, passes 1 and 2: `params` and `grads` are its tensors' slices, in the order of declaration over
-    /// all groups. It changes nothing and may be repeated. Send the result to every rank, see [`ShardSums`].
+    /// Measures this rank's part of a step (passes 1 and 2). `params` and `grads` are the slices of its tensors, in the order of declaration
+    /// over all groups. It changes nothing and may be repeated. Send the result to every rank (see [`ShardSums`]).
     ///
     /// # Errors
-    /// [`ErrorKind::Call`](crate::ErrorKind::Call) for an optimizer that was built without [`sharded`](crate::OptimizerBuilder::sharded), and
-    /// otherwise as for a [`step`](CpuOptimizer::step).
+    /// Returns [`ErrorKind::Call`](crate::ErrorKind::Call) for an optimizer that was built without
+    /// [`sharded`](crate::OptimizerBuilder::sharded), and otherwise the errors of a [`step`](CpuOptimizer::step).
     pub fn measure(&mut self, params: &[impl Values], grads: &[impl Values]) -> Result<ShardSums, Error> {
         self.check_needs_no_loss()?;
         self.measure_with_loss(params, grads, 0.0)
@@ -21,7 +21,7 @@ impl CpuOptimizer {
     /// the same value on all ranks.
     ///
     /// # Errors
-    /// As [`CpuOptimizer::measure`].
+    /// See [`CpuOptimizer::measure`].
     pub fn measure_with_loss(
         &mut self,
         params: &[impl Values],
@@ -45,9 +45,10 @@ impl CpuOptimizer {
     /// [`CpuOptimizer::measure`].
     ///
     /// # Errors
-    /// [`ErrorKind::Call`](crate::ErrorKind::Call) before [`CpuOptimizer::measure`], without [`sharded`](crate::OptimizerBuilder::sharded), for
-    /// sums of another optimizer or another step, and otherwise as for a [`step`](CpuOptimizer::step); nothing has changed then.
-    /// [`ErrorKind::Halted`](crate::ErrorKind::Halted) as for a step.
+    /// Returns [`ErrorKind::Call`](crate::ErrorKind::Call) before [`CpuOptimizer::measure`], without
+    /// [`sharded`](crate::OptimizerBuilder::sharded), and for sums of another optimizer or another step. Otherwise returns the errors of a
+    /// [`step`](CpuOptimizer::step). After these errors nothing has changed, except after [`ErrorKind::Halted`](crate::ErrorKind::Halted), as
+    /// for a step.
     pub fn apply(
         &mut self,
         params: &mut [impl ValuesMut],
@@ -76,7 +77,7 @@ impl CpuOptimizer {
         self.check_halted()
     }
 
-    /// Refuses a step that does without the other ranks.
+    /// Returns an error for a step that leaves out the other ranks.
     pub(super) fn check_alone(&self, call: &'static str) -> Result<(), Error> {
         match self.plan.shard {
             None => Ok(()),
@@ -87,7 +88,7 @@ impl CpuOptimizer {
         }
     }
 
-    /// Steps attempted.
+    /// Returns the number of steps attempted.
     fn steps(&self) -> u64 {
         self.states.first().map_or(0, |state| u64::from(state.steps_high) << 32 | u64::from(state.steps_low))
     }

@@ -1,4 +1,4 @@
-//! Parameters and memory of an optimizer at one time, which a watchdog can take back.
+//! Snapshot of an optimizer's parameters and memory, to which a watchdog can return.
 
 use half::{bf16, f16};
 
@@ -45,7 +45,7 @@ impl Copied {
     }
 }
 
-/// Parameters, and everything that the optimizer remembers of them.
+/// Parameters, and the optimizer's memory of them.
 #[derive(Debug, Default)]
 pub(crate) struct Snapshot {
     pub(crate) params: Vec<Copied>,
@@ -87,7 +87,7 @@ impl CpuOptimizer {
         }
     }
 
-    /// Restores what a snapshot has of parameters and memory. The count of steps, the records and the loss scale go on.
+    /// Restores the parameters and memory of a snapshot. The count of steps, the records and the loss scale are not restored.
     pub(crate) fn take_back(&mut self, kept: &Snapshot, params: &mut [impl ValuesMut]) {
         for (kept, params) in kept.params.iter().zip(params) {
             kept.copy_to(params.values_mut());

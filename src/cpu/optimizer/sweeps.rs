@@ -20,8 +20,8 @@ use crate::state;
 
 const STATE_BLOCK: usize = state::BLOCK as usize;
 
-/// Pass 1 over one block. A type and not a closure, and so is [`UpdateStretch`]: a closure of this size is not inlined, and only what
-/// is inlined is compiled for the processor's vector instructions.
+/// Pass 1 over one block. This and [`UpdateStretch`] are types and not closures. A closure of this size is not inlined, and only inlined
+/// code is compiled for the processor's vector instructions.
 pub(super) struct Reduce<'a, G> {
     pub(super) arch: Arch,
     pub(super) kernel: &'a Kernel,
@@ -30,14 +30,14 @@ pub(super) struct Reduce<'a, G> {
     pub(super) block: &'a Block,
     pub(super) params: Slice<'a>,
     pub(super) remainders: Remainders<'a>,
-    /// Codes of momentum and second moment, and their scales; empty where they are not in 8 bits.
+    /// Codes of momentum and second moment, and their scales. Empty if they are not in 8 bits.
     pub(super) codes: ([&'a [u8]; 2], &'a [u32]),
-    /// Without parameters.
+    /// Slices of the block, without the parameters.
     pub(super) slices: BlockSlices<'a, G>,
 }
 
 impl<'a> Reduce<'a, f32> {
-    /// The same over these gradients.
+    /// Returns the same pass over these gradients.
     pub(super) fn over<G>(self, grads: &'a [G]) -> Reduce<'a, G> {
         let slices = self.slices;
         Reduce {
@@ -68,7 +68,7 @@ impl<G: Number> NullaryFnOnce for Reduce<'_, G> {
     #[inline(always)]
     fn call(self) -> ScopeSums {
         let (kernel, state) = (self.kernel, self.state);
-        // Not filled where nobody looks at it.
+        // The buffer is only filled if it is used.
         let mut buffer;
         let params = match self.params {
             Slice::F32(params) => params,
@@ -83,7 +83,7 @@ impl<G: Number> NullaryFnOnce for Reduce<'_, G> {
     }
 }
 
-/// Codes of a block's momentum and second moment, and their scales, and where they are decoded to.
+/// Codes of a block's momentum and second moment with their scales, and the buffers that they are decoded to.
 struct DecodeBlock<'a>(([&'a [u8]; 2], &'a [u32]), &'a mut [[f32; BLOCK_ELEMENTS as usize]; 2]);
 
 impl NullaryFnOnce for DecodeBlock<'_> {
@@ -107,13 +107,13 @@ impl<G: Number> Reduce<'_, G> {
         }
     }
 
-    /// Not inlined, since the compiler would put a copy of the loops into each caller.
+    /// Not inlined, because the compiler would otherwise put a copy of the loops into each caller.
     #[inline(never)]
     fn dispatch(self) -> ScopeSums {
         self.arch.dispatch(self)
     }
 
-    /// Not inlined, so that the buffers are not on the stack of blocks that need none.
+    /// Not inlined, so that blocks without codes do not have the buffers on their stack.
     #[inline(never)]
     fn run_on_codes(self) -> ScopeSums {
         let mut moments = [[0.0; BLOCK_ELEMENTS as usize]; 2];
@@ -133,7 +133,7 @@ struct UpdateStretch<'a, 'm, T, const PLAIN: bool> {
     /// Index of the first element in the optimizer.
     first_element: u32,
     elements: T,
-    /// Borrowed, since moving it takes as long as a small tensor.
+    /// Borrowed, because moving it takes as long as updating a small tensor.
     memory: &'a mut MemorySlices<'m>,
 }
 
@@ -180,7 +180,7 @@ struct Limit<'a> {
     memory: &'a mut FactorMemory,
     /// Second moments of rows and of columns.
     moments: [&'a mut [f32]; 2],
-    /// Or of elements.
+    /// Second moments of elements, if they are not kept for rows and columns.
     squares: &'a [f32],
 }
 
@@ -199,7 +199,7 @@ impl TensorPass for Limit<'_> {
     }
 }
 
-/// A pass with the elements that it goes over.
+/// A pass with the elements that it processes.
 struct Over<T, P>(T, P);
 
 impl<T: Tiles, P: TensorPass> NullaryFnOnce for Over<T, P> {
@@ -229,7 +229,7 @@ fn over_tensor<P: TensorPass>(
         grads,
         remainders,
         encoding: kernel.encoding,
-        // Nothing is encoded.
+        // The key is not used, because nothing is encoded.
         rounding_key: 0,
         first_element: 0,
         buffers: [params_buffer, grads_buffer],
@@ -237,11 +237,11 @@ fn over_tensor<P: TensorPass>(
     arch.dispatch(Over(elements, pass))
 }
 
-/// A stretch of a tensor of whatever elements.
+/// A stretch of a tensor of any element type.
 pub(super) struct StretchSlices<'a> {
     pub(super) params: SliceMut<'a>,
     pub(super) grads: Slice<'a>,
-    /// Empty where nothing is kept of 16-bit parameters.
+    /// Remainders of 16-bit parameters. Empty if none are kept.
     pub(super) remainders: RemaindersMut<'a>,
     /// Index of the first element in the optimizer.
     pub(super) first_element: u32,
@@ -249,7 +249,7 @@ pub(super) struct StretchSlices<'a> {
 }
 
 impl StretchSlices<'_> {
-    /// Up to an element, a multiple of [`BLOCK_ELEMENTS`] or the end, and from there on.
+    /// Splits the stretch at an element, which must be a multiple of [`BLOCK_ELEMENTS`] or the end.
     #[inline(always)]
     pub(super) fn split_at(self, middle: usize) -> (Self, Self) {
         let (params, params_after) = self.params.split_at(middle);
@@ -285,7 +285,7 @@ fn update_stretch<T: Tiles>(
     }
 }
 
-/// Halves a tensor, at a multiple of the block, until a half is not worth handing to another thread. Returns [`RawRecord::overflow_key`].
+/// Halves a tensor, at multiples of the block, until a half is too small for another thread. Returns [`RawRecord::overflow_key`].
 pub(super) fn update_in_halves(arch: Arch, kernel: &Kernel, update: &Update, mut slices: StretchSlices) -> u32 {
     let block = BLOCK_ELEMENTS as usize;
     let elements = slices.params.len();
@@ -298,7 +298,7 @@ pub(super) fn update_in_halves(arch: Arch, kernel: &Kernel, update: &Update, mut
             (params, grads) => {
                 let mut short = [[0.0; SHORT_TILE]; 2];
                 let mut long;
-                // What is measured of the step is added up in the order of longer tiles.
+                // Sums of the step are added up in the order of longer tiles.
                 let [params_buffer, grads_buffer] = if memory.step_sums.is_empty() {
                     short.each_mut().map(|buffer| &mut buffer[..])
                 } else {
@@ -327,8 +327,8 @@ pub(super) fn update_in_halves(arch: Arch, kernel: &Kernel, update: &Update, mut
     before.max(after)
 }
 
-/// Pass 1 over a block of a tensor. Not generic over the caller's types, so that the kernels are compiled with this crate and not with every
-/// crate that takes a step.
+/// Runs pass 1 over a block of a tensor. It is not generic over the caller's types, so that the kernels are compiled with this crate and not
+/// with every crate that takes a step.
 #[expect(clippy::too_many_arguments, reason = "a tensor and all that its kernel reads")]
 fn reduce_block(
     arch: Arch,
@@ -392,7 +392,7 @@ struct UpdatePass<'a> {
 }
 
 impl UpdatePass<'_> {
-    /// Updates a tensor. Returns [`RawRecord::overflow_key`]. Not generic over the caller's types, as [`reduce_block`].
+    /// Updates a tensor. Returns [`RawRecord::overflow_key`]. Like [`reduce_block`] it is not generic over the caller's types.
     fn run(&self, tensor: &mut TensorMemory, mut params: SliceMut, grads: Slice) -> u32 {
         let UpdatePass { arch, updates, configs, parallel } = *self;
         let TensorMemory { present, kernel, blocks, memory, matrix, limited, rows, averages, step_sums, .. } = tensor;
@@ -482,7 +482,7 @@ impl UpdatePass<'_> {
 }
 
 impl CpuOptimizer {
-    /// Pass 1 over all blocks, with what it is compiled for: the window's kernel, or that of a look. Those without keep their sums.
+    /// Runs pass 1 over all blocks, with the kernel of the step or of a look. Blocks without this kernel keep their sums.
     pub(super) fn reduce(
         &mut self,
         params: &[impl Values],
@@ -508,7 +508,7 @@ impl CpuOptimizer {
         }
     }
 
-    /// Pass 4 over all blocks. Tells the step's record of an element that was out of range.
+    /// Runs pass 4 over all blocks. Writes to the step's record which element was out of range, if any.
     pub(super) fn update(&mut self, params: &mut [impl ValuesMut], grads: &[impl Values]) {
         let pass = UpdatePass {
             arch: self.arch,
@@ -526,7 +526,7 @@ impl CpuOptimizer {
             keys.fold(0, u32::max)
         };
         if key != 0 {
-            // Pass 3 has moved on in the ring.
+            // Pass 3 has already advanced the slot in the ring.
             let slot = self.states[0].record_slot as usize - 1;
             self.records[slot * self.plan.groups.len()].overflow_key = key;
         }

@@ -10,7 +10,7 @@ use crate::gpu::buffers::{filled, whole, zeroed};
 use crate::gpu::optimizer::{Dispatch, Optimizer};
 use crate::gpu::pass::Binding::{Read, Write};
 
-/// Bi-level controller on the device: moves weight decay and learning-rate factor of every group against a validation loss. See
+/// Bi-level controller on the device. It adapts the weight decay and learning-rate factor of every group to lower a validation loss. See
 /// [`BiLevelConfig`].
 ///
 /// ```no_run
@@ -27,9 +27,10 @@ use crate::gpu::pass::Binding::{Read, Write};
 /// # }
 /// ```
 ///
-/// The controls are written on the device, and the next step reads them. The host's [`Optimizer::controls`] does not know of them;
-/// [`BiLevel::read`] does. A validation reads gradients and parameters, which is 8 bytes per f32 parameter, and keeps nothing. A controller
-/// that moves the learning rate keeps a copy of the parameters, 4 bytes per f32 parameter, and moves 20 bytes instead of 8.
+/// The controls are written on the device, and the next step reads them. [`BiLevel::read`] returns them. The host's
+/// [`Optimizer::controls`] does not include them. A validation reads gradients and parameters, which is 8 bytes per f32 parameter, and
+/// keeps nothing. A controller that adapts the learning rate keeps a copy of the parameters, 4 bytes per f32 parameter, and reads and
+/// writes 20 bytes instead of 8.
 #[derive(Debug)]
 pub struct BiLevel {
     config: BiLevelConfig,
@@ -47,10 +48,11 @@ impl BiLevel {
     /// Creates a controller of an optimizer: allocates its buffers and compiles its kernels.
     ///
     /// # Errors
-    /// [`ErrorKind::Build`](crate::ErrorKind::Build) for a setting outside its range; [`ErrorKind::Call`](crate::ErrorKind::Call) for a group
-    /// without weight decay if that is to move, for a group with schedule-free training if the rate is to move, and for an optimizer of
-    /// several ranks, with regime AutoSgd, or built with [`rebindable`](crate::OptimizerBuilder::rebindable);
-    /// [`ErrorKind::DeviceRefused`](crate::ErrorKind::DeviceRefused) or [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost).
+    /// Returns [`ErrorKind::Build`](crate::ErrorKind::Build) for a setting outside its range. Returns
+    /// [`ErrorKind::Call`](crate::ErrorKind::Call) for a group without weight decay if the decay is to be adapted, for a group with
+    /// schedule-free training if the rate is to be adapted, and for an optimizer of several ranks, with regime AutoSgd, or built with
+    /// [`rebindable`](crate::OptimizerBuilder::rebindable). Returns [`ErrorKind::DeviceRefused`](crate::ErrorKind::DeviceRefused) if the
+    /// device lacks memory, or [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost).
     pub fn new(optimizer: &Optimizer, config: BiLevelConfig) -> Result<Self, Error> {
         config.check(&optimizer.plan)?;
         check_fixed(optimizer, "a bi-level controller")?;
@@ -75,7 +77,7 @@ impl BiLevel {
         }
         let gpu = &optimizer.gpu;
         let rows = zeroed::<[f32; 2]>(gpu, "rows of inner products", row.into());
-        // Nothing is ever taken back.
+        // Without a watchdog nothing is ever taken back.
         let watch = zeroed::<WatchdogState>(gpu, "no watchdog", 1);
         let mut copies = Vec::new();
         let mut validation = Vec::new();
@@ -100,8 +102,8 @@ impl BiLevel {
     /// Records a copy of the parameters before a step. Only a controller that moves the learning rate needs this call.
     ///
     /// # Errors
-    /// [`ErrorKind::Call`](crate::ErrorKind::Call) for another optimizer than the one of [`BiLevel::new`], and while its averages are swapped
-    /// in; [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost).
+    /// Returns [`ErrorKind::Call`](crate::ErrorKind::Call) for another optimizer than the one of [`BiLevel::new`], and while its averages are
+    /// swapped in, or [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost).
     pub fn encode_before_step(
         &mut self,
         optimizer: &Optimizer,
@@ -115,12 +117,12 @@ impl BiLevel {
         Ok(())
     }
 
-    /// Records a change of the controls by the gradients of a validation loss, which must be in the optimizer's gradient buffers by then. Like
-    /// a step it allocates nothing and reads nothing back.
+    /// Records a change of the controls by the gradients of a validation loss. The gradients must be in the optimizer's gradient buffers when
+    /// the commands run. Like a step it allocates nothing and reads nothing back.
     ///
     /// # Errors
-    /// [`ErrorKind::Call`](crate::ErrorKind::Call) as [`BiLevel::encode_before_step`], and without that call since the last validation, if it is
-    /// needed; [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost).
+    /// Returns [`ErrorKind::Call`](crate::ErrorKind::Call) like [`BiLevel::encode_before_step`], and if that call is needed but was not made
+    /// since the last validation. Returns [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost) if the device is lost.
     pub fn encode_validation(
         &mut self,
         optimizer: &Optimizer,
@@ -133,10 +135,11 @@ impl BiLevel {
         Ok(())
     }
 
-    /// Reads what the last validation has set and measured, group by group. Waits for the device. Before the first validation all numbers are 0.
+    /// Reads the controls that the last validation has set and its measurements, group by group. Waits for the device. Before the first
+    /// validation all numbers are 0.
     ///
     /// # Errors
-    /// [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost) or [`ErrorKind::Readback`](crate::ErrorKind::Readback).
+    /// Returns [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost) or [`ErrorKind::Readback`](crate::ErrorKind::Readback).
     pub async fn read(&self, optimizer: &Optimizer) -> Result<Vec<BiLevelRecord>, Error> {
         let told = optimizer.gpu.read_buffer::<BiLevelState>("what a bi-level controller has set", &self.told).await?;
         let records = self.names.iter().zip(&told).map(|(name, state)| BiLevelRecord::of(name, &self.config, state));

@@ -19,7 +19,7 @@ const WORKGROUP: u64 = 256;
 /// Names of the slices in messages.
 pub(super) type Roles = [&'static str; 2];
 
-/// A kernel with a switch, which has a pipeline with it and another without it.
+/// A kernel with a switch. It has one pipeline with the switch set and one without.
 pub(super) struct Switched {
     pub(super) module: &'static str,
     pub(super) stem: &'static str,
@@ -28,18 +28,18 @@ pub(super) struct Switched {
     pub(super) memory: &'static str,
 }
 
-/// Both slices of every tensor that has elements, and 4 bytes per element beside them.
+/// Both slices of every non-empty tensor, and a memory of 4 bytes per element.
 #[derive(Debug)]
 pub(super) struct Pairs {
     gpu: Gpu,
-    /// With the switch, and without it.
+    /// Pipelines with the switch, and without it.
     pipelines: [Pipeline; 2],
-    /// Of each tensor: its bind groups, and the number of workgroups.
+    /// Bind groups and number of workgroups of each tensor.
     tensors: Vec<([BoundGroup; 2], u32)>,
 }
 
 impl Pairs {
-    /// Checks the slices, one pair for each tensor of the optimizer, and binds them. `tables` are bound behind the
+    /// Checks the slices, one pair for each tensor of the optimizer, and binds them. `tables` are bound after the
     /// memory.
     pub(super) fn new<'a>(
         optimizer: &Optimizer,

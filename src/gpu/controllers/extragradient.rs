@@ -14,7 +14,7 @@ const KERNEL: Switched = Switched {
 };
 
 /// Extragradient on the device: a step with the gradient of a point ahead.
-/// [`CpuExtragradient`](crate::CpuExtragradient) has the formula, what it is for, and what a look-ahead leaves alone.
+/// [`CpuExtragradient`](crate::CpuExtragradient) describes the formula, its purpose, and what a look-ahead does not change.
 ///
 /// It keeps 4 bytes per parameter. A look-ahead moves 16 bytes per parameter and the way back 8.
 ///
@@ -59,7 +59,7 @@ impl Extragradient {
         Ok(Extragradient { pairs, is_ahead: false })
     }
 
-    /// Records that the parameters are kept and moved by -η g.
+    /// Records a copy of the parameters and their move by -η g.
     ///
     /// # Errors
     /// Returns [`ErrorKind::Call`](crate::ErrorKind::Call) after a look-ahead without
@@ -71,7 +71,7 @@ impl Extragradient {
         Ok(())
     }
 
-    /// Records that the kept parameters are restored, bit for bit. The optimizer's step follows, with the gradient that
+    /// Records the restoration of the kept parameters, bit for bit. The optimizer's step follows, with the gradient that
     /// was computed ahead. Submit all recorded commands in the order in which they were recorded.
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-//! Copies of buffers that a verdict keeps up to date, or takes back: `shaders/controllers/keep.wgsl`.
+//! Copies of buffers that a verdict updates or restores: `shaders/controllers/keep.wgsl`.
 
 use super::{Part, WORKGROUP, dispatch, pipeline, uniform};
 use crate::controllers::watchdog::KeptPart;
@@ -6,17 +6,17 @@ use crate::gpu::buffers::{whole, zeroed};
 use crate::gpu::optimizer::{Dispatch, Optimizer};
 use crate::gpu::pass::Binding::{Read, Uniform, Write};
 
-/// Words that an invocation copies where there are more than a dispatch has invocations.
+/// Number of words that an invocation copies if there are more words than a dispatch has invocations.
 const WORDS_PER_INVOCATION: u64 = 4;
 
-/// A copy, and the dispatch that keeps it or takes it back.
+/// A copy, and the dispatch that updates or restores it.
 pub(super) struct KeptCopy {
     pub(super) kept: wgpu::Buffer,
     pub(super) keep: Dispatch,
 }
 
 impl KeptCopy {
-    /// Of a part of a tensor's parameters, 4 bytes for each word. `watch` says what is done.
+    /// Creates a copy of a part of a tensor's parameters, 4 bytes for each word. `watch` decides whether it is updated or restored.
     pub(super) fn of_parameters(optimizer: &Optimizer, watch: &wgpu::Buffer, part: &Part) -> Self {
         let bytes = part.elements * part.place.params.bytes();
         let (live, first_word) = part.bind(optimizer, false);
@@ -24,7 +24,7 @@ impl KeptCopy {
         Self::new(optimizer, watch, live, KeptPart { first_word, words: bytes.div_ceil(4) as u32, half_word })
     }
 
-    /// Of a whole buffer.
+    /// Creates a copy of a whole buffer.
     pub(super) fn of_buffer(optimizer: &Optimizer, watch: &wgpu::Buffer, live: &wgpu::Buffer) -> Self {
         let words = (live.size() / 4) as u32;
         Self::new(optimizer, watch, whole(live), KeptPart { first_word: 0, words, half_word: 0 })

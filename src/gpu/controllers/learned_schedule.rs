@@ -120,8 +120,8 @@ impl LearnedSchedule {
     }
 
     /// Records the policy's decision into the caller's encoder, in a compute pass of its own. Record it before every
-    /// step. It is one workgroup of 64 invocations, with about 12,000 multiplications for the published policies,
-    /// whatever the model's size.
+    /// step. It is one workgroup of 64 invocations, with about 12,000 multiplications for the published policies and a
+    /// model of any size.
     ///
     /// A loss that is not finite, or that is not above 0 before γ is known, changes neither the factor nor the policy's
     /// state.
@@ -148,7 +148,7 @@ impl LearnedSchedule {
         Ok(())
     }
 
-    /// Goes on with other weights from the next submit on, as the authors do after each third of a run. h and c stay. γ
+    /// Replaces the policy's weights from the next submit on, as the authors do after each third of a run. h and c stay. γ
     /// is computed anew from the next loss.
     ///
     /// # Errors

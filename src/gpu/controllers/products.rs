@@ -7,14 +7,14 @@ use crate::gpu::optimizer::{Dispatch, Optimizer};
 use crate::gpu::pass::Binding::{Absent, Read, Uniform, Write};
 use crate::gpu::sweep::code_of;
 
-/// What is added up.
+/// Products that are added up.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Form {
     /// The square of the distance between parameters and their copy.
     Distance,
     /// Gradients times parameters.
     Product,
-    /// That, and gradients times the way from the copy to the parameters.
+    /// Gradients times parameters, and gradients times the difference between the parameters and the copy.
     Along,
 }
 
@@ -23,7 +23,7 @@ pub(super) fn rows_of(part: &Part) -> u32 {
     part.elements.div_ceil(PRODUCT_ROW.into()) as u32
 }
 
-/// The dispatch that adds up a part into `rows`, from row `row` on. `copy` is the part's own copy of the parameters.
+/// Returns the dispatch that adds up a part into `rows`, from row `row` on. `copy` is the part's own copy of the parameters.
 pub(super) fn product(
     optimizer: &Optimizer,
     form: Form,

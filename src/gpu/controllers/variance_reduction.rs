@@ -13,7 +13,7 @@ const KERNEL: Switched = Switched {
 };
 
 /// Variance reduction on the device: replaces the gradient of a batch by `g - g̃ + μ` before the optimizer's step.
-/// [`CpuVarianceReduction`](crate::CpuVarianceReduction) says what it is for, and how SARAH comes from the same calls.
+/// [`CpuVarianceReduction`](crate::CpuVarianceReduction) describes its purpose, and SARAH with the same calls.
 ///
 /// It keeps μ, 4 bytes per parameter. [`encode_keep`](VarianceReduction::encode_keep) moves 8 bytes per parameter and
 /// [`encode_combine`](VarianceReduction::encode_combine) 16. The caller has a second gradient buffer, for g̃, and a
@@ -58,7 +58,7 @@ impl VarianceReduction {
         Ok(VarianceReduction(Pairs::new(optimizer, &KERNEL, slices, ["gradient", "snapshot gradient"], &[])?))
     }
 
-    /// Records that the gradients which are in their buffers become μ: the full gradient at the snapshot.
+    /// Records a copy of the gradients in their buffers to μ. They must be the full gradient at the snapshot.
     ///
     /// # Errors
     /// Returns [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost).

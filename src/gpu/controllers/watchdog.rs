@@ -20,8 +20,8 @@ use crate::group::TensorSlice;
 use crate::layout::GroupState;
 use crate::plan::Region;
 
-/// Epoch watchdog on the device: adds up the losses of an epoch, and at its end accepts it, lowers the learning rate, or takes the epoch back.
-/// See [`WatchdogConfig`].
+/// Epoch watchdog on the device. It adds up the losses of an epoch. At the end of the epoch it accepts the epoch, lowers the learning rate,
+/// or takes the epoch back. See [`WatchdogConfig`].
 ///
 /// ```no_run
 /// # fn f(optimizer: &wgpu_optim::Optimizer, encoder: &mut wgpu_optim::wgpu::CommandEncoder, loss: wgpu_optim::wgpu::BufferSlice, batches: &[Vec<u32>], gradients_of: impl Fn(&[u32], &mut wgpu_optim::wgpu::CommandEncoder)) -> Result<(), wgpu_optim::Error> {
@@ -47,19 +47,18 @@ use crate::plan::Region;
 /// # What is taken back
 /// The parameters, and everything that the optimizer keeps of them: momentum, second moments, averages, master weights, and the regime's memory
 /// and scalars. The bits are those of the epoch's start. Not taken back are the counts of steps attempted and skipped, the loss scale, and the
-/// records. A schedule goes on, so that its steps are those of the training and not those that count. After a take-back the first
-/// record has the lower learning-rate factor as [`Term::Control`](crate::Term::Control), and the other terms continue from the
-/// epoch's start.
+/// records. A schedule goes on, because it also counts the steps that were taken back. After a take-back the first record has the lower
+/// learning-rate factor as [`Term::Control`](crate::Term::Control), and the other terms continue from the epoch's start.
 ///
 /// # Memory
-/// As much as parameters and optimizer state have: 4 bytes per f32 parameter for SGD with a fixed rate, 8 with momentum, 12 for AdamW. The end of an
-/// epoch reads and writes that much once. The sum of the losses is in f32, relative to which 2⁻²⁴ per batch is lost at most.
+/// The watchdog keeps a copy of parameters and optimizer state: 4 bytes per f32 parameter for SGD with a fixed rate, 8 with momentum, 12 for
+/// AdamW. The end of an epoch reads and writes that much once. The sum of the losses is in f32. Its relative error is at most 2⁻²⁴ per batch.
 ///
 /// # The learning rate
 /// The watchdog lowers [`Controls::learning_rate_factor`](crate::Controls::learning_rate_factor) of every group in the device's controls. With
 /// [`Regime::fixed`](crate::Regime::fixed) the rate is lowered for good. Regimes that measure the alignment of steps notice the shorter steps and
-/// may raise their own rate again. The host's [`Optimizer::controls`] does not know of the change. Do not set the factor from the host while
-/// a watchdog is at work: it would replace what the watchdog has set.
+/// may raise their own rate again. The host's [`Optimizer::controls`] does not include the change. Do not set the factor from the host while
+/// a watchdog is active, because that would replace the watchdog's factor.
 #[derive(Debug)]
 pub struct Watchdog {
     gpu: Gpu,
@@ -68,9 +67,9 @@ pub struct Watchdog {
     verdicts: wgpu::Buffer,
     readback: Readback,
     read: u64,
-    /// Begins to watch, and keeps everything.
+    /// Begins to watch, and copies parameters and state.
     start: Vec<Dispatch>,
-    /// Judges an epoch, and keeps or takes back.
+    /// Judges an epoch, and copies or restores parameters and state.
     end: Vec<Dispatch>,
     add_loss: Pipeline,
     loss: Tensor,
@@ -81,13 +80,14 @@ pub struct Watchdog {
 
 impl Watchdog {
     /// Creates a watchdog of an optimizer: allocates its buffers and compiles its kernels. `loss` is a slice of one f32, which the caller's
-    /// kernels have written by the time that [`encode_batch`](Watchdog::encode_batch) runs.
+    /// kernels must write before the commands of [`encode_batch`](Watchdog::encode_batch) run.
     ///
     /// # Errors
-    /// [`ErrorKind::Build`](crate::ErrorKind::Build) for a setting outside its range or a slice that is not one f32 of a storage buffer;
-    /// [`ErrorKind::Call`](crate::ErrorKind::Call) for an optimizer that cannot be watched: one of several ranks, one with regime AutoSgd,
-    /// which takes back by itself, and one built with [`rebindable`](crate::OptimizerBuilder::rebindable);
-    /// [`ErrorKind::DeviceRefused`](crate::ErrorKind::DeviceRefused) or [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost).
+    /// Returns [`ErrorKind::Build`](crate::ErrorKind::Build) for a setting outside its range or a slice that is not one f32 of a storage
+    /// buffer. Returns [`ErrorKind::Call`](crate::ErrorKind::Call) for an optimizer that cannot be watched: one of several ranks, one with
+    /// regime AutoSgd, which takes back by itself, and one built with [`rebindable`](crate::OptimizerBuilder::rebindable). Returns
+    /// [`ErrorKind::DeviceRefused`](crate::ErrorKind::DeviceRefused) if the device lacks memory, or
+    /// [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost).
     pub fn new(optimizer: &Optimizer, loss: wgpu::BufferSlice, config: WatchdogConfig) -> Result<Self, Error> {
         config.check()?;
         check_fixed(optimizer, "a watchdog")?;
@@ -158,12 +158,12 @@ impl Watchdog {
     /// Records the start of the watch, before the first step of the first epoch. The state at this point is what a take-back of the first epoch
     /// restores.
     ///
-    /// Batches added before are the loss at the start f(w₀): the caller may show all its data once, without steps. Otherwise the loss of
-    /// the first batch of the first epoch stands for f(w₀). It was measured before the first step, but on one batch only.
+    /// Batches added before this call give the loss at the start, f(w₀): the caller may evaluate all its data once, without steps. Otherwise
+    /// the loss of the first batch of the first epoch stands for f(w₀). It is measured before the first step, but on one batch only.
     ///
     /// # Errors
-    /// [`ErrorKind::Call`](crate::ErrorKind::Call) for another optimizer than the one of [`Watchdog::new`], and while its averages are swapped in;
-    /// [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost).
+    /// Returns [`ErrorKind::Call`](crate::ErrorKind::Call) for another optimizer than the one of [`Watchdog::new`], and while its averages are
+    /// swapped in, or [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost).
     pub fn encode_start(&mut self, optimizer: &Optimizer, encoder: &mut wgpu::CommandEncoder) -> Result<(), Error> {
         check_same(optimizer, &self.states, "Watchdog::encode_start")?;
         record(encoder, "wgpu-optim watchdog", &self.start);
@@ -175,7 +175,7 @@ impl Watchdog {
     /// batch of each weight allocates 16 bytes.
     ///
     /// # Errors
-    /// [`ErrorKind::Build`](crate::ErrorKind::Build) for a weight that is not finite and above 0;
+    /// Returns [`ErrorKind::Build`](crate::ErrorKind::Build) for a weight that is not finite and above 0,
     /// [`ErrorKind::DeviceRefused`](crate::ErrorKind::DeviceRefused) or [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost).
     pub fn encode_batch(&mut self, encoder: &mut wgpu::CommandEncoder, weight: f32) -> Result<(), Error> {
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
@@ -188,7 +188,7 @@ impl Watchdog {
     /// Records the addition of a batch's loss into the caller's compute pass.
     ///
     /// # Errors
-    /// As [`Watchdog::encode_batch`].
+    /// See [`Watchdog::encode_batch`].
     pub fn encode_batch_in(&mut self, pass: &mut wgpu::ComputePass, weight: f32) -> Result<(), Error> {
         check_weight(weight)?;
         self.gpu.check_alive()?;
@@ -202,7 +202,7 @@ impl Watchdog {
         Ok(())
     }
 
-    /// Makes the dispatch that adds a loss with a weight.
+    /// Returns the dispatch that adds a loss with a weight.
     fn adding(&self, weight: f32) -> Dispatch {
         let gpu = &self.gpu;
         // A binding may only start at certain offsets.
@@ -214,11 +214,11 @@ impl Watchdog {
         dispatch(gpu, &self.add_loss, &[whole(&self.watch), whole(&batch), part(&self.loss.buffer, region)], 1)
     }
 
-    /// Records the end of an epoch: the verdict, and what it entails. Its first step of the next epoch may be recorded right after it.
+    /// Records the end of an epoch: the verdict, and the change that follows from it. The next epoch's first step may be recorded right after.
     ///
     /// # Errors
-    /// [`ErrorKind::Call`](crate::ErrorKind::Call) as [`Watchdog::encode_start`], and before it, and where no batch was added since the last epoch
-    /// ended; [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost).
+    /// Returns [`ErrorKind::Call`](crate::ErrorKind::Call) like [`Watchdog::encode_start`], before that call, and if no batch was added since
+    /// the last epoch ended. Returns [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost) if the device is lost.
     pub fn encode_epoch_end(&mut self, optimizer: &Optimizer, encoder: &mut wgpu::CommandEncoder) -> Result<(), Error> {
         check_same(optimizer, &self.states, "Watchdog::encode_epoch_end")?;
         let calls = ["Watchdog::encode_start", "Watchdog::encode_batch", "Watchdog::encode_epoch_end"];
@@ -228,14 +228,14 @@ impl Watchdog {
         Ok(())
     }
 
-    /// Returns the verdicts on the epochs that have ended since the last call: the last 256 of them at most. Waits for the device.
+    /// Returns the verdicts on the epochs that have ended since the last call, at most the last 256 of them. Waits for the device.
     ///
     /// # Errors
-    /// [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost) or [`ErrorKind::Readback`](crate::ErrorKind::Readback). The next call returns
-    /// what this one could not.
+    /// Returns [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost) or [`ErrorKind::Readback`](crate::ErrorKind::Readback). The next call
+    /// then returns the verdicts that this call could not return.
     pub async fn read_verdicts(&mut self) -> Result<Vec<EpochVerdict>, Error> {
         if self.readback.is_in_flight() {
-            // Of a call that was dropped, or that came too late.
+            // This copy belongs to an earlier call that was dropped or timed out.
             self.readback.wait(&self.gpu, |_| ()).await?;
         }
         let sources = [&self.verdicts, &self.watch].map(Source::whole);

@@ -25,28 +25,35 @@ use crate::record::{RecordCursor, Records};
 use crate::state::BLOCK;
 
 impl OptimizerBuilder<Tensor> {
-    /// Where the loss of a step is, for the regimes that go by it: a slice of one f32, written by the time the step runs.
+    /// Sets the slice of one f32 that holds the loss of a step, for regimes that use it. The loss must be written before the step runs.
     pub fn loss(mut self, loss: wgpu::BufferSlice) -> Self {
         self.loss = Some(loss.tensor());
         self
     }
 
-    /// Checks everything, allocates everything, compiles the kernels.
+    /// Builds the optimizer: checks all settings, allocates all memory and compiles the kernels.
     ///
-    /// Memory on the device beside the caller's buffers: 4 bytes per parameter for momentum rules, 8 for AdamW (4 with `β₁ = 0`), 1.125 and 2.125
-    /// with [`State::Bits8`](crate::State::Bits8), 12 for AMSGrad and for Muon, which also takes two squares of each matrix's short side, 4 for each row and
-    /// column with Adafactor, 1 byte per parameter for the direction memory of Seesaw and
-    /// Hypergradient on rules without momentum, 4 for the last gradient of the secant regimes, the first parameters of DoG and DoWG or the displacement of
-    /// Mechanic, 8 for the first parameters and the sum of gradients of Prodigy, 12 for
-    /// the streams of AutoSgd, 4 for an [`Averaging`](crate::Averaging), 2 for [`Rounding::Masters`](crate::Rounding::Masters) of 16-bit
-    /// parameters (1 with [`State::Bits8`](crate::State::Bits8) and without an average), otherwise nothing in proportion to the parameters.
+    /// The optimizer takes this memory on the device in addition to the caller's buffers, in bytes per parameter:
     ///
-    /// Parameters and gradients may lie in one buffer. That is fine on every native backend; browsers refuse it where the two
-    /// interleave.
+    /// - 4 for momentum rules, 8 for AdamW (4 with `β₁ = 0`), and 1.125 and 2.125 with [`State::Bits8`](crate::State::Bits8).
+    /// - 12 for AMSGrad and for Muon. Muon also takes two squares of each matrix's short side.
+    /// - With Adafactor, 4 bytes for each row and column.
+    /// - 1 for the direction memory of Seesaw and Hypergradient on rules without momentum.
+    /// - 4 for the last gradient of the secant regimes, the first parameters of DoG and DoWG, or the displacement of Mechanic.
+    /// - 8 for the first parameters and the sum of gradients of Prodigy.
+    /// - 12 for the streams of AutoSgd.
+    /// - 4 for an [`Averaging`](crate::Averaging).
+    /// - 2 for [`Rounding::Masters`](crate::Rounding::Masters) of 16-bit parameters, or 1 with [`State::Bits8`](crate::State::Bits8) and without
+    ///   an average.
+    ///
+    /// No other memory grows in proportion to the parameters.
+    ///
+    /// Parameters and gradients may share one buffer on every native backend. Browsers refuse this if the two interleave.
     ///
     /// # Errors
-    /// A wrong number, length, offset, usage, overlap or limit, with its name; [`ErrorKind::DeviceRefused`](crate::ErrorKind::DeviceRefused) where the device refuses
-    /// memory or a kernel. Nothing has been written to the caller's buffers in any case.
+    /// Returns an error that names the wrong number, length, offset, usage, overlap or limit. Returns
+    /// [`ErrorKind::DeviceRefused`](crate::ErrorKind::DeviceRefused) if the device refuses memory or a kernel. The caller's buffers are never
+    /// written.
     pub fn build(self, gpu: &Gpu) -> Result<Optimizer, Error> {
         gpu.check_alive()?;
         let limits = gpu.device().limits();
@@ -94,7 +101,7 @@ impl OptimizerBuilder<Tensor> {
     }
 }
 
-/// Refuses a kernel that has more buffers than the device can give it.
+/// Returns an error if a kernel has more buffers than the device can bind.
 pub(super) fn check_storage_buffers(plan: &Plan, limits: &wgpu::Limits) -> Result<(), Error> {
     let kernels = plan.windows.iter().map(|window| window.kernel);
     let most = kernels.map(most_storage_buffers).max().unwrap_or(0);
@@ -110,7 +117,7 @@ pub(super) fn check_storage_buffers(plan: &Plan, limits: &wgpu::Limits) -> Resul
     }))
 }
 
-/// Refuses a workgroup with too few invocations to find the scale of a block of 8-bit state together.
+/// Returns an error if a workgroup has too few invocations to find the scale of a block of 8-bit state together.
 pub(super) fn check_workgroup(plan: &Plan, workgroup_size: u32) -> Result<(), Error> {
     require(
         workgroup_size >= BLOCK / QUAD || !plan.windows.iter().any(|window| window.kernel.bits8),
@@ -129,7 +136,7 @@ pub(in crate::gpu) struct Numbered {
 }
 
 impl Numbered {
-    /// Checks a tensor by itself, and where its bindings would start if that is asked.
+    /// Checks a tensor by itself, and optionally where its bindings would start.
     pub(super) fn place(
         &mut self,
         name: &str,
@@ -183,7 +190,7 @@ pub(in crate::gpu) fn geometry(gpu: &Gpu, limits: &wgpu::Limits) -> Geometry {
     let largest = largest_binding(limits);
     let binding_elements = largest / element / u64::from(QUAD) * u64::from(QUAD);
     let binding_alignment = binding_alignment(limits) / element;
-    // A block must fit into a binding wherever it starts.
+    // A block must fit into a binding for every start.
     let largest_block = binding_elements.saturating_sub(binding_alignment);
     Geometry {
         block_elements: u64::from(gpu.tuning().block_elements()).min(largest_block) as u32,
@@ -199,13 +206,13 @@ pub(in crate::gpu) fn geometry(gpu: &Gpu, limits: &wgpu::Limits) -> Geometry {
     }
 }
 
-/// What the builder says of an optimizer as a whole.
+/// Settings of the optimizer as a whole.
 #[derive(Clone, Copy)]
 pub(super) struct Kind {
-    /// Steps that the ring of records holds.
+    /// Number of steps that the ring of records holds.
     record_steps: u32,
     rebindable: bool,
-    /// True if a step is no single dispatch.
+    /// True if a step must not be a single dispatch.
     separate_passes: bool,
 }
 
@@ -293,7 +300,7 @@ impl Optimizer {
             whole(&factors),
         ];
         of_groups.extend(of_loss.clone());
-        // No dispatch can read a buffer that it writes.
+        // A dispatch cannot bind a buffer for reading and another part of it for writing.
         let may_be_whole = !separate_passes && loss.iter().all(|(buffer, ..)| !buffers.contains(buffer));
         let whole_step = if may_be_whole { WholeStep::of(gpu, &plan, loss_at) } else { None };
         let whole_step = whole_step.map(|kernel| (kernel.pipeline(gpu), &of_groups[..]));

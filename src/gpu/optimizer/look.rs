@@ -76,7 +76,7 @@ impl Looks {
 }
 
 impl Optimizer {
-    /// Returns the dispatches of a look, in order; none without a regime that needs looks.
+    /// Returns the dispatches of a look, in order. There are none without a regime that needs looks.
     #[doc(hidden)]
     pub fn look_dispatches(&self) -> Vec<Dispatch> {
         let of_look = |(index, kernel): &(usize, CompiledKernel)| Dispatch {

@@ -1,4 +1,4 @@
-//! Binding other buffers than before: for parameters and gradients that somebody else's allocator moves.
+//! Rebinding to other buffers, for parameters and gradients that a framework's allocator moves.
 
 use super::build::Numbered;
 use super::sweeps::{Passes, Sweeps, Tables, sweeps};
@@ -31,12 +31,12 @@ pub(super) struct Layout {
 
 impl Optimizer {
     /// Sets new locations of parameters and gradients: one pair of slices for every tensor, in the order of
-    /// [`tensors`](Optimizer::tensors). For optimizers built with [`rebindable`](crate::OptimizerBuilder::rebindable), whose buffers belong to
-    /// the allocator of a framework.
+    /// [`tensors`](Optimizer::tensors). It is for optimizers built with [`rebindable`](crate::OptimizerBuilder::rebindable), whose buffers
+    /// belong to the allocator of a framework.
     ///
     /// Only bindings change. The optimizer's memory stays with the tensor, so that steps have the same bits as with buffers that do not move.
-    /// The caller must have moved the parameters by the time a step runs. Steps that were recorded before use the old locations; everything
-    /// recorded later (steps, exchanges of averages, checkpoints) uses the new ones.
+    /// The caller must move the parameters before a step runs. Steps that were recorded before use the old locations. Everything recorded
+    /// later (steps, exchanges of averages, checkpoints) uses the new ones.
     ///
     /// Tensors whose parameters lie in one buffer, and whose gradients lie in one buffer, share their dispatches. The tensors of a framework that
     /// allocates from a few large buffers therefore take a few dispatches, and tensors in buffers of their own take a dispatch in each pass. The
@@ -46,11 +46,11 @@ impl Optimizer {
     /// look-up. For a new layout two or four bind groups and one small buffer are created for each pair of buffers.
     ///
     /// # Errors
-    /// [`ErrorKind::Call`](crate::ErrorKind::Call) without [`rebindable`](crate::OptimizerBuilder::rebindable), where these are not the tensors
-    /// that were declared, where a slice starts at an offset at which no binding can start, and between two
-    /// [`encode_swap_averages`](Optimizer::encode_swap_averages); whatever else [`build`](crate::OptimizerBuilder::build) says of a slice;
-    /// [`ErrorKind::DeviceRefused`](crate::ErrorKind::DeviceRefused) or [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost). The bindings are
-    /// those of before then.
+    /// Returns [`ErrorKind::Call`](crate::ErrorKind::Call) without [`rebindable`](crate::OptimizerBuilder::rebindable), if the slices are not
+    /// those of the declared tensors, if a slice starts at an offset at which no binding can start, and between two
+    /// [`encode_swap_averages`](Optimizer::encode_swap_averages). Returns the errors of [`build`](crate::OptimizerBuilder::build) for a wrong
+    /// slice, [`ErrorKind::DeviceRefused`](crate::ErrorKind::DeviceRefused) or [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost). After
+    /// an error the bindings are unchanged.
     pub fn rebind<P, G>(&mut self, tensors: &[(P, G)]) -> Result<(), Error>
     where
         P: TensorSlice<Tensor = Tensor> + Copy,
@@ -115,7 +115,7 @@ impl Optimizer {
                 layout
             }
         };
-        // Nothing is refused from here on.
+        // Nothing can fail from here on.
         if let Some(layout) = layout {
             self.move_to(layout);
         }

@@ -39,8 +39,8 @@ impl Optimizer {
         Ok(())
     }
 
-    /// Starts a copy of the records, if none is in flight. [`Optimizer::try_finish_drain`] returns them. For hosts whose event loop must
-    /// not find the optimizer borrowed while the copy is made, as it is by [`Optimizer::drain_records`].
+    /// Starts a copy of the records, if none is in flight. [`Optimizer::try_finish_drain`] returns them. In contrast to
+    /// [`Optimizer::drain_records`], the optimizer is not borrowed while the copy is made, as some event loops require.
     #[doc(hidden)]
     pub fn start_drain(&mut self) -> Result<(), Error> {
         self.check_halted()?;
@@ -124,7 +124,7 @@ impl Optimizer {
         self.gpu.read_buffer("states", &self.states).await
     }
 
-    /// Reads the last step's sums of each scope; zeros where a step is one dispatch. Waits for the device.
+    /// Reads the last step's sums of each scope. They are zeros if a step is one dispatch. Waits for the device.
     ///
     /// # Errors
     /// See [`Optimizer::drain_records`].

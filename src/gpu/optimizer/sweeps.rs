@@ -1,4 +1,4 @@
-//! The dispatches that go over elements, window by window, and what they are bound to.
+//! The dispatches over elements, window by window, and the buffers that they bind.
 
 use super::averages::{ScheduleFree, WindowAverages};
 use super::*;
@@ -39,12 +39,12 @@ pub(in crate::gpu) struct WindowMemory {
 impl WindowMemory {
     pub(super) fn new(gpu: &Gpu, plan: &Plan, window: &Window) -> Self {
         let kept = |kind: &MemoryKind| window.kernel.keeps(*kind);
-        // Kinds of the rule lie one behind the other in the buffer of the first.
+        // The kinds of the rule follow one another in the buffer of the first.
         let of_the_rule: Vec<MemoryKind> = MemoryKind::OF_THE_RULE.iter().copied().filter(kept).collect();
         let has_buffer = |kind: &MemoryKind| !of_the_rule.iter().skip(1).any(|behind| behind == kind);
         let kinds = window.kernel.memories().filter(has_buffer).map(|kind| {
             let all = if of_the_rule.contains(&kind) { &of_the_rule[..] } else { &[kind] };
-            // Behind factored moments lie their means, which are made anew in each step.
+            // Factored moments are followed by their means, which each step computes anew.
             let means = if kind == MemoryKind::RowSecondMoment { 4 * window.room.means } else { 0 };
             let bytes = all.iter().map(|&kind| window.memory_bytes(kind)).sum::<u64>() + means;
             (kind, zeroed::<u8>(gpu, kind.name(), bytes))
@@ -57,14 +57,14 @@ impl WindowMemory {
         }
     }
 
-    /// The first of these kinds that there is.
+    /// Returns the buffer of the first of these kinds that exists.
     pub(super) fn find(&self, wanted: &[MemoryKind]) -> Option<&wgpu::Buffer> {
         let mut kinds = self.kinds.iter();
         let (_, buffer) = kinds.find(|(kind, _)| wanted.contains(kind))?;
         Some(buffer)
     }
 
-    /// A kind that is kept: the buffer, and its first byte there.
+    /// Returns the buffer of a kind that is kept, and the kind's first byte in it.
     #[cfg(feature = "checkpoint")]
     pub(super) fn place_of(&self, window: &Window, kind: MemoryKind) -> Option<(&wgpu::Buffer, u64)> {
         if !MemoryKind::OF_THE_RULE.contains(&kind) {
@@ -76,27 +76,27 @@ impl WindowMemory {
     }
 }
 
-/// What is bound where nothing is kept. Two, since one of them may be read while the other is written.
+/// Returns the buffers that are bound in the place of a memory that is not kept. There are two, because one may be read while the other is written.
 pub(super) fn no_memory(gpu: &Gpu) -> [wgpu::Buffer; 2] {
     [(); 2].map(|()| zeroed::<u8>(gpu, "no memory", 0))
 }
 
-/// The bind group of a sweep that has the window's own buffers.
+/// Index of a sweep's bind group with the window's own buffers.
 pub(super) const OWN_BUFFERS: usize = 1;
 
-/// Buffers that a sweep binds there.
+/// Buffers of a sweep in the bind group [`OWN_BUFFERS`].
 struct OwnBuffers<'a> {
     blocks: &'a wgpu::Buffer,
     params: wgpu::BufferBinding<'a>,
     grads: wgpu::BufferBinding<'a>,
     momentum: &'a wgpu::Buffer,
-    /// What pass 1 compares the gradient with: the next, or z of schedule-free training, which pass 4 has in a bind group of its own.
+    /// Buffer with which pass 1 compares the gradient: `memory`, or z of schedule-free training, which pass 4 has in another bind group.
     compared: &'a wgpu::Buffer,
     memory: &'a wgpu::Buffer,
     remainders: &'a wgpu::Buffer,
-    /// Of a rule that owns passes over matrices: what the first of them writes.
+    /// Output of the first pass of a rule with passes over matrices.
     prepared: &'a wgpu::Buffer,
-    /// What the update reads of a rule's own passes: directions, or limited tensors, which those over elements read too.
+    /// Output of a rule's own passes that the update reads: directions, or limited tensors, which the rule's passes over elements read too.
     made: &'a wgpu::Buffer,
     /// Factors of rows or columns, and flags of rows.
     rows: &'a wgpu::Buffer,
@@ -118,14 +118,14 @@ impl<'a> OwnBuffers<'a> {
     }
 }
 
-/// The kernel of a step in one dispatch, and what it binds of the whole optimizer.
+/// The kernel of a step in one dispatch, and the optimizer's buffers that it binds.
 pub(super) type WholeKernel<'a> = (Pipeline, &'a [wgpu::BufferBinding<'a>]);
 
-/// The dispatches of passes 1 and 4, and what belongs to their windows.
+/// The dispatches of passes 1 and 4, and the data of their windows.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Sweeps {
     pub(super) reduce: Vec<Dispatch>,
-    /// The passes that rules own, and pass 4; or the whole step.
+    /// The passes of rules and pass 4, or the whole step.
     pub(super) update: Vec<Dispatch>,
     pub(super) averages: Vec<WindowAverages>,
     /// The blocks of each window.
@@ -212,7 +212,7 @@ pub(super) fn sweeps(
     sweeps
 }
 
-/// A pass with the buffers of its bind groups, as many as its kernel has.
+/// Returns a pass with the buffers of its bind groups. Bind groups that its kernel does not have are ignored.
 fn bound(
     gpu: &Gpu,
     pass: PassName,
@@ -237,16 +237,16 @@ pub(super) enum Sweep {
     Prepare,
     /// Sums of rows and columns, the first of the passes of a rule with factored second moments.
     Sums,
-    /// The length of the direction, of a rule that limits it.
+    /// The length of the direction, for a rule that limits it.
     Lengths,
-    /// Which rows have gradients, of a group that leaves the others alone.
+    /// Marks the rows with gradients, for a group that skips the others.
     Mark,
     Update,
     /// Exchanges parameters and averages.
     Exchange,
-    /// Brings parameters back that were exchanged with averages which are nowhere kept.
+    /// Restores parameters that were exchanged with averages that are not stored.
     Back,
-    /// Fills averages that have not started, or copies those that are nowhere kept.
+    /// Fills averages that have not started, or copies averages that are not stored.
     Settle,
 }
 
@@ -261,16 +261,16 @@ impl Sweep {
     }
 }
 
-/// The sweeps over windows, bound to what they work on.
+/// Compiles the sweeps over windows and binds their buffers.
 #[derive(Clone, Copy)]
 pub(super) struct Passes<'a> {
     pub(super) gpu: &'a Gpu,
-    /// Whether parameters and gradients may come to lie in one buffer, wherever they are now.
+    /// True if parameters and gradients may later move into one buffer.
     pub(super) rebindable: bool,
 }
 
 impl Passes<'_> {
-    /// Pass 4, with the window's averages where it keeps some.
+    /// Returns pass 4, with the window's averages if it keeps any.
     pub(super) fn update(
         self,
         window: &Window,
@@ -279,12 +279,12 @@ impl Passes<'_> {
         averages: Option<&wgpu::Buffer>,
     ) -> Dispatch {
         let told = whole(if window.kernel.step_sums { &tables.step_partials } else { &tables.records });
-        // Where there are no averages, nothing is bound in their place.
+        // Without averages, the kernel does not have this binding, and the buffer is not bound.
         let averages = averages.map_or(told.clone(), whole);
         self.dispatch(Sweep::Update, window, &[&[whole(&tables.updates)], own, &[averages, told]])
     }
 
-    /// The averages that a window keeps in this buffer.
+    /// Returns the averages that a window keeps in this buffer.
     pub(super) fn averages(
         self,
         index: usize,
@@ -310,7 +310,7 @@ impl Passes<'_> {
         WindowAverages { window: index, buffer: buffer.clone(), exchange, settle, schedule_free }
     }
 
-    /// A sweep over a window, with the buffers of its bind groups.
+    /// Returns a sweep over a window, with the buffers of its bind groups.
     pub(super) fn dispatch(self, sweep: Sweep, window: &Window, groups: &[&[wgpu::BufferBinding]]) -> Dispatch {
         bound(self.gpu, sweep.pass(), &self.compiled(sweep, window), groups, window.blocks.len() as u32)
     }
@@ -329,7 +329,7 @@ impl Passes<'_> {
             (Sweep::Lengths, _) => return factored::lengths_pipeline(gpu, &tuning, kernel, access),
             (Sweep::Mark, _) => return rows::mark_pipeline(gpu, kernel, access),
             (Sweep::Update, _) => {
-                // The other passes do not write beside what they read: they do not care.
+                // Only the update writes parameters while it reads gradients, so only its kernel depends on a shared buffer.
                 let one_buffer = self.rebindable || window.params.buffer == window.grads.buffer;
                 return update_parameters::pipeline(gpu, &tuning, kernel, access, one_buffer);
             }

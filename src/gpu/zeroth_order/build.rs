@@ -20,14 +20,15 @@ use crate::zeroth_order::tables::{Motion, PerturbedBlock, Probe, RawProbeRecord,
 use crate::zeroth_order::{Planned, Stage, ZerothOrderBuilder};
 
 impl ZerothOrderBuilder<Tensor> {
-    /// Checks everything, allocates everything, compiles the kernels. `loss` is where both forward passes leave their
-    /// loss: a slice of one f32 of a buffer with [`BufferUsages::STORAGE`](wgpu::BufferUsages::STORAGE).
+    /// Builds the optimizer: checks all settings, allocates all memory and compiles the kernels. Both forward passes write
+    /// their loss to `loss`, a slice of one f32 of a buffer with
+    /// [`BufferUsages::STORAGE`](wgpu::BufferUsages::STORAGE).
     ///
     /// # Errors
-    /// [`ErrorKind::Build`](crate::ErrorKind::Build) for a wrong number, name, shape, element type, offset, usage or
-    /// overlap, [`ErrorKind::Limit`](crate::ErrorKind::Limit), and
-    /// [`ErrorKind::DeviceRefused`](crate::ErrorKind::DeviceRefused) where the device refuses memory or a kernel.
-    /// Nothing has been written to the caller's buffers in any case.
+    /// Returns [`ErrorKind::Build`](crate::ErrorKind::Build) for a wrong number, name, shape, element type, offset, usage
+    /// or overlap, [`ErrorKind::Limit`](crate::ErrorKind::Limit), or
+    /// [`ErrorKind::DeviceRefused`](crate::ErrorKind::DeviceRefused) if the device refuses memory or a kernel. The
+    /// caller's buffers are never written.
     pub fn build(self, gpu: &Gpu, loss: wgpu::BufferSlice) -> Result<ZerothOrder, Error> {
         gpu.check_alive()?;
         let limits = gpu.device().limits();
@@ -73,7 +74,7 @@ impl ZerothOrderBuilder<Tensor> {
     }
 }
 
-/// Refuses factors that do not fit into a binding, and tensors that no workgroup can walk.
+/// Returns an error for factors that do not fit into a binding, and for tensors that are too large for a workgroup.
 fn check_sizes(tables: &Tables, limits: &wgpu::Limits, workgroup: u32) -> Result<(), Error> {
     let limit = |what: &str, value: u64, limit: u64, way_out: &'static str| {
         if value <= limit {
@@ -107,13 +108,13 @@ struct Compiler<'a> {
 }
 
 impl Compiler<'_> {
-    /// A kernel whose workgroup is that of the tuning.
+    /// Returns a kernel with the workgroup size of the tuning.
     fn wide(&self, module: &'static str, stem: &'static str, features: &[&str], groups: &[&[Binding]]) -> Pipeline {
         let constants = [("WORKGROUP", f64::from(self.gpu.tuning().workgroup_size))];
         Pipeline::new(self.gpu, &PassSource { module, stem, features, constants: &constants, groups })
     }
 
-    /// A dispatch of a kernel with one bind group.
+    /// Returns a dispatch of a kernel with one bind group.
     fn dispatch(&self, pipeline: &Pipeline, workgroups: u32, buffers: &[wgpu::BufferBinding]) -> Dispatch {
         Dispatch {
             pass: PassName::ZerothOrder,
@@ -192,7 +193,7 @@ fn allocate(
     let device = gpu.device();
     let compiler = Compiler { gpu };
     let initial = plan.first_states();
-    // Of pass 3.
+    // Buffers of pass 3.
     let groups = filled(gpu, "groups", &plan.groups);
     let states = filled(gpu, "states", &initial);
     let learning_rates = filled(gpu, "learning rates", &[initial[0].learning_rate]);
@@ -201,7 +202,7 @@ fn allocate(
     let updates = zeroed::<Update>(gpu, "updates", 1);
     let records = zeroed::<RawRecord>(gpu, "records", record_steps.into());
     let factors = table_factors(gpu, &[]);
-    // Of its own.
+    // Buffers of the zeroth-order kernels.
     let probe = filled::<Probe>(gpu, "probe", &[tables.probe]);
     let tensors = filled(gpu, "tensors", &tables.tensors);
     let probe_records = zeroed::<RawProbeRecord>(gpu, "probe records", record_steps.into());
@@ -326,7 +327,7 @@ mod tests {
     use crate::ZerothOrderMethod;
     use crate::plan::TensorInfo;
 
-    /// Factors larger than a binding, more tensors than workgroups, and rows that no workgroup can walk.
+    /// Factors larger than a binding, more tensors than workgroups, and too many rows for a workgroup are refused.
     #[test]
     fn what_no_kernel_can_take_is_refused() {
         let tensors = |rows: u64, count: usize| -> Vec<TensorInfo> {
