@@ -114,7 +114,7 @@ pub enum Error {
     /// burn could not compute a parameter, a gradient or the loss.
     #[error("burn could not compute {what} or its gradient: read either of them (Tensor::try_into_data) to see why")]
     Failed {
-        /// A parameter's path, or the loss.
+        /// A parameter's path, "one of the parameters" if all are in one operation of burn's `fusion`, or the loss.
         what: String,
     },
 

@@ -132,7 +132,8 @@ impl WgpuOptim {
     }
 
     /// Takes one step as [`WgpuOptim::step`] or [`WgpuOptim::step_with_loss`] do, and returns the module in any case. After an error the
-    /// parameters have their former values.
+    /// parameters have their former values. The exception is [`Error::Failed`] with burn's `fusion`: burn could not run the operations that compute
+    /// the inputs of the step, and its parameters cannot be read.
     pub fn try_step<M: Module>(
         &mut self,
         module: M,
@@ -258,10 +259,13 @@ impl WgpuOptim {
             let index = site.index;
             places[index] = Some(site);
         }
+        // An operation for all parameters fails as a whole, and does not say which of its inputs failed.
+        let what =
+            |name: &str| if sites.len() < self.parameters.len() { "one of the parameters" } else { name }.to_owned();
         let mut held = Vec::with_capacity(2 * places.len() + 1);
         let mut absent = Vec::new();
         for (tensor, (parameter, site)) in self.parameters.iter().zip(places).enumerate() {
-            let Site { params, grads, .. } = site.ok_or_else(|| Error::Failed { what: parameter.name.clone() })?;
+            let Site { params, grads, .. } = site.ok_or_else(|| Error::Failed { what: what(&parameter.name) })?;
             self.copies.parameters += u64::from(params.copied);
             held.push(params);
             held.push(grads.unwrap_or_else(|| {
